@@ -1,0 +1,150 @@
+"""ramet cp"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from ramet.cli import output
+from ramet.cli.context import App, verb
+from ramet.errors import ConfigError, GuestError
+
+if TYPE_CHECKING:
+    from ramet.instances.host import Host
+
+_IN_GUEST = re.compile(r"([^/:]+):(.*)", re.DOTALL)
+STREAM = "-"
+
+
+class GuestPath(NamedTuple):
+    """``web:/data/x``."""
+
+    instance: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.instance}:{self.path}"
+
+
+def parse_place(text: str) -> GuestPath | str:
+    """A path in a guest if ``text`` begins with ``NAME:``, else one on this host (``./a:b`` is one on this host).
+
+    Raises:
+        ConfigError: for a path in the guest that is not absolute, and for an empty one.
+    """
+    match = _IN_GUEST.fullmatch(text)
+    if match is None:
+        if not text:
+            raise ConfigError("An empty path cannot be copied.")
+        return text
+    place = GuestPath(match.group(1), match.group(2))
+    if not place.path.startswith("/"):
+        raise ConfigError(
+            f"{text!r} is not an absolute path in the guest.",
+            hint=f"Write it like {place.instance}:/data/file; a file here whose name has a colon as ./{text}",
+        )
+    return place
+
+
+@verb(
+    "cp",
+    examples=[
+        "ramet cp site.tar web:/data/",
+        "ramet cp web:/var/log/messages .",
+        "ramet cp web:/etc/hostname -     # to stdout; as SRC, - is stdin",
+        "tar c site | ramet exec web -- tar x -C /data     # a whole tree",
+    ],
+)
+@click.argument("src")
+@click.argument("dst")
+def cp(app: App, src: str, dst: str) -> None:
+    """Copy a file into or out of the guest.
+
+    Exactly one side is NAME:/path. A directory as DST takes the file under its own name. The file appears whole or not
+    at all, with its permission bits.
+    """
+    source, target = parse_place(src), parse_place(dst)
+    if isinstance(source, GuestPath) == isinstance(target, GuestPath):
+        raise ConfigError(
+            "Exactly one of SRC and DST must be in a guest.",
+            hint="Write it as NAME:/path. From guest to guest: cp to a file here, then cp that.",
+        )
+    if isinstance(target, GuestPath):
+        assert isinstance(source, str)
+        size_bytes = _copy_in(app, source, target)
+    else:
+        assert isinstance(source, GuestPath)
+        size_bytes = _copy_out(app, source, target)
+        if target == STREAM:
+            return  # the file is the output
+    if app.json:
+        output.json({"source": src, "destination": dst, "size_bytes": size_bytes})
+    else:
+        output.line(f"{src} -> {dst}: {output.size(size_bytes)}")
+
+
+def _copy_in(app: App, source: str, target: GuestPath) -> int:
+    path = Path("/dev/stdin") if source == STREAM else Path(source)
+    if source != STREAM and path.is_dir():
+        raise ConfigError(
+            f"{source!r} is a directory, and cp copies files.",
+            hint=f"Send it as a stream: tar c {source} | ramet exec {target.instance} -- tar x -C {target.path}",
+        )
+    host = app.host()
+    with app.working(f"Copying to {target}"):
+        if target.path.endswith("/") or _is_directory(host, target):
+            if source == STREAM:
+                raise ConfigError(f"{target} is a directory.", hint="Say what the file is to be called.")
+            target = target._replace(path=str(PurePosixPath(target.path, path.resolve().name)))
+        return host.copy_in(target.instance, path, target.path)
+
+
+def _copy_out(app: App, source: GuestPath, target: str) -> int:
+    if source.path.endswith("/"):
+        raise _is_a_directory(source)
+    if target.endswith("/") and not Path(target).is_dir():
+        raise ConfigError(f"There is no directory {target!r} on this host.", hint=f"Make it: mkdir -p {target}")
+    host = app.host()
+    with app.working(f"Copying from {source}"):
+        if _is_directory(host, source):
+            raise _is_a_directory(source)
+        if target == STREAM:
+            return _copy_to_stdout(host, source)
+        path = Path(target)
+        if path.is_dir():
+            path /= PurePosixPath(source.path).name
+        return host.copy_out(source.instance, source.path, path)
+
+
+def _is_a_directory(source: GuestPath) -> ConfigError:
+    return ConfigError(
+        f"{source} is a directory, and cp copies files.",
+        hint=f"Fetch it as a stream: ramet exec {source.instance} -- tar c -C {source.path} . | tar x",
+    )
+
+
+def _copy_to_stdout(host: Host, source: GuestPath) -> int:
+    """By way of a temporary file, so that a copy that fails half-way has printed nothing."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="ramet-cp-") as directory:
+        path = Path(directory, "file")
+        size_bytes = host.copy_out(source.instance, source.path, path)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while data := os.read(fd, 1 << 20):
+                output.raw(data)
+        finally:
+            os.close(fd)
+    return size_bytes
+
+
+def _is_directory(host: Host, place: GuestPath) -> bool:
+    try:
+        return host.exec(place.instance, ["test", "-d", place.path], timeout_s=30.0).exit_status == 0
+    except GuestError:
+        return False  # a guest without test(1), perhaps: the copy itself will say what is wrong

@@ -1,0 +1,60 @@
+"""How an error reaches the person (stderr) and the program (``--json``, stdout)."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+import click
+
+from ramet.errors import RametError
+
+INTERNAL_STATUS = 70
+"""EX_SOFTWARE of sysexits.h: a bug of ours."""
+USAGE_STATUS = 2
+BROKEN_PIPE_STATUS = 141
+"""128 + SIGPIPE, what a shell gives for a program that the signal ended."""
+
+
+def describe(err: RametError) -> dict[str, object]:
+    """``{"code", "message", "hint", …}`` with the objects that the error carries: ``actual``, ``dependents``, ``argv``."""
+    found: dict[str, object] = {"code": err.code, "exit_status": err.exit_status, "message": err.message}
+    if err.hint:
+        found["hint"] = err.hint
+    carried = {key: value for key, value in vars(err).items() if key != "hint" and not key.startswith("_")}
+    return found | carried
+
+
+def say(message: str, hint: str | None = None) -> None:
+    """Write an error to stderr: a line that begins with ``ramet: error:``, then details and the next step, indented."""
+    first, *more = message.splitlines() or [""]
+    click.echo(f"ramet: error: {first}", err=True)
+    for line in [*more, *(hint.splitlines() if hint else [])]:
+        click.echo(f"  {line.strip() if not line.startswith(' ') else line.rstrip()[2:]}", err=True)
+
+
+def usage(err: click.ClickException) -> tuple[str, str | None]:
+    """The message of a usage error and the hint that leads to the verb's help."""
+    ctx = err.ctx if isinstance(err, click.UsageError) else None
+    hint = f"Try '{ctx.command_path} --help'." if ctx is not None else None
+    return err.format_message(), hint
+
+
+def output_is_gone() -> bool:
+    """Whether the reader of stdout or stderr has gone (poll(2): POLLERR on the write end of a pipe, else POLLHUP)."""
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    gone = select.POLLERR | select.POLLHUP
+    return any(events & gone for _, events in poll.poll(0))
+
+
+def drop_output() -> None:
+    """Point stdout at /dev/null if it cannot be flushed: the interpreter would fail on it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)

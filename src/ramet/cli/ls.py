@@ -1,0 +1,42 @@
+"""ramet ls"""
+
+from __future__ import annotations
+
+import click
+
+from ramet.cli import output
+from ramet.cli.context import App, verb
+
+HEADERS = ("NAME", "STATE", "MEMORY", "CPUS", "PID", "FORKED FROM", "AGE")
+
+
+@verb("ls", examples=["ramet ls", "ramet ls -q | xargs ramet standby"])
+@click.option("-q", "--quiet", is_flag=True, help="Only names, one a line.")
+def ls(app: App, quiet: bool) -> None:
+    """List the instances.
+
+    The state is what is true now, not what was recorded last. With --json: an array of what `ramet show --json` prints.
+    """
+    instances = app.host().list()
+    if app.json:
+        output.json(instances)
+    elif quiet:
+        for info in instances:
+            output.line(info.name)
+    else:
+        output.table(
+            HEADERS,
+            [
+                (
+                    info.name,
+                    output.instance_state(info.state, info.failure),
+                    output.memory(info.memory_mib).replace(" ", ""),
+                    str(info.cpus),
+                    str(info.pid or "-"),
+                    info.lineage[-1].name if info.lineage else "-",
+                    output.age(info.created_at_unix_s),
+                )
+                for info in instances
+            ],
+            right=("MEMORY", "CPUS", "PID", "AGE"),
+        )

@@ -1,0 +1,169 @@
+"""What verbs print: JSON for programs, tables and short lines for people, plain columns where stdout is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from ramet.errors import HostError
+
+Style = Callable[[str], str]
+GAP = "  "
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_COLOURS = {
+    "running": "green",
+    "paused": "yellow",
+    "standby": "cyan",
+    "failed": "red",
+    "PASS": "green",
+    "yes": "green",
+    "no": "red",
+}
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the reader has had enough: main ends quietly
+    except OSError as err:
+        raise HostError(f"Could not write to standard output: {err.strerror}.") from err
+
+
+def line(text: str) -> None:
+    """Print one line; control characters of foreign text are the caller's business.
+
+    Raises:
+        HostError: if stdout takes no more (a full disk).
+    """
+    with _writing():
+        click.echo(text)
+
+
+def raw(data: bytes) -> None:
+    """Write bytes to stdout as they are, at once.
+
+    Raises:
+        HostError: if stdout takes no more.
+    """
+    with _writing():
+        stream = click.get_binary_stream("stdout")
+        stream.write(data)
+        stream.flush()
+
+
+def json(value: object) -> None:
+    """Print a value as indented JSON: structs become objects, enums their values, bytes base64."""
+    import msgspec
+
+    raw(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under headers; columns named in ``right`` are right-aligned.
+
+    On a terminal through rich, coloured by state. Elsewhere fixed columns without colours, never cut and never wrapped.
+    """
+    if on_terminal():
+        _rich_table(headers, rows, right)
+    else:
+        for text in columns([headers, *rows], right=[header in right for header in headers]):
+            line(text)
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> list[str]:
+    """Pad the cells of all rows to the width of their column."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(right))]
+    return [
+        GAP.join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        shown.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, style=_COLOURS.get(cell.partition("(")[0], "")) for cell in row))
+    with _writing():
+        Console(highlight=False).print(shown)
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print ``label  value`` lines, values aligned."""
+    width = max(len(label) for label, _ in pairs)
+    for label, value in pairs:
+        line(f"{label.ljust(width)}{GAP}{value}".rstrip())
+
+
+def coloured(word: str) -> str:
+    """``word`` in its colour on a terminal, and as it is elsewhere (click removes the codes)."""
+    return click.style(word, fg=_COLOURS.get(word.partition("(")[0]))
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def can_print(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def size(size_bytes: int) -> str:
+    """``1536`` as ``1.5 KiB``; whole numbers without a fraction."""
+    amount = float(size_bytes)
+    unit = 0
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount /= 1024
+        unit += 1
+    return f"{size_bytes} B" if unit == 0 else f"{amount:.1f}".removesuffix(".0") + f" {_UNITS[unit]}"
+
+
+def memory(memory_mib: int) -> str:
+    return size(memory_mib * 1024 * 1024)
+
+
+def duration(elapsed_s: float) -> str:
+    """``84 ms``, ``2.3 s``, ``3 min 5 s``."""
+    if elapsed_s < 1:
+        return f"{elapsed_s * 1000:.0f} ms"
+    if elapsed_s < 100:
+        return f"{elapsed_s:.1f} s"
+    return f"{int(elapsed_s) // 60} min {int(elapsed_s) % 60} s"
+
+
+def age(unix_s: float) -> str:
+    """How long ago, in the largest unit: ``5s``, ``12min``, ``3h``, ``40d``."""
+    seconds = max(0, int(time.time() - unix_s))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def moment(unix_s: float) -> str:
+    """Local time with its offset, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(unix_s))
+
+
+def instance_state(state: str, failure: str | None) -> str:
+    """``running``, or ``failed(vmm-lost)``: one word, so that columns stay columns."""
+    return f"{state}({failure})" if failure else state

@@ -1,0 +1,105 @@
+"""ramet snapshot create, ls, show, rm"""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from ramet.cli import output
+from ramet.cli.context import App, verb
+from ramet.cli.several import each
+from ramet.cli.show import snapshot_fields
+
+
+@click.group("snapshot")
+def snapshot() -> None:
+    """Take, list, show and delete named snapshots."""
+
+
+@verb("create", examples=["ramet snapshot create web", "ramet snapshot create web golden"])
+@click.argument("instance")
+@click.argument("name", required=False)
+def create(app: App, instance: str, name: str | None) -> None:
+    """Take a named snapshot of an instance, which runs (or sleeps) on.
+
+    A running instance is paused for the capture and runs on, whatever happens. The snapshot is never written again;
+    forks are made from it with `ramet fork snapshot:NAME`.
+    """
+    host = app.host()
+    began = time.monotonic()
+    with app.working(f"Capturing {instance}"):
+        taken = host.snapshot_create(instance, name)
+    if app.json:
+        output.json(taken)
+        return
+    took = output.duration(time.monotonic() - began)
+    called = ", ".join(taken.names)
+    output.line(f"{called}: {taken.id} ({taken.kind}, {output.size(taken.written_bytes)} written, {took})")
+
+
+@verb("ls", examples=["ramet snapshot ls"])
+@click.option("-q", "--quiet", is_flag=True, help="Only ids, one a line.")
+def ls(app: App, quiet: bool) -> None:
+    """List the snapshots, named or not.
+
+    With --json: an array of what `ramet snapshot show --json` prints.
+    """
+    found = app.host().snapshots()
+    if app.json:
+        output.json(found)
+    elif quiet:
+        for taken in found:
+            output.line(taken.id)
+    else:
+        output.table(
+            ("NAME", "ID", "KIND", "OF", "MEMORY", "WRITTEN", "AGE"),
+            [
+                (
+                    ",".join(taken.names) or "-",
+                    taken.id,
+                    taken.kind,
+                    taken.instance_name,
+                    output.memory(taken.memory_mib),
+                    output.size(taken.written_bytes),
+                    output.age(taken.created_at_unix_s),
+                )
+                for taken in found
+            ],
+            right=("MEMORY", "WRITTEN", "AGE"),
+        )
+
+
+@verb("show", examples=["ramet snapshot show golden"])
+@click.argument("snapshot_name", metavar="SNAPSHOT")
+def show(app: App, snapshot_name: str) -> None:
+    """Show one snapshot, by name or id."""
+    found = app.host().snapshot_get(snapshot_name)
+    if app.json:
+        output.json(found)
+    else:
+        output.fields(snapshot_fields(found))
+
+
+@verb("rm", examples=["ramet snapshot rm golden"])
+@click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
+def rm(app: App, snapshots: tuple[str, ...]) -> int:
+    """Delete snapshots, by name or id.
+
+    By name, the name goes, and the files with it unless something else needs them. By id, a snapshot that is in use is
+    refused with the names of its dependents. With --json: an array.
+    """
+    host = app.host()
+
+    def action(name: str) -> dict[str, object]:
+        host.snapshot_remove(name)
+        return {"name": name, "deleted": True, "note": host.last_note}
+
+    def said(name: str, _result: dict[str, object]) -> str:
+        return f"{name}: {host.last_note or 'deleted'}"
+
+    return each(app, snapshots, doing="Deleting", action=action, show=said)
+
+
+for _command in (create, ls, show, rm):
+    snapshot.add_command(_command)

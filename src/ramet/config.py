@@ -1,0 +1,104 @@
+"""What a user sets: the environment, sizes and names. Everything is checked here, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Final
+
+from ramet.errors import ConfigError
+from ramet.model import MIB
+
+NAME_MAX: Final = 63
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_UNIT: Final = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
+
+MEMORY_MIN_MIB: Final = 96
+"""Below this Debian's kernel and its initramfs do not come up."""
+MEMORY_MAX_MIB: Final = 1024 * 1024
+DISK_MIN_BYTES: Final = 16 * MIB
+CPUS_MAX: Final = 64
+
+
+def default_home() -> Path:
+    """``$RAMET_HOME``, else /var/lib/ramet as root, else ``$XDG_STATE_HOME/ramet``.
+
+    Raises:
+        ConfigError: if ``$RAMET_HOME`` is set and not an absolute path.
+    """
+    given = os.environ.get("RAMET_HOME")
+    if given:
+        home = Path(given)
+        if not home.is_absolute() or "\n" in given:
+            raise ConfigError(f"RAMET_HOME must be an absolute path without newlines, not {given!r}.")
+        return home
+    if os.geteuid() == 0:
+        return Path("/var/lib/ramet")
+    import platformdirs  # costs 8 ms of start-up, needed here alone
+
+    return Path(platformdirs.user_state_dir("ramet"))
+
+
+def cache_dir() -> Path:
+    """Where downloads and build products may be kept: ``$XDG_CACHE_HOME/ramet``, or under /var/cache as root."""
+    if os.geteuid() == 0 and "XDG_CACHE_HOME" not in os.environ:
+        return Path("/var/cache/ramet")
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ramet"))
+
+
+def check_name(name: str, *, what: str = "instance") -> str:
+    """Return ``name`` if it can be a name: 1 to 63 of ``A-Za-z0-9._-``, letters or digits at both ends, no ``..``.
+
+    Raises:
+        ConfigError: otherwise, with the offending name shortened and its control characters escaped.
+    """
+    if len(name) <= NAME_MAX and _NAME.fullmatch(name) and ".." not in name:
+        return name
+    shown = "".join(c if unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in name[:40])
+    if len(name) > 40:
+        shown += f"… ({len(name)} characters)"
+    raise ConfigError(
+        f"{shown!r} cannot be the name of an {what}.",
+        hint=f"Use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', beginning and ending with a letter or digit.",
+    )
+
+
+def parse_size(text: str, *, what: str, default_unit: str = "M") -> int:
+    """Bytes in ``text``: ``256M``, ``1G``, ``512`` (of ``default_unit``).
+
+    Raises:
+        ConfigError: if it is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size for {what}.", hint="Write it like 256M or 2G.")
+    unit = match.group(2).upper() or default_unit
+    return int(match.group(1)) * _UNIT[unit]
+
+
+def check_memory(memory_mib: int, *, host_mib: int) -> int:
+    """Return ``memory_mib`` if a guest of that size can run here.
+
+    Raises:
+        ConfigError: if it is too small to boot or more than the host has.
+    """
+    if memory_mib < MEMORY_MIN_MIB:
+        raise ConfigError(
+            f"A guest cannot boot with {memory_mib} MiB of memory.", hint=f"Give it at least {MEMORY_MIN_MIB}M."
+        )
+    if memory_mib > min(host_mib, MEMORY_MAX_MIB):
+        raise ConfigError(
+            f"{memory_mib} MiB of guest memory is more than this host has ({host_mib} MiB).",
+            hint="Ask for less: a guest that is larger than its host ends in the out-of-memory killer.",
+        )
+    return memory_mib
+
+
+def host_memory_mib() -> int:
+    """MemTotal of /proc/meminfo, in MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB

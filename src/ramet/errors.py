@@ -1,0 +1,246 @@
+"""Every error that Ramet raises, in one tree.
+
+``RametError`` is the root. Each class carries a stable ``code`` (for ``--json``), an ``exit_status`` (for the shell) and the
+objects that a caller needs to act. A message says what was tried, what happened and what to do next.
+
+    RametError
+      ConfigError                      2   bad input: nothing was touched
+      NotFoundError                    3
+      ConflictError                    4
+        StateError(actual, required)   4
+        InUseError(dependents)         5
+        LockedError                    6
+      UnsupportedError(capability, why) 7
+      HostError                        8
+        CommandError(argv, status, stderr_tail)  8
+        NoSpaceError                   9
+      VmmError                        10
+        LaunchError(argv, status, log_tail)     10
+        RejectedError(request, reply)           10
+        VmmDiedError                            11
+      SnapshotError                   12
+        CorruptError                  13
+        IncompatibleError             14
+      GuestError                      15
+        GuestTimeoutError             16
+      InterruptedByUserError         130
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+class RametError(Exception):
+    """The root. ``hint`` is the next step for the person who reads it; it is part of ``str()``."""
+
+    code = "error"
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(RametError):
+    """Bad input, refused before anything was touched."""
+
+    code = "bad-input"
+    exit_status = 2
+
+
+class NotFoundError(RametError):
+    """A named instance, snapshot or image does not exist."""
+
+    code = "not-found"
+    exit_status = 3
+
+
+class ConflictError(RametError):
+    """The request collides with what exists."""
+
+    code = "conflict"
+    exit_status = 4
+
+
+class StateError(ConflictError):
+    """A verb was called in a state that it does not start from."""
+
+    code = "wrong-state"
+
+    def __init__(self, message: str, *, actual: str, required: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.actual = actual
+        self.required = tuple(required)
+
+
+class InUseError(ConflictError):
+    """Something cannot be deleted because others depend on it."""
+
+    code = "in-use"
+    exit_status = 5
+
+    def __init__(self, message: str, *, dependents: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.dependents = tuple(dependents)
+
+
+class LockedError(ConflictError):
+    """Another command holds the lock."""
+
+    code = "locked"
+    exit_status = 6
+
+
+class UnsupportedError(RametError):
+    """The host (or the VMM) lacks a capability."""
+
+    code = "unsupported"
+    exit_status = 7
+
+    def __init__(self, message: str, *, capability: str, why: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.capability = capability
+        self.why = why
+
+
+class HostError(RametError):
+    """The host refused: an errno that no caller is expected to handle, translated once."""
+
+    code = "host"
+    exit_status = 8
+
+
+class CommandError(HostError):
+    """A helper program failed."""
+
+    code = "command-failed"
+
+    def __init__(
+        self, message: str, *, argv: Sequence[str], status: int, stderr_tail: str = "", hint: str | None = None
+    ) -> None:
+        detail = f"{message}\n  command: {shlex.join(argv)}\n  status:  {status}"
+        if stderr_tail.strip():
+            detail += "\n  stderr:  " + stderr_tail.strip().replace("\n", "\n           ")
+        super().__init__(detail, hint=hint)
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr_tail = stderr_tail
+
+
+class NoSpaceError(HostError):
+    """ENOSPC or EDQUOT: what was being written has been removed again."""
+
+    code = "no-space"
+    exit_status = 9
+
+
+class VmmError(RametError):
+    """The VMM failed."""
+
+    code = "vmm"
+    exit_status = 10
+
+
+class LaunchError(VmmError):
+    """The VMM did not come up."""
+
+    code = "launch-failed"
+
+    def __init__(
+        self, message: str, *, argv: Sequence[str], status: int | None, log_tail: str, hint: str | None = None
+    ) -> None:
+        detail = message
+        if log_tail.strip():
+            detail += "\n  log: " + log_tail.strip().replace("\n", "\n       ")
+        super().__init__(detail, hint=hint)
+        self.argv = tuple(argv)
+        self.status = status
+        self.log_tail = log_tail
+
+
+class RejectedError(VmmError):
+    """The VMM answered a request with an error."""
+
+    code = "vmm-rejected"
+
+    def __init__(self, message: str, *, request: str, reply: str, hint: str | None = None) -> None:
+        super().__init__(f"{message}\n  request: {request}\n  reply:   {reply}", hint=hint)
+        self.request = request
+        self.reply = reply
+
+
+class VmmDiedError(VmmError):
+    """The VMM ended while it was needed."""
+
+    code = "vmm-died"
+    exit_status = 11
+
+
+class SnapshotError(RametError):
+    """A snapshot cannot be used."""
+
+    code = "snapshot"
+    exit_status = 12
+
+
+class CorruptError(SnapshotError):
+    """A published file is not what its manifest says."""
+
+    code = "corrupt"
+    exit_status = 13
+
+
+class IncompatibleError(SnapshotError):
+    """The snapshot was made by a VMM, machine or CPU model that this one cannot load."""
+
+    code = "incompatible"
+    exit_status = 14
+
+
+class GuestError(RametError):
+    """The guest's agent refused, or spoke nonsense."""
+
+    code = "guest"
+    exit_status = 15
+
+
+class GuestTimeoutError(GuestError):
+    """The guest did not answer in time."""
+
+    code = "guest-timeout"
+    exit_status = 16
+
+
+class InterruptedByUserError(RametError):
+    """Ctrl-C or SIGTERM: the state is the one before the verb, or the one after it."""
+
+    code = "interrupted"
+    exit_status = 130
+
+
+@contextmanager
+def host_errors(doing: str) -> Iterator[None]:
+    """Translate an OSError at a layer's edge: ``doing`` completes the sentence "Could not …".
+
+    Raises:
+        NoSpaceError: for ENOSPC and EDQUOT.
+        HostError: for every other errno, which stays visible in the message and as ``__cause__``.
+    """
+    try:
+        yield
+    except OSError as err:
+        where = f" ({err.filename})" if err.filename else ""
+        text = f"Could not {doing}: {err.strerror or err}{where}."
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(text, hint="Free some room on that file system and try again; nothing was kept.") from err
+        if err.errno == errno.EROFS:
+            raise HostError(text, hint="The file system is read-only: set RAMET_HOME to a writable directory.") from err
+        raise HostError(text) from err

@@ -1,0 +1,1 @@
+"""The guest: its image, its agent, and the client that talks to it."""

@@ -1,0 +1,222 @@
+"""Debian's generic kernel: downloaded by apt (which checks its signature chain), unpacked, never installed.
+
+Only the kernel itself and the few modules that a guest needs are kept, in a cache keyed by the package.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ramet import process
+from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
+
+META_PACKAGES = ("linux-image-amd64", "linux-image-generic", "linux-image-virtual")
+WANTED_MODULES = (
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_console",
+    "ext4",
+    "crc32c_generic",
+    "vmw_vsock_virtio_transport",
+)
+SOFT_DEPENDENCIES: Mapping[str, tuple[str, ...]] = {"ext4": ("crc32c_generic",), "jbd2": ("crc32c_generic",)}
+DOWNLOAD_TIMEOUT_S = 600
+UNPACK_TIMEOUT_S = 300
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_ELF = b"\x7fELF"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """``vmlinux`` is an ELF; ``modules`` are (file name, bytes) in the order in which they must be loaded."""
+
+    version: str
+    package: str
+    vmlinux: bytes
+    modules: tuple[tuple[str, bytes], ...]
+
+
+def obtain(cache_dir: Path, *, say: Callable[[str], None]) -> Kernel:
+    """Download (unless it is cached), unpack and take apart the kernel package.
+
+    Raises:
+        UnsupportedError: where apt or a decompressor is missing.
+        CommandError, HostError: if the download or the unpacking failed; the cache holds no half of it.
+    """
+    apt_get = process.find_program("apt-get", package="apt")
+    dpkg_deb = process.find_program("dpkg-deb", package="dpkg")
+    package = _image_package()
+    debs = cache_dir / "packages"
+    with host_errors(f"make {debs}"):
+        debs.mkdir(parents=True, exist_ok=True)
+    say(f"fetching {package}")
+    with _unpacked(apt_get, dpkg_deb, debs, package) as trees:
+        vmlinuz = _only(trees, "boot/vmlinuz-*")
+        version = vmlinuz.name.removeprefix("vmlinuz-")
+        say(f"taking kernel {version} apart")
+        with host_errors(f"read {vmlinuz}"):
+            vmlinux = extract_vmlinux(vmlinuz.read_bytes())
+        return Kernel(version=version, package=package, vmlinux=vmlinux, modules=_modules(trees, version))
+
+
+def download(apt_get: str, packages: Path, package: str) -> Path:
+    """Let apt fetch a package into ``packages`` (nothing happens if it is there and whole); returns the file.
+
+    Raises:
+        HostError: with what to do, if apt cannot.
+    """
+    try:
+        process.run([apt_get, "-q", "download", package], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=packages)
+    except CommandError as err:
+        raise HostError(
+            f"Could not download the Debian package {package}: {err.stderr_tail.strip()[-300:]}",
+            hint="Check the network and apt's sources, run `apt-get update`, and try again.",
+        ) from err
+    found = sorted(packages.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise HostError(f"apt-get download {package} left no file in {packages}.")
+    return found[-1]
+
+
+def extract_vmlinux(image: bytes) -> bytes:
+    """Cut the ELF kernel out of a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
+
+    Raises:
+        HostError: if it is no bzImage.
+        UnsupportedError: for a compression that cannot be undone here.
+    """
+    if image[:4] == _ELF:
+        return image
+    if image[0x202:0x206] != b"HdrS":
+        raise HostError("The kernel is neither an ELF file nor a bzImage.")
+    setup_sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    payload = image[start : start + length]
+    kernel = _decompress(payload)
+    if kernel[:4] != _ELF:
+        raise HostError("The kernel's payload is no ELF file.")
+    return kernel
+
+
+def load_order(depends: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) -> list[str]:
+    """Modules with their dependencies before them; what ``depends`` does not know is built in."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order or name not in depends:
+            return
+        for needed in (*SOFT_DEPENDENCIES.get(name, ()), *depends[name]):
+            visit(needed)
+        order.append(name)
+
+    for name in wanted:
+        visit(name)
+    return order
+
+
+def _image_package() -> str:
+    """The package with the current kernel: what the meta package depends on."""
+    apt_cache = process.find_program("apt-cache", package="apt")
+    for meta in META_PACKAGES:
+        try:
+            listing = process.run([apt_cache, "depends", meta], timeout_s=60).stdout.decode()
+        except CommandError:
+            continue
+        for line in listing.splitlines():
+            kind, _, name = line.strip().partition(": ")
+            if kind.endswith("Depends") and name.startswith("linux-image-"):
+                return name
+    raise UnsupportedError(
+        f"apt knows none of the kernel packages {', '.join(META_PACKAGES)}.",
+        capability="kernel-package",
+        why="the package lists are empty, or this is not Debian or Ubuntu",
+        hint="Run `apt-get update` and try again.",
+    )
+
+
+@contextmanager
+def _unpacked(apt_get: str, dpkg_deb: str, debs: Path, package: str) -> Iterator[tuple[Path, ...]]:
+    """The kernel's package, and Ubuntu's separate package of modules, unpacked for the block."""
+    names = [package]
+    if package.endswith("-generic"):
+        names.append(package.replace("linux-image-unsigned-", "linux-modules-").replace("linux-image-", "linux-modules-"))
+    with TemporaryDirectory(prefix=".unpack-", dir=debs) as scratch:
+        trees = []
+        for name in names:
+            tree = Path(scratch) / name
+            deb = download(apt_get, debs, name)
+            process.run([dpkg_deb, "-x", str(deb), str(tree)], timeout_s=UNPACK_TIMEOUT_S)
+            trees.append(tree)
+        yield tuple(trees)
+
+
+def _only(trees: tuple[Path, ...], pattern: str) -> Path:
+    found = [path for tree in trees for path in tree.glob(pattern)]
+    if len(found) != 1:
+        raise HostError(f"The kernel package holds {len(found)} files like {pattern}; one was expected.")
+    return found[0]
+
+
+def _modules(trees: tuple[Path, ...], version: str) -> tuple[tuple[str, bytes], ...]:
+    files: dict[str, Path] = {}
+    for tree in trees:
+        for base in (tree / "lib/modules" / version, tree / "usr/lib/modules" / version):
+            for path in base.rglob("*.ko*"):
+                files[path.name.split(".ko")[0].replace("-", "_")] = path
+    contents: dict[str, bytes] = {}
+    depends: dict[str, tuple[str, ...]] = {}
+    queue = [name for name in WANTED_MODULES if name in files]
+    while queue:
+        name = queue.pop()
+        if name in depends:
+            continue
+        contents[name] = _read_module(files[name])
+        depends[name] = tuple(n for n in module_dependencies(contents[name]) if n in files)
+        queue += [*depends[name], *(n for n in SOFT_DEPENDENCIES.get(name, ()) if n in files)]
+    return tuple((f"{name}.ko", contents[name]) for name in load_order(depends, WANTED_MODULES))
+
+
+def module_dependencies(module: bytes) -> tuple[str, ...]:
+    """The ``depends=`` entry of a module's .modinfo."""
+    match = _DEPENDS.search(module)
+    names = match.group(1).decode().split(",") if match else []
+    return tuple(name.replace("-", "_") for name in names if name)
+
+
+def _read_module(path: Path) -> bytes:
+    with host_errors(f"read {path}"):
+        data = path.read_bytes()
+    return data if path.suffix == ".ko" else _decompress(data)
+
+
+def _decompress(data: bytes) -> bytes:
+    """Undo the compression that the first bytes name; trailing bytes are ignored, as the kernel's own size word is one."""
+    if data.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor().decompress(data)
+    if data.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(wbits=31).decompress(data)
+    if data.startswith(b"\x28\xb5\x2f\xfd"):
+        return _filter("zstd", data)
+    if data.startswith(b"\x02\x21\x4c\x18"):
+        return _filter("lz4", data[:-4])
+    if data[:4] == _ELF:
+        return data
+    raise UnsupportedError(
+        f"The kernel is compressed in a way that Ramet does not know ({data[:6].hex()}).",
+        capability="kernel-compression",
+        why="neither xz, gzip, zstd nor lz4",
+    )
+
+
+def _filter(program: str, data: bytes) -> bytes:
+    path = process.find_program(program, package=program)
+    return process.run([path, "-d", "-q", "-c"], timeout_s=UNPACK_TIMEOUT_S, stdin=data).stdout

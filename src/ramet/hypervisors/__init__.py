@@ -1,0 +1,1 @@
+"""Drivers: one class per VMM behind the contract in base.py."""

@@ -1,0 +1,114 @@
+"""The contract of a driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from ramet.model import Accelerator, VmmBuild, VmmProcess
+
+
+class DirtySince(StrEnum):
+    """What a VMM's dirty pages are relative to."""
+
+    MAPPED = "mapped"
+    """To the file that it maps: they stay until it exits (QEMU)."""
+    LAST_CAPTURE = "last-capture"
+    """To its last successful capture, which clears them, even if the file is lost afterwards (Firecracker)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What the guest sees."""
+
+    memory_mib: int
+    cpus: int
+    accelerator: Accelerator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootFiles:
+    kernel: Path
+    initrd: Path
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """Everything a driver needs to start a VMM; ``boot`` for a first boot, ``vmstate`` for a restore, never both."""
+
+    name: str
+    hardware: Hardware
+    memory: Path
+    """Mapped MAP_PRIVATE; its size is the guest's RAM."""
+    disk: Path
+    work_dir: Path
+    """All that the VMM may write."""
+    run_dir: Path
+    vmm_log: Path
+    console_log: Path
+    boot: BootFiles | None = None
+    vmstate: Path | None = None
+
+
+class Monitor(Protocol):
+    """A live VMM's control connection; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def stop_vcpus(self) -> None:
+        """Stop the vCPUs; pending disk writes reach the host file."""
+
+    def resume_vcpus(self) -> None: ...
+
+    def vcpus_running(self) -> bool: ...
+
+    def save_device_state(self, path: Path) -> None:
+        """Write the device state, without RAM, of a stopped VMM to ``path`` (under its ``work_dir``)."""
+
+    def quit(self) -> None:
+        """Ask the VMM to exit; its end is for the caller to wait for."""
+
+
+class Driver(Protocol):
+    """One per VMM."""
+
+    dirty_since: DirtySince
+
+    def build(self, hardware: Hardware) -> VmmBuild:
+        """What a snapshot taken by this host's VMM on that hardware can be loaded by.
+
+        Raises:
+            UnsupportedError: if the VMM is not installed or too old.
+        """
+
+    def boot(self, spec: LaunchSpec) -> VmmProcess:
+        """Start a VMM that boots the guest; returns with the guest running.
+
+        Raises:
+            LaunchError: with argv and the log; no process is left.
+        """
+
+    def load(self, spec: LaunchSpec) -> VmmProcess:
+        """Start a VMM with the snapshot's device state and memory; returns with it loaded and its vCPUs stopped.
+
+        Raises:
+            LaunchError: with argv and the log; no process is left.
+        """
+
+    def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> Monitor:
+        """Connect to a live VMM's control socket.
+
+        Raises:
+            VmmDiedError: if nobody listens.
+        """
+
+    def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
+        """Whether a VMM that is gone ended because its guest powered off or rebooted, rather than died."""

@@ -1,0 +1,101 @@
+"""QEMU's command line, as a pure function of what is launched.
+
+The guest-visible part (``hardware_argv``) is the same for a boot and for a restore; its digest is part of every manifest,
+so that a device list that changed is refused before launch (H61).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet.hypervisors.base import BootFiles, Hardware
+from ramet.model import Accelerator
+from ramet.paths import AGENT_PORTS
+
+MACHINE = "microvm"
+CPU_MODEL = {Accelerator.TCG: "max", Accelerator.KVM: "host"}
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """Descriptor numbers of the listening sockets that QEMU inherits."""
+
+    qmp: int
+    console: int
+    agents: tuple[int, ...]
+
+
+def escape(path: Path) -> str:
+    """A path inside a QEMU option list: a comma is written twice (qemu-options)."""
+    return str(path).replace(",", ",,")
+
+
+def hardware_argv(hardware: Hardware) -> list[str]:
+    """The part that the guest can see and that the device state depends on."""
+    argv = [
+        # ACPI stays on: Debian kernels find virtio-mmio through it, and `pit=off` breaks TSC calibration under TCG.
+        *("-M", f"{MACHINE},suppress-vmdesc=on,memory-backend=ram0"),
+        *("-accel", hardware.accelerator.value),
+        *("-cpu", CPU_MODEL[hardware.accelerator]),
+        *("-smp", str(hardware.cpus)),
+        *("-m", f"{hardware.memory_mib}M"),
+        # Without it, and without a VM description, xen-save-devices-state writes what -incoming can load.
+        *("-global", "migration.send-configuration=off"),
+        *("-device", "virtio-blk-device,drive=d0"),
+        *("-device", f"virtio-serial-device,id=agents,max_ports={AGENT_PORTS + 1}"),
+    ]
+    for port in range(AGENT_PORTS):
+        argv += ["-device", f"virtserialport,bus=agents.0,nr={port + 1},chardev=agent{port},name=ramet.{port}"]
+    return argv
+
+
+def hardware_digest(hardware: Hardware) -> str:
+    """Of the guest-visible command line: 16 hexadecimal digits."""
+    return hashlib.sha256("\0".join(hardware_argv(hardware)).encode()).hexdigest()[:16]
+
+
+def build_argv(
+    program: str,
+    *,
+    name: str,
+    hardware: Hardware,
+    memory: Path,
+    disk: Path,
+    pidfile: Path,
+    console_log: Path,
+    sockets: Sockets,
+    boot: BootFiles | None,
+) -> list[str]:
+    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``."""
+    argv = [
+        program,
+        *("-name", name),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        *("-sandbox", SANDBOX),
+        *("-pidfile", str(pidfile)),
+        *(
+            "-object",
+            f"memory-backend-file,id=ram0,size={hardware.memory_mib}M,mem-path={escape(memory)},"
+            "share=off,merge=off,dump=off",
+        ),
+        *("-drive", f"file={escape(disk)},format=raw,if=none,id=d0"),
+        *("-chardev", f"socket,id=qmp,fd={sockets.qmp},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *(
+            "-chardev",
+            f"socket,id=console,fd={sockets.console},server=on,wait=off,logfile={escape(console_log)},logappend=on",
+        ),
+        *("-serial", "chardev:console"),
+    ]
+    for port, fd in enumerate(sockets.agents):
+        argv += ["-chardev", f"socket,id=agent{port},fd={fd},server=on,wait=off"]
+    argv += hardware_argv(hardware)
+    return argv + (_boot_argv(boot) if boot else ["-S", "-incoming", "defer"])
+
+
+def _boot_argv(boot: BootFiles) -> list[str]:
+    return ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", boot.cmdline]

@@ -1,0 +1,171 @@
+"""QEMU's driver: launch, load, and tell a guest's power-off from a VMM that died."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import LaunchError, RametError, UnsupportedError, host_errors
+from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
+from ramet.hypervisors.qemu import argv as qemu_argv
+from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
+from ramet.linux.unixsock import listen_in
+from ramet.model import Hypervisor, VmmBuild, VmmProcess
+from ramet.paths import AGENT_PORTS
+
+log = logging.getLogger("ramet.qemu")
+PACKAGE = "qemu-system-x86"
+CONSOLE_SOCKET = "console.sock"
+PIDFILE = "qemu.pid"
+LOAD_DEADLINE_S = 30.0
+LOG_TAIL_BYTES = 3000
+_VERSION = re.compile(r"version (\S+)(?: \(([^)]*)\))?")
+
+
+def program() -> str:
+    """QEMU's path: ``$RAMET_QEMU``, else from PATH.
+
+    Raises:
+        UnsupportedError: if there is none.
+    """
+    given = os.environ.get("RAMET_QEMU")
+    if given is None:
+        return process.find_program("qemu-system-x86_64", package=PACKAGE)
+    if not os.access(given, os.X_OK):
+        raise UnsupportedError(
+            f"RAMET_QEMU names {given!r}, which cannot be executed.",
+            capability="qemu",
+            why="RAMET_QEMU is not an executable",
+            hint="Set it to a qemu-system-x86_64 program, or unset it to use the one in PATH.",
+        )
+    return given
+
+
+@functools.cache
+def _version_of(path: str, mtime_ns: int, size: int) -> str:
+    out = process.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
+    match = _VERSION.search(out)
+    if match is None:
+        raise UnsupportedError(
+            f"{path} --version did not answer like QEMU: {out.strip()[:80]!r}.", capability="qemu", why="not QEMU"
+        )
+    return match.group(2) or match.group(1)
+
+
+def version(path: str) -> str:
+    """The packaged version, such as ``Debian 1:7.2+dfsg-7``; asked once per process and per file."""
+    stat = Path(path).stat()
+    return _version_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+class QemuDriver:
+    """The driver; it holds no state of any VM."""
+
+    dirty_since = DirtySince.MAPPED
+
+    def build(self, hardware: Hardware) -> VmmBuild:
+        return VmmBuild(
+            hypervisor=Hypervisor.QEMU,
+            version=version(program()),
+            accelerator=hardware.accelerator,
+            machine=qemu_argv.MACHINE,
+            cpu_model=qemu_argv.CPU_MODEL[hardware.accelerator],
+            devices=qemu_argv.hardware_digest(hardware),
+        )
+
+    def boot(self, spec: LaunchSpec) -> VmmProcess:
+        with self._launched(spec, extra_fds=()) as vmm:
+            with self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S) as monitor:
+                _require_one_writable_block(monitor, spec)
+            return vmm
+
+    def load(self, spec: LaunchSpec) -> VmmProcess:
+        if spec.vmstate is None:
+            raise ValueError("load() needs a vmstate")
+        with ExitStack() as stack:
+            with host_errors(f"open the device state {spec.vmstate}"):
+                state_fd = os.open(spec.vmstate, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, state_fd)
+            with (
+                self._launched(spec, extra_fds=(state_fd,)) as vmm,
+                self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S) as monitor,
+            ):
+                monitor.load_device_state(state_fd)
+                return vmm
+
+    def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> QmpMonitor:
+        return QmpMonitor(run_dir, deadline_s=deadline_s)
+
+    def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
+        """QEMU removes its pid file when it exits in order and leaves it when it is killed; a signal is named in its log."""
+        if (run_dir / PIDFILE).exists():
+            return False
+        return "terminating on signal" not in _last_run(vmm_log)
+
+    @contextmanager
+    def _launched(self, spec: LaunchSpec, *, extra_fds: tuple[int, ...]) -> Iterator[VmmProcess]:
+        """Start QEMU; if the block fails, kill it and say why with its log, so that no process is left."""
+        with ExitStack() as stack:
+            with host_errors(f"make the sockets in {spec.run_dir}"):
+                (spec.run_dir / PIDFILE).unlink(missing_ok=True)
+                names = (QMP_SOCKET, CONSOLE_SOCKET, *(f"agent{port}.sock" for port in range(AGENT_PORTS)))
+                fds = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
+            command = qemu_argv.build_argv(
+                program(),
+                name=spec.name,
+                hardware=spec.hardware,
+                memory=spec.memory,
+                disk=spec.disk,
+                pidfile=spec.run_dir / PIDFILE,
+                console_log=spec.console_log,
+                sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
+                boot=spec.boot,
+            )
+            vmm = process.spawn(command, log_path=spec.vmm_log, pass_fds=[*fds, *extra_fds], cwd=spec.work_dir)
+        try:
+            yield vmm
+        except RametError as err:
+            status = process.exit_status(vmm)
+            process.kill_and_wait(vmm)
+            raise LaunchError(
+                f"QEMU did not come up for {spec.name!r}: {err.message}",
+                argv=command,
+                status=status,
+                log_tail=_last_run(spec.vmm_log)[-LOG_TAIL_BYTES:],
+                hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
+            ) from err
+        except BaseException:
+            process.kill_and_wait(vmm)
+            raise
+
+
+def _last_run(vmm_log: Path) -> str:
+    """The log since the last launch (a line that begins with ``$ ``), without the command line itself."""
+    with suppress(FileNotFoundError):
+        text = vmm_log.read_text(errors="replace")
+        start = max(text.rfind("\n$ ") + 1, 0)
+        return text[start:].partition("\n")[2]
+    return ""
+
+
+def _require_one_writable_block(monitor: QmpMonitor, spec: LaunchSpec) -> None:
+    """Refuse a machine with writable memory beside ``ram0``: a capture of the device state would lose it.
+
+    ``pc.bios`` and ``/rom@…`` are read-only for the guest, and the same command line builds them again.
+    """
+    blocks = [line.split()[0] for line in monitor.ram_blocks().splitlines()[1:] if line.strip()]
+    unknown = sorted(name for name in blocks if name not in ("ram0", "pc.bios") and not name.startswith("/rom@"))
+    if unknown:
+        raise UnsupportedError(
+            f"QEMU's {qemu_argv.MACHINE} machine has memory that a snapshot of {spec.name!r} would lose: "
+            f"{', '.join(unknown)}.",
+            capability="qemu-ram-blocks",
+            why=f"x-query-ramblock lists {', '.join(sorted(blocks))}",
+            hint="This version of QEMU is not supported yet; please report it with the output of `ramet doctor`.",
+        )

@@ -1,0 +1,151 @@
+"""QMP: a synchronous monitor on top of qemu.qmp, and the few requests that Ramet makes.
+
+Lower-layer exceptions are mapped here, once: a refusal is ``RejectedError``, a lost connection ``VmmDiedError``, silence
+``VmmError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from ramet.errors import RejectedError, VmmDiedError, VmmError
+from ramet.linux.unixsock import connect_in
+
+log = logging.getLogger("ramet.qmp")
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a lost connection by itself; we raise it
+
+T = TypeVar("T")
+QMP_SOCKET = "qmp.sock"
+
+
+class _Status(msgspec.Struct):
+    running: bool
+    status: str
+
+
+class _RamBlock(msgspec.Struct):
+    human_readable_text: str = msgspec.field(name="human-readable-text")
+
+
+class QmpMonitor:
+    """One connection to one QEMU. ``close()`` twice is fine; nothing that the guest does can block it for ever."""
+
+    def __init__(self, run_dir: Path, *, deadline_s: float) -> None:
+        """Connect and negotiate.
+
+        Raises:
+            VmmDiedError: if nobody listens, or QEMU ends meanwhile.
+            VmmError: if it does not answer within ``deadline_s``.
+        """
+        self._timeout_s = deadline_s
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("ramet")
+        self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
+        self._client.register_listener(self._events)
+        try:
+            sock = connect_in(run_dir, QMP_SOCKET)
+        except OSError as err:
+            self._loop.close()
+            raise VmmDiedError(f"Could not reach QEMU at {run_dir / QMP_SOCKET}: {err.strerror}.") from err
+        try:
+            self._sync(self._client.connect(sock), "the QMP greeting")
+        except BaseException:
+            self.close()
+            sock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 2.0))
+        except (QMPError, OSError, EOFError, asyncio.TimeoutError) as err:
+            log.debug("QMP disconnect: %s", err)
+        self._loop.close()
+
+    def command(self, name: str, **arguments: object) -> object:
+        """Run one command and return its result.
+
+        Raises:
+            RejectedError: if QEMU refused it.
+            VmmDiedError: if the connection broke.
+            VmmError: if there was no answer in time.
+        """
+        log.debug("QMP -> %s %s", name, arguments)
+        wire = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return self._sync(self._client.execute(name, wire or None), name)
+
+    def stop_vcpus(self) -> None:
+        """``stop``: the vCPUs halt and the block layer is drained and flushed before it returns."""
+        self.command("stop")
+
+    def resume_vcpus(self) -> None:
+        self.command("cont")
+
+    def vcpus_running(self) -> bool:
+        return msgspec.convert(self.command("query-status"), _Status).running
+
+    def save_device_state(self, path: Path) -> None:
+        """``xen-save-devices-state``: device state without RAM; ``live=false`` keeps the vCPUs stopped."""
+        self.command("xen-save-devices-state", filename=str(path), live=False)
+
+    def load_device_state(self, fd: int) -> None:
+        """Load device state from a descriptor that QEMU inherited under the same number; the vCPUs stay stopped.
+
+        Raises:
+            VmmError: if the load failed; the reason is in QEMU's log.
+        """
+        capability = {"capability": "events", "state": True}
+        self.command("migrate-set-capabilities", capabilities=[capability])
+        self.command("migrate-incoming", uri=f"fd:{fd}")
+        self._sync(self._loaded(), "the device state to load")
+
+    def ram_blocks(self) -> str:
+        """``x-query-ramblock``'s table: which memory the machine has beside the guest's RAM."""
+        return msgspec.convert(self.command("x-query-ramblock"), _RamBlock).human_readable_text
+
+    def quit(self) -> None:
+        """``quit``; the connection may break before the answer arrives."""
+        try:
+            self.command("quit")
+        except VmmDiedError as err:
+            log.debug("QMP quit: %s", err)
+
+    async def _loaded(self) -> None:
+        async for event in self._events:
+            if event["event"] != "MIGRATION":
+                continue
+            data = event["data"]
+            status = data.get("status") if isinstance(data, dict) else None
+            if status == "completed":
+                return
+            if status == "failed":
+                raise VmmError("QEMU could not load the device state.")
+        raise VmmDiedError("QEMU ended while it loaded the device state.")
+
+    def _sync(self, awaitable: Awaitable[T], what: str) -> T:
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(awaitable, self._timeout_s))
+        except ExecuteError as err:
+            raise RejectedError(f"QEMU refused {what}.", request=what, reply=str(err)) from err
+        except TimeoutError as err:
+            raise VmmError(f"QEMU did not answer {what} within {self._timeout_s:g} s.") from err
+        except (QMPError, OSError, EOFError) as err:
+            raise VmmDiedError(f"QEMU went away during {what}: {err}.") from err

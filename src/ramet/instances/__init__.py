@@ -1,0 +1,1 @@
+"""Instances: one file per operation, one facade (host.py)."""

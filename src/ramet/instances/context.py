@@ -1,0 +1,233 @@
+"""The store as the verbs see it: records, names, locks and references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from ramet import config
+from ramet.errors import CorruptError, InUseError, NotFoundError
+from ramet.hypervisors.base import Driver, Hardware
+from ramet.hypervisors.qemu.driver import QemuDriver
+from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
+from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.store import atomic, names
+from ramet.store.layout import discard, is_id, open_store
+from ramet.store.locks import locked
+
+Progress = Callable[[str], None]
+
+
+class Store:
+    """One open store. Cheap to make; holds no lock and no descriptor between calls."""
+
+    def __init__(self, home: Path | None = None, *, progress: Progress | None = None) -> None:
+        self.paths = open_store(home or config.default_home())
+        self._progress = progress
+        self.note: str | None = None
+        """What a verb wants to add to its success, such as "already running"."""
+
+    def say(self, text: str) -> None:
+        """Report progress, where someone listens."""
+        if self._progress:
+            self._progress(text)
+
+    def driver(self, hypervisor: Hypervisor) -> Driver:
+        """The driver of a hypervisor.
+
+        Raises:
+            UnsupportedError: for one that this version does not drive.
+        """
+        if hypervisor is Hypervisor.QEMU:
+            return QemuDriver()
+        from ramet.errors import UnsupportedError
+
+        raise UnsupportedError(
+            f"This version of Ramet does not drive {hypervisor.value} yet.",
+            capability=hypervisor.value,
+            why="there is no driver for it",
+            hint="Use --hypervisor qemu.",
+        )
+
+    # -- records ----------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> str:
+        """The id of the instance called ``name`` (or with that id).
+
+        Raises:
+            ConfigError: if ``name`` cannot be a name.
+            NotFoundError: if there is none.
+        """
+        config.check_name(name)
+        found = names.lookup(self.paths.instance_names, name)
+        if found is None and is_id(name) and self.paths.instance(name).record.exists():
+            found = name
+        if found is None or not self.paths.instance(found).dir.is_dir():
+            raise NotFoundError(f"There is no instance {name!r}.", hint="`ramet ls` lists them.")
+        return found
+
+    def read(self, instance_id: str) -> InstanceRecord:
+        """The record of an instance, as it is on disk.
+
+        Raises:
+            NotFoundError: if it is gone.
+            CorruptError: if it cannot be believed.
+        """
+        path = self.paths.instance(instance_id).record
+        try:
+            record = atomic.read_json(path, InstanceRecord)
+        except FileNotFoundError as err:
+            raise NotFoundError(f"There is no instance {instance_id!r}.", hint="`ramet ls` lists them.") from err
+        if record.format_version != INSTANCE_FORMAT_VERSION:
+            raise CorruptError(f"{path} has format version {record.format_version}, unknown to this Ramet.")
+        if record.id != instance_id:
+            raise CorruptError(f"{path} is the record of {record.id!r}: files were moved by hand.")
+        return record
+
+    def records(self) -> list[InstanceRecord]:
+        """All records, oldest first; an instance that vanishes meanwhile is left out."""
+        found = []
+        for directory in self.paths.instances.iterdir():
+            try:
+                found.append(self.read(directory.name))
+            except NotFoundError:
+                continue
+        return sorted(found, key=lambda record: (record.created_at_unix_s, record.id))
+
+    @contextmanager
+    def exclusive(self, name: str, *, timeout_s: float = 60.0) -> Iterator[Locked]:
+        """Lock an instance and bring its record up to what is true.
+
+        Raises:
+            LockedError: if another command keeps it for ``timeout_s``.
+        """
+        from ramet.instances import observe
+
+        instance_id = self.find(name)
+        with locked(self.paths.locks, f"instance-{instance_id}", timeout_s=timeout_s):
+            yield Locked(self, observe.settle(self, self.read(instance_id)))
+
+    @contextmanager
+    def shared(self, name: str, *, timeout_s: float = 60.0) -> Iterator[InstanceRecord]:
+        """Lock an instance against change, for reading it; the record says what is true now."""
+        from ramet.instances import observe
+
+        instance_id = self.find(name)
+        with locked(self.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
+            yield observe.observed(self, self.read(instance_id))
+
+    def hardware(self, record: InstanceRecord) -> Hardware:
+        accelerator = record.vmm_build.accelerator if record.vmm_build else Accelerator.TCG
+        return Hardware(memory_mib=record.memory_mib, cpus=record.cpus, accelerator=accelerator)
+
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    def find_snapshot(self, text: str) -> str:
+        """The id of a snapshot by name or id.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        text = text.removeprefix("snapshot:")
+        config.check_name(text, what="snapshot")
+        found = names.lookup(self.paths.snapshot_names, text) or (text if is_id(text) else None)
+        if found is None or not self.paths.snapshot(found).dir.is_dir():
+            raise NotFoundError(f"There is no snapshot {text!r}.", hint="`ramet snapshot ls` lists them.")
+        return found
+
+    @contextmanager
+    def reading(self, snapshot_id: str) -> Iterator[SnapshotPaths]:
+        """Keep a snapshot from being deleted while its files are read or a reference to it is added.
+
+        Raises:
+            NotFoundError: if it is gone.
+        """
+        with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
+            paths = self.paths.snapshot(snapshot_id)
+            if not paths.dir.is_dir():
+                raise NotFoundError(f"There is no snapshot {snapshot_id!r}.", hint="`ramet snapshot ls` lists them.")
+            yield paths
+
+    def references(self) -> dict[str, tuple[str, ...]]:
+        """Who depends on each snapshot, in words: instances that sleep on it, map it, or diff against it; and its names."""
+        found: dict[str, list[str]] = {}
+        for record in self.records():
+            roles: dict[str, list[str]] = {}
+            for snapshot_id, role in (
+                (record.snapshot, "sleeps on it" if record.vmm is None else "rolls back to it"),
+                (record.mapped_snapshot, "maps its memory"),
+                (record.diff_base, "takes its next diff against it"),
+            ):
+                if snapshot_id:
+                    roles.setdefault(snapshot_id, []).append(role)
+            for snapshot_id, parts in roles.items():
+                found.setdefault(snapshot_id, []).append(f"instance {record.name} ({', '.join(parts)})")
+        for name, snapshot_id in names.all_names(self.paths.snapshot_names).items():
+            found.setdefault(snapshot_id, []).append(f"name {name}")
+        return {snapshot_id: tuple(who) for snapshot_id, who in found.items()}
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot that nothing references.
+
+        Raises:
+            InUseError: naming the dependents; nothing was touched.
+        """
+        with locked(self.paths.locks, f"snapshot-{snapshot_id}"):
+            dependents = self.references().get(snapshot_id, ())
+            if dependents:
+                raise InUseError(
+                    f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
+                    dependents=dependents,
+                    hint="Remove those first; the snapshot goes with the last of them.",
+                )
+            directory = self.paths.snapshot(snapshot_id).dir
+            if directory.is_dir():
+                discard(self.paths, directory)
+
+    def collect(self, *snapshot_ids: str | None) -> None:
+        """Delete those snapshots that nothing references any more, and keep the others."""
+        for snapshot_id in dict.fromkeys(snapshot_ids):
+            if snapshot_id is None:
+                continue
+            try:
+                self.delete_snapshot(snapshot_id)
+            except InUseError:
+                continue
+
+
+class Locked:
+    """An instance under its exclusive lock: the only way to change its record."""
+
+    def __init__(self, store: Store, record: InstanceRecord) -> None:
+        self.store = store
+        self.record = record
+
+    @property
+    def paths(self) -> InstancePaths:
+        return self.store.paths.instance(self.record.id)
+
+    @property
+    def driver(self) -> Driver:
+        return self.store.driver(self.record.hypervisor)
+
+    def change(self, *, durable: bool = True, **fields: object) -> InstanceRecord:
+        """Replace fields of the record, atomically. ``durable=False`` skips the fsync, for what only matters to this boot."""
+        self.record = msgspec.structs.replace(self.record, **fields)
+        atomic.write_json(self.paths.record, self.record, durable=durable)
+        return self.record
+
+    @contextmanager
+    def pending(self, verb: str) -> Iterator[None]:
+        """Mark that a verb is at work. Its own clean-up has run when the mark goes; a killed command leaves it.
+
+        A host that crashes takes the VMM with it, so the mark need not be durable.
+        """
+        self.change(durable=False, pending=verb)
+        try:
+            yield
+        finally:
+            if self.record.pending is not None:
+                self.change(durable=False, pending=None)

@@ -1,0 +1,142 @@
+"""doctor: what this host can do, why, what that means for the user, and the command that mends it. Probed, never guessed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ramet.errors import RametError
+from ramet.guests import image as images
+from ramet.hypervisors.qemu import driver as qemu
+from ramet.hypervisors.qemu import kvm
+from ramet.linux.pagemap import has_pagemap_scan
+from ramet.model import MIB, Capability
+from ramet.paths import StorePaths
+from ramet.store.derive import probe_reflink
+
+ROOM_MIN_BYTES = 2048 * MIB
+
+
+def examine(paths: StorePaths) -> list[Capability]:
+    """Every capability, most important first."""
+    return [
+        _qemu(),
+        _image(paths),
+        _kvm(),
+        _reflink(paths),
+        _pagemap(),
+        _ptrace(),
+        _vsock(),
+        _room(paths),
+    ]
+
+
+def _qemu() -> Capability:
+    try:
+        path = qemu.program()
+        found = f"{path}, {qemu.version(path)}"
+    except RametError as err:
+        return Capability(
+            name="QEMU",
+            available=False,
+            why=err.message,
+            meaning="no VM can run",
+            mend=f"apt-get install {qemu.PACKAGE}",
+        )
+    return Capability(name="QEMU", available=True, why=found, meaning="VMs run")
+
+
+def _image(paths: StorePaths) -> Capability:
+    try:
+        image, _ = images.resolve(paths.images, "micro")
+    except RametError as err:
+        return Capability(
+            name="image micro",
+            available=False,
+            why=err.message,
+            meaning="`ramet create` has nothing to boot",
+            mend="ramet image build",
+        )
+    return Capability(
+        name="image micro", available=True, why=f"{image.digest}, kernel {image.kernel_version}", meaning="guests boot"
+    )
+
+
+def _kvm() -> Capability:
+    why = kvm.why_not_usable()
+    if why is None:
+        return Capability(name="KVM", available=True, why="/dev/kvm and the CPU's extension", meaning="guests run natively")
+    return Capability(
+        name="KVM",
+        available=False,
+        why=why,
+        meaning="guests run under emulation (TCG): everything works, more slowly",
+        mend="run on a host with hardware virtualisation, or enable it in its firmware or hypervisor",
+    )
+
+
+def _reflink(paths: StorePaths) -> Capability:
+    try:
+        why = probe_reflink(paths.tmp)
+    except RametError as err:
+        why = err.message
+    if why is None:
+        return Capability(name="reflinks", available=True, why=f"FICLONE works in {paths.home}", meaning="forks share disk")
+    return Capability(
+        name="reflinks",
+        available=False,
+        why=f"{why} ({paths.home})",
+        meaning="every fork and every later sleep copies the memory file",
+        mend="keep RAMET_HOME on XFS or btrfs",
+    )
+
+
+def _pagemap() -> Capability:
+    if has_pagemap_scan():
+        return Capability(name="PAGEMAP_SCAN", available=True, why="the kernel has it", meaning="dirty pages are found quickly")
+    return Capability(
+        name="PAGEMAP_SCAN",
+        available=False,
+        why=f"kernel {os.uname().release} lacks it (new in 6.7)",
+        meaning="dirty pages are found by reading the page map: right, and 8 bytes a page slower",
+    )
+
+
+def _ptrace() -> Capability:
+    scope_file = Path("/proc/sys/kernel/yama/ptrace_scope")
+    scope = int(scope_file.read_text()) if scope_file.exists() else 0
+    if scope >= 2 and os.geteuid() != 0:
+        return Capability(
+            name="guest memory",
+            available=False,
+            why=f"ptrace_scope is {scope}",
+            meaning="a VM's dirty pages cannot be read: no standby",
+            mend="sysctl kernel.yama.ptrace_scope=1, or run as root",
+        )
+    return Capability(
+        name="guest memory", available=True, why=f"ptrace_scope is {scope}", meaning="dirty pages can be read"
+    )
+
+
+def _vsock() -> Capability:
+    if Path("/dev/vhost-vsock").exists():
+        return Capability(name="vhost-vsock", available=True, why="/dev/vhost-vsock is there", meaning="not used by QEMU here")
+    return Capability(
+        name="vhost-vsock",
+        available=False,
+        why="there is no /dev/vhost-vsock",
+        meaning="nothing: agents are reached through virtio-serial",
+    )
+
+
+def _room(paths: StorePaths) -> Capability:
+    free = shutil.disk_usage(paths.home).free
+    enough = free >= ROOM_MIN_BYTES
+    return Capability(
+        name="room on disk",
+        available=enough,
+        why=f"{free // MIB} MiB free in {paths.home}",
+        meaning="enough for a few small VMs" if enough else "a standby may run out of room (it fails cleanly)",
+        mend=None if enough else "free some room, or set RAMET_HOME to a larger file system",
+    )

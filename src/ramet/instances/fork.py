@@ -1,0 +1,289 @@
+"""fork: new instances, each with its own inodes, from a sleeping, stopped or running instance or from a snapshot.
+
+All or nothing: if one fork of several fails, those made before it are removed and the source is as it was.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet import config
+from ramet.errors import ConfigError, ConflictError, StateError
+from ramet.instances import create, guest
+from ramet.instances.context import Locked, Store
+from ramet.instances.power import start as start_instance
+from ramet.instances.restore import restore
+from ramet.instances.standby import captured
+from ramet.model import Ancestor, InstanceRecord, Manifest, Method, State
+from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.snapshots import manifest as manifests
+from ramet.snapshots.publish import adopt, derive_snapshot, publish
+from ramet.states import Verb, require
+from ramet.store import names as name_store
+from ramet.store.derive import derive
+from ramet.store.layout import discard, new_id, work_in_progress
+from ramet.store.locks import locked
+
+ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
+FORKS_MAX = 1000
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """What a fork made."""
+
+    ids: tuple[str, ...]
+    source_pause_s: float | None
+    method: Method | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Everything that is known before anything is touched."""
+
+    source: InstanceRecord
+    names: tuple[str, ...]
+
+
+def fork(store: Store, source: str, names: Sequence[str], *, count: int | None, start: bool) -> Forked:
+    """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
+    for name in names:
+        config.check_name(name)
+    if source.startswith("snapshot:"):
+        made = _from_snapshot(store, store.find_snapshot(source), names, count)
+    else:
+        made = _from_instance(store, source, names, count)
+    if start:
+        _start(store, made)
+    return made
+
+
+def _from_snapshot(store: Store, snapshot_id: str, names: Sequence[str], count: int | None) -> Forked:
+    with store.reading(snapshot_id) as paths:
+        manifest = manifests.load(paths)
+        manifests.check_files(paths, manifest)
+        owner = _owner_of(store, manifest)
+        chosen = _names(store, manifest.instance_name, names, count)
+        return _derive_all(store, _Plan(source=owner, names=chosen), paths, manifest)
+
+
+def _from_instance(store: Store, source: str, names: Sequence[str], count: int | None) -> Forked:
+    with store.shared(source) as record:
+        require(Verb.FORK, record.state, name=source)
+        chosen = _names(store, record.name, names, count)
+        if record.state is State.STOPPED:
+            return _from_disk(store, _Plan(source=record, names=chosen))
+        if record.state is State.STANDBY:
+            if record.snapshot is None:
+                raise ConflictError(f"{source!r} sleeps on no snapshot: its record is damaged.")
+            with store.reading(record.snapshot) as paths:
+                manifest = manifests.load(paths)
+                manifests.check_files(paths, manifest)
+                return _derive_all(store, _Plan(source=record, names=chosen), paths, manifest)
+    return _from_live(store, source, chosen)
+
+
+def _from_live(store: Store, source: str, names: tuple[str, ...]) -> Forked:
+    """Pause the source, capture it, let it run on, and make the forks from the capture."""
+    with store.exclusive(source) as instance:
+        record = instance.record
+        if not guest.is_live(record):
+            raise StateError(
+                f"Cannot fork {source!r}: it became {record.state.value} meanwhile.",
+                actual=record.state.value,
+                required=[State.RUNNING.value, State.PAUSED.value],
+                hint="Try again.",
+            )
+        with ExitStack() as stack:
+            with (
+                instance.pending("fork"),
+                instance.driver.connect(instance.paths.run) as monitor,
+            ):
+                began = time.monotonic()
+                with guest.frozen(monitor, instance.paths.run, already=record.state is State.PAUSED):
+                    work, manifest = stack.enter_context(captured(instance, monitor))
+                pause_s = time.monotonic() - began
+            plan = _Plan(source=record, names=names)
+            made = _derive_all(store, plan, SnapshotPaths(dir=work), manifest, last_takes_files=True)
+            return Forked(ids=made.ids, source_pause_s=pause_s, method=made.method)
+
+
+def _derive_all(
+    store: Store, plan: _Plan, files: SnapshotPaths, manifest: Manifest, *, last_takes_files: bool = False
+) -> Forked:
+    with _all_or_nothing(store) as made:
+        method = None
+        for index, name in enumerate(plan.names):
+            store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
+            take = last_takes_files and index == len(plan.names) - 1
+            record = _new_record(plan.source, name, manifest)
+            method = _derive_one(store, record, files, manifest, take_files=take) or method
+            made.append(record)
+        return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
+
+
+def _derive_one(
+    store: Store, record: InstanceRecord, files: SnapshotPaths, manifest: Manifest, *, take_files: bool
+) -> Method | None:
+    """One fork: its snapshot is published first, then the instance that refers to it."""
+    assert record.snapshot is not None
+    final = store.paths.snapshot(record.snapshot)
+    with locked(store.paths.locks, f"instance-{record.id}"):
+        with store_lock_on_new(store, record.snapshot):
+            if take_files:
+                mine = adopt(
+                    manifest,
+                    fork=record,
+                    memory=manifest.memory.method,
+                    disk=manifest.disk.method,
+                    vmstate=manifest.vmstate.method,
+                )
+                publish(files.dir, final, mine)
+            else:
+                with work_in_progress(store.paths, f"{record.snapshot}-fork") as work:
+                    mine = derive_snapshot(files, manifest, work, fork=record)
+                    publish(work, final, mine)
+            try:
+                with work_in_progress(store.paths, record.id) as work:
+                    create.make_directories(work)
+                    create.establish(store, work, record)
+            except BaseException:
+                discard(store.paths, final.dir)
+                raise
+    return mine.memory.method
+
+
+@contextmanager
+def store_lock_on_new(store: Store, snapshot_id: str) -> Iterator[None]:
+    """Keep a snapshot that nothing refers to yet from being collected."""
+    with locked(store.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
+        yield
+
+
+def _from_disk(store: Store, plan: _Plan) -> Forked:
+    """Forks of a stopped source: its disk alone; they boot afresh."""
+    live = store.paths.instance(plan.source.id).disk
+    if not live.exists():
+        raise ConflictError(f"{plan.source.name!r} has no disk to fork.")
+    method: Method | None = None
+    with _all_or_nothing(store) as made:
+        for name in plan.names:
+            record = _new_record(plan.source, name, None)
+            with (
+                locked(store.paths.locks, f"instance-{record.id}"),
+                work_in_progress(store.paths, record.id) as work,
+            ):
+                create.make_directories(work)
+                method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD)
+                create.establish(store, work, record)
+            made.append(record)
+        return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
+
+
+@contextmanager
+def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
+    made: list[InstanceRecord] = []
+    try:
+        yield made
+    except BaseException:
+        for record in made:
+            _undo(store, record.id)
+        raise
+
+
+def _undo(store: Store, instance_id: str) -> None:
+    from ramet.instances.delete import remove
+
+    remove(store, instance_id, force=True)
+
+
+def _start(store: Store, made: Forked) -> None:
+    try:
+        for instance_id in made.ids:
+            if store.read(instance_id).state is State.STOPPED:
+                start_instance(store, instance_id)
+            else:
+                restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False)
+    except BaseException:
+        for instance_id in made.ids:
+            _undo(store, instance_id)
+        raise
+
+
+def _names(store: Store, source_name: str, names: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """The names of the forks: those given, then SOURCE-1, SOURCE-2 … as far as they are free.
+
+    Raises:
+        ConfigError: for a count that does not fit the names.
+        ConflictError: if a name is taken.
+    """
+    wanted = count if count is not None else max(len(names), 1)
+    if not 1 <= wanted <= FORKS_MAX:
+        raise ConfigError(f"{wanted} is no number of forks.", hint=f"Use 1 to {FORKS_MAX}.")
+    if len(names) > wanted:
+        raise ConfigError(f"{len(names)} names were given for {wanted} forks.")
+    if len(set(names)) != len(names):
+        raise ConfigError("The same name was given to two forks.")
+    taken = set(name_store.all_names(store.paths.instance_names))
+    for name in names:
+        if name in taken:
+            raise ConflictError(f"There is already an instance called {name!r}.", hint="`ramet ls` lists them.")
+    chosen = list(names)
+    number = 1
+    while len(chosen) < wanted:
+        suffix = f"-{number}"
+        candidate = source_name[: config.NAME_MAX - len(suffix)] + suffix
+        if candidate not in taken and candidate not in chosen:
+            chosen.append(candidate)
+        number += 1
+    return tuple(chosen)
+
+
+def _new_record(source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:
+    ancestor = Ancestor(
+        instance_id=source.id, name=source.name, snapshot_id=manifest.id if manifest is not None else None
+    )
+    return InstanceRecord(
+        id=new_id(),
+        name=name,
+        state=State.STOPPED if manifest is None else State.STANDBY,
+        created_at_unix_s=time.time(),
+        hypervisor=source.hypervisor,
+        image=source.image,
+        memory_mib=source.memory_mib,
+        cpus=source.cpus,
+        disk_bytes=source.disk_bytes,
+        machine_id=uuid.uuid4().hex,
+        lineage=(*source.lineage, ancestor),
+        snapshot=new_id() if manifest is not None else None,
+        vmm_build=manifest.vmm_build if manifest is not None else source.vmm_build,
+        generation=source.generation,
+    )
+
+
+def _owner_of(store: Store, manifest: Manifest) -> InstanceRecord:
+    """The record of the instance that a snapshot was taken of; made up from the manifest if it is gone."""
+    for record in store.records():
+        if record.id == manifest.instance_id:
+            return record
+    return InstanceRecord(
+        id=manifest.instance_id,
+        name=manifest.instance_name,
+        state=State.STANDBY,
+        created_at_unix_s=manifest.created_at_unix_s,
+        hypervisor=manifest.vmm_build.hypervisor,
+        image=manifest.image,
+        memory_mib=manifest.memory_mib,
+        cpus=manifest.cpus,
+        disk_bytes=manifest.disk.size_bytes,
+        machine_id=uuid.uuid4().hex,
+        vmm_build=manifest.vmm_build,
+    )
+
+

@@ -1,0 +1,266 @@
+"""``Host``: every verb as a method. The CLI is a thin layer over it; all its methods are synchronous.
+
+Names are instance names (or ids). Every method may raise the errors of ``ramet.errors``; a verb in the wrong state raises
+``StateError``, and a verb whose target state is already reached succeeds and says so in ``last_note``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ramet import config
+from ramet.errors import NotFoundError
+from ramet.guests import image as images
+from ramet.instances import create, delete, doctor, fork, guest, inspect, power, restore, snapshots, standby
+from ramet.instances.context import Store
+from ramet.model import (
+    MIB,
+    Accelerator,
+    Capability,
+    DiskUse,
+    ExecResult,
+    ForkReport,
+    Hypervisor,
+    Image,
+    InstanceInfo,
+    Ping,
+    SnapshotInfo,
+)
+
+if TYPE_CHECKING:
+    from ramet.guests.client import ExecControl
+
+DEFAULT_MEMORY_MIB = 256
+DEFAULT_DISK_BYTES = 1024 * MIB
+
+
+class Host:
+    """One store on this host. ``home`` defaults to ``$RAMET_HOME``; ``progress`` is called with lines for a person."""
+
+    def __init__(self, home: Path | None = None, *, progress: Callable[[str], None] | None = None) -> None:
+        self._store = Store(home, progress=progress)
+
+    @property
+    def home(self) -> Path:
+        return self._store.paths.home
+
+    @property
+    def last_note(self) -> str | None:
+        """What the last verb adds to its success, such as "already running"."""
+        return self._store.note
+
+    # -- images -----------------------------------------------------------------------------------------------
+
+    def image_build(self, name: str = "micro") -> Image:
+        """Build the guest image, or find that it is built: same inputs, same digest."""
+        self._fresh()
+        return images.build(
+            self._store.paths.images, name=name, cache_dir=config.cache_dir(), progress=self._store.say
+        )
+
+    def image_list(self) -> builtins.list[tuple[Image, tuple[str, ...]]]:
+        """Every image and the names that point at it."""
+        return images.list_images(self._store.paths.images)
+
+    def image_remove(self, name_or_digest: str) -> None:
+        """Delete an image that no instance was created with."""
+        image, _ = images.resolve(self._store.paths.images, name_or_digest)
+        used_by = [record.name for record in self._store.records() if record.image == image.digest]
+        images.remove(self._store.paths.images, name_or_digest, in_use_by=used_by)
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        *,
+        image: str = "micro",
+        memory_mib: int = DEFAULT_MEMORY_MIB,
+        cpus: int = 1,
+        disk_bytes: int = DEFAULT_DISK_BYTES,
+        hypervisor: Hypervisor | None = None,
+        accelerator: Accelerator | None = None,
+        boot_timeout_s: float = power.BOOT_TIMEOUT_S,
+    ) -> InstanceInfo:
+        """Create and boot an instance; returns when its agent answers. On failure nothing is left."""
+        self._fresh()
+        made = create.create(
+            self._store,
+            name,
+            image=image,
+            memory_mib=memory_mib,
+            cpus=cpus,
+            disk_bytes=disk_bytes,
+            hypervisor=hypervisor,
+            accelerator=accelerator,
+            boot_timeout_s=boot_timeout_s,
+        )
+        return self.get(made)
+
+    def pause(self, name: str) -> InstanceInfo:
+        """Freeze the workload, sync, stop the vCPUs."""
+        self._fresh()
+        power.pause(self._store, name)
+        return self.get(name)
+
+    def resume(self, name: str) -> InstanceInfo:
+        """Start the vCPUs, then thaw the workload."""
+        self._fresh()
+        power.resume(self._store, name)
+        return self.get(name)
+
+    def standby(self, name: str) -> InstanceInfo:
+        """Snapshot memory and disk, then end the VMM. On failure the instance runs on and nothing was kept."""
+        self._fresh()
+        standby.standby(self._store, name)
+        return self.get(name)
+
+    def restore(
+        self, name: str, *, snapshot: str | None = None, discard_memory: bool = False, discard_disk: bool = False
+    ) -> InstanceInfo:
+        """Wake from standby, or roll back to ``snapshot``. On failure the instance is what it was."""
+        self._fresh()
+        restore.restore(
+            self._store, name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk
+        )
+        return self.get(name)
+
+    def stop(
+        self, name: str, *, discard_memory: bool = False, timeout_s: float = 30.0, force: bool = False
+    ) -> InstanceInfo:
+        """Shut the guest down and keep its disk; from standby only with ``discard_memory``."""
+        self._fresh()
+        power.stop(self._store, name, discard_memory=discard_memory, timeout_s=timeout_s, force=force)
+        return self.get(name)
+
+    def start(self, name: str) -> InstanceInfo:
+        """Boot the live disk of a stopped (or failed) instance."""
+        self._fresh()
+        power.start(self._store, name)
+        return self.get(name)
+
+    def fork(
+        self, source: str, names: Sequence[str] = (), *, count: int | None = None, start: bool = False
+    ) -> ForkReport:
+        """Fork an instance or ``snapshot:ID-or-name`` into one or many; all or nothing.
+
+        Forks sleep (or are stopped, if the source is) unless ``start``. A running source is paused for the capture alone;
+        ``source_pause_s`` says for how long.
+        """
+        self._fresh()
+        made = fork.fork(self._store, source, names, count=count, start=start)
+        return ForkReport(
+            instances=tuple(self.get(instance_id) for instance_id in made.ids),
+            source_pause_s=made.source_pause_s,
+            method=made.method,
+        )
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Delete an instance; a running or paused one only with ``force``. Its forks do not notice."""
+        self._fresh()
+        delete.remove(self._store, name, force=force)
+
+    # -- inside the guest -------------------------------------------------------------------------------------
+
+    def exec(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: int | bytes | None = None,
+        stdout: Callable[[bytes], None] | None = None,
+        stderr: Callable[[bytes], None] | None = None,
+        timeout_s: float | None = None,
+        pty: tuple[int, int] | None = None,
+        detach: bool = False,
+        control: ExecControl | None = None,
+    ) -> ExecResult:
+        """Run a command in the guest. Output goes to the callbacks as it comes, or else into the result."""
+        return guest.execute(
+            self._store,
+            name,
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout_s=timeout_s,
+            pty=pty,
+            detach=detach,
+            control=control,
+        )
+
+    def ping(self, name: str) -> Ping:
+        """Ask the agent for its boot nonce and tick."""
+        return guest.ping(self._store, name)
+
+    def copy_in(self, name: str, src: Path, dst: str) -> int:
+        """Copy a file into the guest; returns its bytes."""
+        return guest.copy_in(self._store, name, src, dst)
+
+    def copy_out(self, name: str, src: str, dst: Path) -> int:
+        """Copy a file out of the guest; returns its bytes."""
+        return guest.copy_out(self._store, name, src, dst)
+
+    def console_socket(self, name: str) -> socket.socket:
+        """A connection to the serial console; closing it detaches."""
+        return guest.console(self._store, name)
+
+    def logs(self, name: str) -> dict[str, Path]:
+        """The paths of the ``console`` and ``vmm`` logs."""
+        paths = self._store.paths.instance(self._store.find(name))
+        return {"console": paths.console_log, "vmm": paths.vmm_log}
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> InstanceInfo:
+        """One instance, as it is now."""
+        return inspect.show(self._store, name)
+
+    def list(self) -> builtins.list[InstanceInfo]:
+        """Every instance, oldest first."""
+        return inspect.all_instances(self._store)
+
+    def du(self) -> builtins.list[DiskUse]:
+        """Disk that instances, snapshots and images occupy."""
+        return inspect.disk_use(self._store)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an instance."""
+        try:
+            self._store.find(name)
+        except NotFoundError:
+            return False
+        return True
+
+    def snapshot_create(self, instance: str, name: str | None = None) -> SnapshotInfo:
+        """Take a named snapshot of an instance, which runs (or sleeps) on."""
+        self._fresh()
+        return self.snapshot_get(snapshots.create(self._store, instance, name))
+
+    def snapshots(self) -> builtins.list[SnapshotInfo]:
+        """Every snapshot, oldest first."""
+        return snapshots.all_snapshots(self._store)
+
+    def snapshot_get(self, id_or_name: str) -> SnapshotInfo:
+        """One snapshot."""
+        return snapshots.show(self._store, id_or_name)
+
+    def snapshot_remove(self, id_or_name: str) -> None:
+        """Remove a snapshot that nothing references; by name, the name at least."""
+        self._fresh()
+        snapshots.remove(self._store, id_or_name)
+
+    def doctor(self) -> builtins.list[Capability]:
+        """What this host can do, why, what that means and what mends it."""
+        return doctor.examine(self._store.paths)
+
+    def _fresh(self) -> None:
+        self._store.note = None

@@ -1,0 +1,120 @@
+"""show, ls and du: what is there, as it is now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ramet.errors import RametError, host_errors
+from ramet.instances import observe, snapshots
+from ramet.instances.context import Store
+from ramet.instances.standby import mapped_file
+from ramet.linux import extents, procfs
+from ramet.model import DiskUse, InstanceInfo, InstanceRecord, MappedMemory, State
+
+
+def show(store: Store, name: str) -> InstanceInfo:
+    """One instance."""
+    return info(store, store.read(store.find(name)), store.references())
+
+
+def all_instances(store: Store) -> list[InstanceInfo]:
+    """Every instance, oldest first."""
+    references = store.references()
+    return [info(store, record, references) for record in store.records()]
+
+
+def info(store: Store, record: InstanceRecord, references: Mapping[str, tuple[str, ...]]) -> InstanceInfo:
+    """An instance as the surface gives it, with the state that is true now."""
+    record = observe.observed(store, record)
+    paths = store.paths.instance(record.id)
+    snapshot = None
+    if record.snapshot is not None and store.paths.snapshot(record.snapshot).dir.is_dir():
+        snapshot = snapshots.info(store, record.snapshot, references)
+    live = record.state in observe.LIVE
+    return InstanceInfo(
+        id=record.id,
+        name=record.name,
+        state=record.state,
+        failure=record.failure,
+        failure_detail=record.failure_detail,
+        hypervisor=record.hypervisor,
+        accelerator=record.vmm_build.accelerator if record.vmm_build else None,
+        pid=record.vmm.pid if live and record.vmm else None,
+        memory_mib=record.memory_mib,
+        cpus=record.cpus,
+        disk_bytes=record.disk_bytes,
+        image=record.image,
+        created_at_unix_s=record.created_at_unix_s,
+        lineage=record.lineage,
+        snapshot=snapshot,
+        mapped_snapshot=record.mapped_snapshot,
+        diff_base=record.diff_base,
+        live_disk=str(paths.disk) if record.state is not State.STANDBY and paths.disk.exists() else None,
+        mapped_memory=_mapped_memory(store, record) if live else None,
+        run_dir=str(paths.run),
+        logs={"console": str(paths.console_log), "vmm": str(paths.vmm_log)},
+    )
+
+
+def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
+    """What /proc shows of the guest's memory; None if the VMM is gone meanwhile."""
+    if record.vmm is None:
+        return None
+    path = mapped_file(store, store.paths.instance(record.id), record.mapped_snapshot)
+    try:
+        mappings = procfs.mappings_of_file(record.vmm.pid, path)
+        opened = procfs.open_descriptors(record.vmm.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if not mappings:
+        return None
+    ino = mappings[0].ino
+    writable = any(descriptor.writable for descriptor in opened if descriptor.ino == ino)
+    return MappedMemory(path=str(path), dev=mappings[0].dev, ino=ino, writable=writable)
+
+
+def disk_use(store: Store) -> list[DiskUse]:
+    """What each instance, snapshot and image occupies, by physical extents."""
+    found = []
+    for record in store.records():
+        paths = store.paths.instance(record.id)
+        found.append(_use(record.name, "instance", [*_files(paths.work), *_files(paths.logs)]))
+    for snapshot in snapshots.all_snapshots(store):
+        label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
+        found.append(_use(label, "snapshot", _files(Path(snapshot.dir))))
+    for directory in sorted(store.paths.images.iterdir()):
+        if (directory / "image.json").exists():
+            found.append(_use(directory.name, "image", _files(directory)))
+    return found
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.iterdir()) if path.is_file() and not path.is_symlink()]
+
+
+def _use(name: str, kind: str, paths: list[Path]) -> DiskUse:
+    allocated = apparent = 0
+    exclusive: int | None = 0
+    for path in paths:
+        try:
+            with host_errors(f"measure {path}"):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    stat = os.fstat(fd)
+                    allocated += stat.st_blocks * 512
+                    apparent += stat.st_size
+                    found = extents.fiemap(fd)
+                finally:
+                    os.close(fd)
+        except RametError as err:
+            if isinstance(err.__cause__, FileNotFoundError):
+                continue  # removed meanwhile
+            exclusive = None  # this file system cannot tell
+            continue
+        if exclusive is not None:
+            exclusive += extents.exclusive_bytes(found)
+    return DiskUse(
+        name=name, kind=kind, allocated_bytes=allocated, exclusive_bytes=exclusive, apparent_bytes=apparent
+    )

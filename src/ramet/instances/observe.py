@@ -1,0 +1,109 @@
+"""What is true now, whatever the record says.
+
+``observed`` looks and changes nothing (for readers, who hold no lock); ``settle`` also mends what a killed command left (for
+verbs, who hold the lock).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from ramet import process
+from ramet.errors import GuestError, VmmError
+from ramet.instances import guest
+from ramet.instances.context import Store
+from ramet.model import Failure, InstanceRecord, State, VmmProcess
+from ramet.store import atomic
+
+log = logging.getLogger("ramet.instances")
+LIVE = (State.RUNNING, State.PAUSED)
+
+
+def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
+    """``record`` with the state that is true now: its VMM may have gone since the record was written."""
+    if record.state not in LIVE or (record.vmm is not None and process.is_alive(record.vmm)):
+        return record
+    paths = store.paths.instance(record.id)
+    gone = msgspec.structs.replace(record, vmm=None, mapped_snapshot=None, diff_base=None)
+    if store.driver(record.hypervisor).ended_by_guest(paths.run, paths.vmm_log):
+        return msgspec.structs.replace(gone, state=State.STOPPED, snapshot=None)
+    return msgspec.structs.replace(
+        gone,
+        state=State.FAILED,
+        failure=Failure.VMM_LOST,
+        failure_detail="The VMM ended without its guest having shut down (killed, crashed, or the host was booted anew). "
+        "The live disk is newer than the last snapshot.",
+    )
+
+
+def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
+    """Bring the record up to what is true and mend what a killed command left. Call with the instance's exclusive lock.
+
+    A guest found frozen is thawed and runs on (H43, H71); a VMM that no record owns is reaped; a half-made instance is failed.
+    """
+    was = record
+    if record.pending is not None:
+        record = _mend(store, record)
+    record = observed(store, record)
+    if record.state not in LIVE and record.vmm is not None:
+        process.kill_and_wait(record.vmm)
+        record = msgspec.structs.replace(record, vmm=None)
+        guest.clear_live_files(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
+    if record != was:
+        atomic.write_json(store.paths.instance(record.id).record, record)
+        store.collect(*({was.snapshot, was.mapped_snapshot, was.diff_base} - {None}))
+    return record
+
+
+def _mend(store: Store, record: InstanceRecord) -> InstanceRecord:
+    log.info("%s: `%s` was interrupted; tidying up", record.name, record.pending)
+    paths = store.paths.instance(record.id)
+    record = msgspec.structs.replace(record, pending=None)
+    if record.state is State.CREATED:
+        _reap_strays(paths.run)
+        return msgspec.structs.replace(
+            record,
+            vmm=None,
+            state=State.FAILED,
+            failure=Failure.CREATE_FAILED,
+            failure_detail="`ramet create` was killed before the guest had answered.",
+        )
+    if record.state is State.RUNNING and record.vmm is not None and process.is_alive(record.vmm):
+        return _thaw(store, record, record.vmm)
+    if record.state not in LIVE:
+        _reap_strays(paths.run)
+        guest.restore_set_aside_disk(paths)
+        guest.clear_live_files(paths, keep_disk=record.state is not State.STANDBY)
+    return record
+
+
+def _thaw(store: Store, record: InstanceRecord, vmm: VmmProcess) -> InstanceRecord:
+    paths = store.paths.instance(record.id)
+    try:
+        with store.driver(record.hypervisor).connect(paths.run) as monitor:
+            if not monitor.vcpus_running():
+                monitor.resume_vcpus()
+        guest.thaw(paths.run)
+    except (VmmError, GuestError) as err:
+        log.warning("%s: could not resume the guest that an interrupted command left frozen: %s", record.name, err)
+    return record
+
+
+def _reap_strays(run_dir: Path) -> None:
+    """Kill VMMs that hold this instance's pid file in their command line: their command died before it could record them."""
+    needle = f"\0{run_dir}/".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+        if needle in command and b"-pidfile\0" in command:
+            started = process.start_time_ticks(int(entry.name))
+            if started is not None:
+                vmm = VmmProcess(pid=int(entry.name), start_time_ticks=started, boot_id=process.boot_id())
+                log.info("reaping VMM %d of %s: %s", vmm.pid, run_dir, process.kill_and_wait(vmm))

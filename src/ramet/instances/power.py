@@ -1,0 +1,139 @@
+"""pause, resume, stop and start."""
+
+from __future__ import annotations
+
+from ramet import process
+from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError
+from ramet.guests.client import AgentClient
+from ramet.instances import guest
+from ramet.instances.context import Locked, Store
+from ramet.instances.create import boot
+from ramet.model import Method, State
+from ramet.snapshots import manifest as manifests
+from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
+from ramet.store.derive import derive
+
+BOOT_TIMEOUT_S = 60.0
+ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
+
+
+def reached(store: Store, instance: Locked, verb: Verb) -> bool:
+    """Note it and return True if ``verb`` has nothing to do."""
+    if is_reached(verb, instance.record.state):
+        store.note = f"already {instance.record.state.value}"
+        return True
+    return False
+
+
+def pause(store: Store, name: str) -> None:
+    """Freeze the workload, sync, stop the vCPUs. If the guest cannot be frozen in time it runs on and this raises."""
+    with store.exclusive(name) as instance:
+        if reached(store, instance, Verb.PAUSE):
+            return
+        require(Verb.PAUSE, instance.record.state, name=name)
+        with instance.pending("pause"), instance.driver.connect(instance.paths.run) as monitor:
+            guest.freeze(monitor, instance.paths.run)
+            instance.change(state=State.PAUSED, pending=None)
+
+
+def resume(store: Store, name: str) -> None:
+    """Start the vCPUs, then thaw the workload."""
+    with store.exclusive(name) as instance:
+        if reached(store, instance, Verb.RESUME):
+            return
+        require(Verb.RESUME, instance.record.state, name=name)
+        with instance.pending("resume"), instance.driver.connect(instance.paths.run) as monitor:
+            guest.unfreeze(monitor, instance.paths.run)
+            instance.change(state=State.RUNNING, pending=None)
+
+
+def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, force: bool) -> None:
+    """Shut the guest down and keep its live disk. ``force`` kills a guest that does not shut down in time.
+
+    Raises:
+        GuestTimeoutError: if the guest is still up after ``timeout_s`` and ``force`` was not given; it runs on.
+    """
+    with store.exclusive(name) as instance:
+        state = instance.record.state
+        if reached(store, instance, Verb.STOP):
+            return
+        if state is State.STANDBY:
+            _discard_memory(store, instance, allowed=discard_memory)
+            return
+        require(Verb.STOP, state, name=name)
+        with instance.pending("stop"):
+            _shut_down(store, instance, timeout_s=timeout_s, force=force)
+            before = instance.record
+            instance.change(
+                state=State.STOPPED, pending=None, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None
+            )
+            guest.clear_live_files(instance.paths, keep_disk=True)
+        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
+
+
+def start(store: Store, name: str) -> None:
+    """Boot the live disk with the image that the instance was created with."""
+    with store.exclusive(name) as instance:
+        if reached(store, instance, Verb.START):
+            return
+        if instance.record.state is State.STANDBY:
+            raise StateError(
+                f"Cannot start {name!r}: it is standby, and start boots a disk afresh.",
+                actual=State.STANDBY.value,
+                required=sorted(state.value for state in START_STATES[Verb.START]),
+                hint="`ramet restore` wakes it with its memory; to boot afresh, `ramet stop --discard-memory` first.",
+            )
+        require(Verb.START, instance.record.state, name=name)
+        if not instance.paths.disk.exists():
+            raise ConflictError(f"{name!r} has no disk to boot.", hint=f"Remove it: ramet rm {name}")
+        before = instance.record
+        with instance.pending("start"):
+            boot(instance, timeout_s=BOOT_TIMEOUT_S)
+        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
+
+
+def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool) -> None:
+    vmm = instance.record.vmm
+    if vmm is None:
+        return
+    if not force or instance.record.state is State.RUNNING:
+        try:
+            if instance.record.state is State.PAUSED:
+                with instance.driver.connect(instance.paths.run) as monitor:
+                    guest.unfreeze(monitor, instance.paths.run)
+                instance.change(state=State.RUNNING)
+            store.say(f"{instance.record.name}: shutting down")
+            with AgentClient.open(instance.paths.run, deadline_s=timeout_s) as agent:
+                agent.shutdown()
+        except (GuestError, VmmDiedError):
+            # A guest that cannot be asked is no reason not to kill it, but only when told to.
+            if not force and process.is_alive(vmm):
+                raise
+    if process.wait_gone(vmm, timeout_s):
+        return
+    if not force:
+        raise GuestTimeoutError(
+            f"{instance.record.name!r} did not shut down within {timeout_s:g} s; it runs on.",
+            hint="`ramet stop --force` kills it, as a power cut would.",
+        )
+    process.kill_and_wait(vmm)
+    store.note = "killed: it did not shut down in time"
+
+
+def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
+    record = instance.record
+    if not allowed:
+        raise StateError(
+            f"Cannot stop {record.name!r}: it is standby, and stopping it loses the memory that it sleeps with.",
+            actual=record.state.value,
+            required=[State.RUNNING.value, State.PAUSED.value],
+            hint=f"If that is what you want: ramet stop {record.name} --discard-memory. {NEXT_STEP[record.state]}",
+        )
+    if record.snapshot is None:
+        raise ConflictError(f"{record.name!r} sleeps on no snapshot: its record is damaged.")
+    with instance.pending("stop"), store.reading(record.snapshot) as snapshot:
+        manifests.load(snapshot)
+        instance.paths.disk.unlink(missing_ok=True)
+        derive(snapshot.disk, instance.paths.disk, allow=ANY_METHOD)
+        instance.change(state=State.STOPPED, pending=None, snapshot=None)
+    store.collect(record.snapshot)

@@ -1,0 +1,170 @@
+"""restore: wake from a snapshot; roll back to one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import ConfigError, ConflictError, StateError, UnsupportedError, host_errors
+from ramet.instances import guest
+from ramet.instances.context import Locked, Store
+from ramet.instances.create import launch_spec
+from ramet.instances.power import reached
+from ramet.model import Failure, Manifest, Method, State
+from ramet.paths import SnapshotPaths
+from ramet.snapshots import manifest as manifests
+from ramet.states import Verb, require
+from ramet.store.derive import derive
+
+ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
+REFLINK_ONLY = frozenset({Method.REFLINK})
+
+
+def restore(
+    store: Store, name: str, *, snapshot: str | None, discard_memory: bool, discard_disk: bool
+) -> None:
+    """Wake an instance from the snapshot that it sleeps on, or roll it back to ``snapshot``.
+
+    If it fails, the VMM is reaped, sockets and the new live disk are gone, and the instance is what it was.
+
+    Raises:
+        StateError: in a state from which memory or disk would be lost without having been told so.
+        IncompatibleError, CorruptError: if the snapshot cannot be loaded here; nothing was touched.
+    """
+    with store.exclusive(name) as instance:
+        if snapshot is None and reached(store, instance, Verb.RESTORE):
+            return
+        chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
+        before = instance.record
+        with store.reading(chosen) as paths:
+            manifest = _check(instance, paths)
+            if guest.is_live(before):
+                _end_live(instance)
+            with instance.pending("restore"):
+                store.say(f"{name}: restoring")
+                _wake(instance, paths, manifest)
+        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
+
+
+def _choose(
+    store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool
+) -> str:
+    record = instance.record
+    name = record.name
+    if snapshot is not None:
+        chosen = store.find_snapshot(snapshot)
+        if guest.is_live(record) and not (discard_memory and discard_disk):
+            raise StateError(
+                f"Cannot roll {name!r} back: it is {record.state.value}, and would lose its memory and its disk.",
+                actual=record.state.value,
+                required=[State.STANDBY.value, State.STOPPED.value, State.FAILED.value],
+                hint="If that is what you want, add --discard-memory --discard-disk.",
+            )
+        return chosen
+    if record.state is State.FAILED and record.failure is Failure.VMM_LOST and record.snapshot is not None:
+        if discard_disk:
+            return record.snapshot
+        raise StateError(
+            f"Cannot restore {name!r}: its VMM was lost, and its disk is newer than its last snapshot.",
+            actual=record.state.value,
+            required=[State.STANDBY.value],
+            hint=f"`ramet start {name}` boots that disk; `ramet restore {name} --discard-disk` rolls memory and disk back.",
+        )
+    require(Verb.RESTORE, record.state, name=name)
+    if record.snapshot is None:
+        raise ConflictError(f"{name!r} sleeps on no snapshot: its record is damaged.")
+    return record.snapshot
+
+
+def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:
+    manifest = manifests.load(paths)
+    if manifest.instance_id != instance.record.id:
+        raise ConfigError(
+            f"Snapshot {manifest.id} was taken of {manifest.instance_name!r}, not of {instance.record.name!r}.",
+            hint=f"To get a VM of its own from it: ramet fork snapshot:{manifest.id}",
+        )
+    manifests.check_compatible(manifest, instance.driver.build(instance.store.hardware(instance.record)))
+    manifests.check_files(paths, manifest)
+    return manifest
+
+
+def _end_live(instance: Locked) -> None:
+    """Give up a live VM for a rollback: durable first, so that a kill in between never pairs old memory with its disk (H69)."""
+    vmm = instance.record.vmm
+    instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
+    if vmm is not None:
+        process.kill_and_wait(vmm)
+    instance.change(vmm=None)
+    guest.clear_live_files(instance.paths, keep_disk=True)
+
+
+def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None:
+    paths = instance.paths
+    aside = guest.set_aside_path(paths)
+    keep_old_disk = instance.record.state is not State.STANDBY and paths.disk.exists()
+    with host_errors(f"prepare {paths.work}"):
+        if keep_old_disk:
+            paths.disk.rename(aside)
+        else:
+            paths.disk.unlink(missing_ok=True)
+        paths.memory.unlink(missing_ok=True)
+    try:
+        derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
+        memory = _memory_to_map(instance, snapshot)
+        spec = launch_spec(instance, memory=memory, boot=None, vmstate=snapshot.vmstate)
+        vmm = instance.driver.load(spec)
+        try:
+            instance.change(durable=False, vmm=vmm)
+            _let_run(instance, manifest)
+        except BaseException:
+            process.kill_and_wait(vmm)
+            instance.change(durable=False, vmm=None)
+            raise
+    except BaseException:
+        guest.clear_live_files(paths, keep_disk=False)
+        guest.restore_set_aside_disk(paths)
+        raise
+    with host_errors(f"clean up {paths.work}"):
+        aside.unlink(missing_ok=True)
+
+
+def _let_run(instance: Locked, manifest: Manifest) -> None:
+    """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget."""
+    record, run_dir = instance.record, instance.paths.run
+    generation = record.generation + 1
+    with instance.driver.connect(run_dir) as monitor:
+        monitor.resume_vcpus()
+    guest.give_identity(run_dir, record, generation=generation, thaw_after=True)
+    instance.change(
+        state=State.RUNNING,
+        failure=None,
+        failure_detail=None,
+        snapshot=manifest.id,
+        mapped_snapshot=manifest.id,
+        diff_base=manifest.id,
+        generation=generation,
+        pending=None,
+    )
+
+
+def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
+    """The memory file that the VMM maps.
+
+    With reflinks, a private clone: QEMU before 8.2 opens it for writing even when it maps it privately, so the snapshot's own
+    inode stays out of its reach. Without, the instance's own snapshot where nobody else can use it, else a copy.
+    """
+    own = instance.paths.memory
+    try:
+        derive(snapshot.memory, own, allow=REFLINK_ONLY)
+    except UnsupportedError:
+        if os.geteuid() == 0 and not _is_shared(instance, snapshot.dir.name):
+            return snapshot.memory
+        derive(snapshot.memory, own, allow=ANY_METHOD)
+    return own
+
+
+def _is_shared(instance: Locked, snapshot_id: str) -> bool:
+    """Whether a name or another instance refers to the snapshot: then no VMM gets a writable descriptor on it."""
+    mine = f"instance {instance.record.name} ("
+    return any(not who.startswith(mine) for who in instance.store.references().get(snapshot_id, ()))

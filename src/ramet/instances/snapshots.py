@@ -1,0 +1,130 @@
+"""snapshot create, ls, show, rm: named snapshots are the same directories with a name pointing at them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from ramet import config
+from ramet.errors import ConflictError, InUseError
+from ramet.instances import guest
+from ramet.instances.context import Locked, Store
+from ramet.instances.standby import captured
+from ramet.model import SnapshotInfo, State
+from ramet.snapshots import manifest as manifests
+from ramet.snapshots.publish import publish
+from ramet.states import Verb, require
+from ramet.store import names
+from ramet.store.layout import discard
+from ramet.store.locks import locked
+
+
+def create(store: Store, instance_name: str, name: str | None) -> str:
+    """Take a named snapshot; returns its id. A running instance is paused for the capture and runs on, whatever happens.
+
+    Raises:
+        ConflictError: if the name is taken; nothing was touched.
+    """
+    if name is not None:
+        config.check_name(name, what="snapshot")
+        if names.lookup(store.paths.snapshot_names, name) is not None:
+            raise ConflictError(f"There is already a snapshot called {name!r}.", hint="`ramet snapshot ls` lists them.")
+    with store.exclusive(instance_name) as instance:
+        record = instance.record
+        require(Verb.SNAPSHOT, record.state, name=instance_name)
+        name = name or _free_name(store, record.name)
+        if record.state is State.STANDBY:
+            if record.snapshot is None:
+                raise ConflictError(f"{instance_name!r} sleeps on no snapshot: its record is damaged.")
+            with store.reading(record.snapshot):
+                names.claim(store.paths.snapshot_names, name, record.snapshot, what="snapshot")
+            return record.snapshot
+        return _capture(store, instance, name)
+
+
+def _capture(store: Store, instance: Locked, name: str) -> str:
+    already = instance.record.state is State.PAUSED
+    with ExitStack() as stack:
+        with instance.pending("snapshot"), instance.driver.connect(instance.paths.run) as monitor:
+            with guest.frozen(monitor, instance.paths.run, already=already):
+                work, manifest = stack.enter_context(captured(instance, monitor))
+        with locked(store.paths.locks, f"snapshot-{manifest.id}", exclusive=False):
+            publish(work, store.paths.snapshot(manifest.id), manifest)
+            try:
+                names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
+            except BaseException:
+                discard(store.paths, store.paths.snapshot(manifest.id).dir)
+                raise
+    return manifest.id
+
+
+def remove(store: Store, text: str) -> None:
+    """Remove a snapshot. By name: the name goes, and the files with it unless something else needs them.
+
+    Raises:
+        InUseError: by id, if anything references it; nothing was touched.
+    """
+    snapshot_id = store.find_snapshot(text)
+    name = text.removeprefix("snapshot:")
+    if names.lookup(store.paths.snapshot_names, name) is None:
+        store.delete_snapshot(snapshot_id)
+        return
+    names.release(store.paths.snapshot_names, name, snapshot_id)
+    try:
+        store.delete_snapshot(snapshot_id)
+    except InUseError as err:
+        store.note = f"the name is gone; the files stay, in use by {'; '.join(err.dependents)}"
+
+
+def show(store: Store, text: str) -> SnapshotInfo:
+    return info(store, store.find_snapshot(text), store.references())
+
+
+def all_snapshots(store: Store) -> list[SnapshotInfo]:
+    """Every snapshot, oldest first."""
+    references = store.references()
+    found = [
+        info(store, directory.name, references) for directory in store.paths.snapshots.iterdir() if directory.is_dir()
+    ]
+    return sorted(found, key=lambda snapshot: (snapshot.created_at_unix_s, snapshot.id))
+
+
+def info(store: Store, snapshot_id: str, references: Mapping[str, tuple[str, ...]]) -> SnapshotInfo:
+    """A snapshot as the surface gives it.
+
+    Raises:
+        CorruptError: if its manifest is damaged.
+    """
+    paths = store.paths.snapshot(snapshot_id)
+    manifest = manifests.load(paths)
+    called = names.all_names(store.paths.snapshot_names)
+    return SnapshotInfo(
+        id=manifest.id,
+        names=tuple(name for name, target in called.items() if target == snapshot_id),
+        dir=str(paths.dir),
+        memory=str(paths.memory),
+        vmstate=str(paths.vmstate),
+        disk=str(paths.disk),
+        method=manifest.memory.method,
+        kind=manifest.kind,
+        parent=manifest.parent,
+        instance_id=manifest.instance_id,
+        instance_name=manifest.instance_name,
+        created_at_unix_s=manifest.created_at_unix_s,
+        memory_mib=manifest.memory_mib,
+        written_bytes=manifest.memory.written_bytes,
+        referenced_by=references.get(snapshot_id, ()),
+    )
+
+
+def _free_name(store: Store, instance_name: str) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    taken = names.all_names(store.paths.snapshot_names)
+    base = f"{instance_name[: config.NAME_MAX - 20]}-{stamp}"
+    number = 1
+    candidate = base
+    while candidate in taken:
+        number += 1
+        candidate = f"{base}-{number}"
+    return candidate

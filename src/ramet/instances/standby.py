@@ -1,0 +1,99 @@
+"""standby: capture, publish, point the record at it, and only then end the VMM; and the capture that others share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import ConflictError
+from ramet.hypervisors.base import Monitor
+from ramet.instances import guest
+from ramet.instances.context import Locked, Store
+from ramet.instances.power import reached
+from ramet.model import Manifest, SnapshotKind, State
+from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.snapshots import capture as captures
+from ramet.snapshots.publish import describe, publish
+from ramet.states import Verb, require
+from ramet.store.layout import new_id, work_in_progress
+
+
+def standby(store: Store, name: str) -> None:
+    """Put an instance to sleep. If anything fails before its record points at the new snapshot, it runs on (or stays paused).
+
+    Raises:
+        StateError: if it neither runs nor is paused.
+        HostError: NoSpaceError for a full disk, for example; the guest runs on and nothing was kept.
+    """
+    with store.exclusive(name) as instance:
+        if reached(store, instance, Verb.STANDBY):
+            return
+        require(Verb.STANDBY, instance.record.state, name=name)
+        before = instance.record
+        with instance.pending("standby"), instance.driver.connect(instance.paths.run) as monitor:
+            store.say(f"{name}: going to standby")
+            _sleep(store, instance, monitor)
+        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
+
+
+def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
+    was_paused = instance.record.state is State.PAUSED
+    vmm = instance.record.vmm
+    if vmm is None:
+        raise ConflictError(f"{instance.record.name!r} has no VMM: its record is damaged.")
+    if not was_paused:
+        guest.freeze(monitor, instance.paths.run)
+    try:
+        with captured(instance, monitor) as (work, manifest):
+            publish(work, store.paths.snapshot(manifest.id), manifest)
+        instance.change(
+            state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None, pending="standby"
+        )
+    except BaseException:
+        if instance.record.state is not State.STANDBY and not was_paused:
+            guest.unfreeze(monitor, instance.paths.run)
+        raise
+    # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
+    process.kill_and_wait(vmm)
+    guest.clear_live_files(instance.paths, keep_disk=False)
+    instance.change(vmm=None, pending=None)
+
+
+@contextmanager
+def captured(instance: Locked, monitor: Monitor) -> Iterator[tuple[Path, Manifest]]:
+    """Capture a frozen VM into work in progress: yields the directory and the manifest, neither published yet."""
+    store, record = instance.store, instance.record
+    vmm = record.vmm
+    if vmm is None:
+        raise ConflictError(f"{record.name!r} has no VMM: its record is damaged.")
+    snapshot_id = new_id()
+    booted = record.mapped_snapshot is None
+    with work_in_progress(store.paths, snapshot_id) as work:
+        result = captures.capture(
+            monitor,
+            vmm,
+            live=instance.paths,
+            mapped_file=mapped_file(store, instance.paths, record.mapped_snapshot),
+            into=SnapshotPaths(dir=work),
+            base_is_empty=booted,
+        )
+        if record.vmm_build is None:
+            raise ConflictError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
+        manifest = describe(
+            snapshot_id,
+            record,
+            record.vmm_build,
+            result,
+            kind=SnapshotKind.FULL if booted else SnapshotKind.DIFF,
+            parent=record.mapped_snapshot,
+        )
+        yield work, manifest
+
+
+def mapped_file(store: Store, paths: InstancePaths, mapped_snapshot: str | None) -> Path:
+    """The file that the VMM maps: its own under ``work/``, or, without reflinks, its own snapshot's."""
+    if paths.memory.exists() or mapped_snapshot is None:
+        return paths.memory
+    return store.paths.snapshot(mapped_snapshot).memory

@@ -1,0 +1,28 @@
+"""ioctl numbers, built as <asm-generic/ioctl.h> does, and the call itself."""
+
+from __future__ import annotations
+
+import fcntl
+
+_WRITE, _READ = 1, 2
+
+
+def _ioc(direction: int, kind: int, number: int, size: int) -> int:
+    return direction << 30 | size << 16 | kind << 8 | number
+
+
+def ior(kind: int, number: int, size: int) -> int:
+    return _ioc(_READ, kind, number, size)
+
+
+def iow(kind: int, number: int, size: int) -> int:
+    return _ioc(_WRITE, kind, number, size)
+
+
+def iowr(kind: int, number: int, size: int) -> int:
+    return _ioc(_READ | _WRITE, kind, number, size)
+
+
+def ioctl(fd: int, request: int, argument: bytearray) -> int:
+    """ioctl(2) with an in-out structure; returns the call's result."""
+    return fcntl.ioctl(fd, request, argument, True)

@@ -1,0 +1,299 @@
+"""The values that Ramet keeps on disk and hands out: frozen, keyword-only, typed.
+
+Everything here is data. Files carry a ``format_version``; a reader refuses a version that it does not know.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+INSTANCE_FORMAT_VERSION: Final = 1
+MANIFEST_FORMAT_VERSION: Final = 1
+IMAGE_FORMAT_VERSION: Final = 1
+
+MIB: Final = 1024 * 1024
+PAGE_BYTES: Final = 4096
+
+
+class State(StrEnum):
+    """The state of an instance; states.py holds the transitions."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STANDBY = "standby"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Failure(StrEnum):
+    """Why an instance is ``failed``."""
+
+    VMM_LOST = "vmm-lost"
+    CREATE_FAILED = "create-failed"
+
+
+class Hypervisor(StrEnum):
+    QEMU = "qemu"
+    FIRECRACKER = "firecracker"
+
+
+class Accelerator(StrEnum):
+    """What runs the guest's code. A snapshot taken under one is refused under the other."""
+
+    TCG = "tcg"
+    KVM = "kvm"
+
+
+class Method(StrEnum):
+    """How a file was derived from another."""
+
+    REFLINK = "reflink"
+    COPY = "copy"
+
+
+class SnapshotKind(StrEnum):
+    """``full``: the first after a boot. ``diff``: only dirty pages were written, onto a derivation of the base."""
+
+    FULL = "full"
+    DIFF = "diff"
+    FORK = "fork"
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all values."""
+
+
+class VmmProcess(Value, frozen=True, kw_only=True):
+    """A VMM found again by pid *and* start time (clock ticks after boot, /proc/PID/stat field 22) *and* boot id."""
+
+    pid: int
+    start_time_ticks: int
+    boot_id: str
+
+
+class VmmBuild(Value, frozen=True, kw_only=True):
+    """What must match between the VMM that saved a device state and the one that loads it."""
+
+    hypervisor: Hypervisor
+    version: str
+    accelerator: Accelerator
+    machine: str
+    cpu_model: str
+    devices: str
+    """A digest of the guest-visible command line: same devices, same order."""
+
+
+class Ancestor(Value, frozen=True, kw_only=True):
+    """One step of a lineage: the instance that was forked, and the snapshot that the fork began from (if it had one)."""
+
+    instance_id: str
+    name: str
+    snapshot_id: str | None
+
+
+class InstanceRecord(Value, frozen=True, kw_only=True):
+    """instances/<id>/instance.json: replaced atomically, the truth about one instance."""
+
+    format_version: int = INSTANCE_FORMAT_VERSION
+    id: str
+    name: str
+    state: State
+    failure: Failure | None = None
+    failure_detail: str | None = None
+    created_at_unix_s: float
+    hypervisor: Hypervisor
+    image: str
+    """The digest of the image that the instance was created with."""
+    memory_mib: int
+    cpus: int
+    disk_bytes: int
+    machine_id: str
+    """The guest's /etc/machine-id, 32 hexadecimal digits: each instance has its own."""
+    lineage: tuple[Ancestor, ...] = ()
+    snapshot: str | None = None
+    """The snapshot that the instance sleeps on (standby), or the last one it woke from or wrote (running, failed)."""
+    mapped_snapshot: str | None = None
+    """The snapshot whose memory the live VMM maps."""
+    diff_base: str | None = None
+    """The snapshot that the VMM's next diff is relative to."""
+    vmm: VmmProcess | None = None
+    vmm_build: VmmBuild | None = None
+    pending: str | None = None
+    """The verb that is at work. Found without its lock held, its command died half-way: the next command tidies up."""
+    generation: int = 0
+    """How many times an identity has been given: changes with every restore and fork."""
+
+
+class SnapshotFile(Value, frozen=True, kw_only=True):
+    """One file of a snapshot, as it was published."""
+
+    size_bytes: int
+    method: Method | None = None
+    """How it was derived from its base; None if it was written from nothing."""
+    written_bytes: int = 0
+    """Bytes that Ramet wrote into it after deriving (dirty pages)."""
+    sha256: str | None = None
+
+
+class Manifest(Value, frozen=True, kw_only=True):
+    """snapshots/<id>/manifest.json, the last file written before publication."""
+
+    format_version: int = MANIFEST_FORMAT_VERSION
+    id: str
+    kind: SnapshotKind
+    created_at_unix_s: float
+    instance_id: str
+    instance_name: str
+    parent: str | None
+    """The snapshot whose memory this one was derived from: history, not a reference."""
+    image: str
+    memory_mib: int
+    cpus: int
+    vmm_build: VmmBuild
+    vmstate_id: str
+    """Ties vmstate, memory and disk of one capture together; a fork keeps it (H16)."""
+    memory: SnapshotFile
+    vmstate: SnapshotFile
+    disk: SnapshotFile
+
+
+class Image(Value, frozen=True, kw_only=True):
+    """images/<digest>/image.json."""
+
+    format_version: int = IMAGE_FORMAT_VERSION
+    digest: str
+    name: str
+    created_at_unix_s: float
+    kernel_version: str
+    kernel: str
+    """File name of the kernel inside the image's directory."""
+    initrd: str
+    """File name of the initramfs inside the image's directory."""
+    cmdline: str
+    """Kernel command line that every guest of this image is booted with."""
+    inputs: dict[str, str]
+    """What it was built from: package or source name to version or SHA-256."""
+    size_bytes: int
+
+
+class MappedMemory(Value, frozen=True, kw_only=True):
+    """Guest memory as /proc/PID/maps shows it."""
+
+    path: str
+    dev: str
+    """major:minor in hexadecimal, as ``maps`` prints it (btrfs prints another than stat gives)."""
+    ino: int
+    writable: bool
+    """A descriptor of the VMM on that inode is open for writing: isolation is held, not enforced."""
+
+
+class SnapshotInfo(Value, frozen=True, kw_only=True):
+    """A snapshot as ``show`` and ``snapshot ls`` give it; paths are absolute."""
+
+    id: str
+    names: tuple[str, ...]
+    dir: str
+    memory: str
+    vmstate: str
+    disk: str
+    method: Method | None
+    """How its memory was derived from its base."""
+    kind: SnapshotKind
+    parent: str | None
+    instance_id: str
+    instance_name: str
+    created_at_unix_s: float
+    memory_mib: int
+    written_bytes: int
+    referenced_by: tuple[str, ...]
+
+
+class InstanceInfo(Value, frozen=True, kw_only=True):
+    """An instance as ``show --json`` gives it (the stable surface); paths are absolute."""
+
+    id: str
+    name: str
+    state: State
+    failure: Failure | None
+    failure_detail: str | None
+    hypervisor: Hypervisor
+    accelerator: Accelerator | None
+    pid: int | None
+    memory_mib: int
+    cpus: int
+    disk_bytes: int
+    image: str
+    created_at_unix_s: float
+    lineage: tuple[Ancestor, ...]
+    snapshot: SnapshotInfo | None
+    mapped_snapshot: str | None
+    diff_base: str | None
+    live_disk: str | None
+    mapped_memory: MappedMemory | None
+    run_dir: str
+    logs: dict[str, str]
+    """``console`` and ``vmm``: absolute paths of the log files."""
+
+
+class ExecResult(Value, frozen=True, kw_only=True):
+    """How a guest command ended: exactly one of ``status`` and ``signal`` is set, unless it was detached."""
+
+    status: int | None
+    signal: int | None
+    timed_out: bool = False
+    pid: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+    @property
+    def exit_status(self) -> int:
+        """As a shell gives it: the status, 128 + signal, or 124 for a time limit."""
+        if self.timed_out:
+            return 124
+        if self.signal is not None:
+            return 128 + self.signal
+        return self.status or 0
+
+
+class Ping(Value, frozen=True, kw_only=True):
+    """The agent's answer: ``nonce`` is born at boot and kept only in RAM, ``tick`` counts up and never back."""
+
+    nonce: str
+    tick: int
+    uptime_ns: int
+    hostname: str
+    generation: int
+
+
+class DiskUse(Value, frozen=True, kw_only=True):
+    """Disk that an instance or a snapshot uses, by physical extents."""
+
+    name: str
+    kind: str
+    """``instance``, ``snapshot`` or ``image``."""
+    allocated_bytes: int
+    exclusive_bytes: int | None
+    """Bytes in extents that no other file shares; None where the file system cannot tell."""
+    apparent_bytes: int
+
+
+class ForkReport(Value, frozen=True, kw_only=True):
+    """What a fork did, per new instance, with the source's pause where it was running."""
+
+    instances: tuple[InstanceInfo, ...]
+    source_pause_s: float | None
+    method: Method | None
+
+
+class Capability(Value, frozen=True, kw_only=True):
+    """One line of ``doctor``."""
+
+    name: str
+    available: bool
+    why: str
+    meaning: str
+    mend: str | None = None

@@ -1,0 +1,181 @@
+"""Capture a stopped VMM into a directory of work in progress: device state, disk, and memory last of all.
+
+Memory is the derived mapped file plus the dirty pages. The dirty pages are the private anonymous pages of the VMM's mapping
+of that file (pagemap(5)), found by the mapping's inode, read through /proc/PID/mem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet.errors import HostError, VmmDiedError, VmmError, host_errors
+from ramet.hypervisors.base import Monitor
+from ramet.linux import procfs, procmem
+from ramet.linux.pagemap import Region, written_regions
+from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
+from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.store.derive import derive
+
+ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
+BUFFER_BYTES = 1024 * 1024
+ZERO_PAGE = bytes(PAGE_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """What a capture wrote, for the manifest."""
+
+    memory: SnapshotFile
+    vmstate: SnapshotFile
+    disk: SnapshotFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DirtyRun:
+    address: int
+    file_offset: int
+    length: int
+
+
+def capture(
+    monitor: Monitor, vmm: VmmProcess, *, live: InstancePaths, mapped_file: Path, into: SnapshotPaths, base_is_empty: bool
+) -> Captured:
+    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole.
+
+    On failure nothing of the VM has changed and ``into`` may hold partial files, for the caller to discard.
+
+    Raises:
+        HostError: for errors of the host (NoSpaceError for a full disk).
+        VmmError: if the VMM refused or is not mapped as expected.
+    """
+    vmstate = _capture_device_state(monitor, live.vmstate, into.vmstate)
+    disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
+    disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
+    memory = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
+    return Captured(memory=memory, vmstate=vmstate, disk=disk)
+
+
+def capture_memory(vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool) -> SnapshotFile:
+    """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them.
+
+    The mapped file is only read. A page of zeros is left a hole where the base is one, and written where it is not (H10).
+
+    Raises:
+        HostError: for errors of the host.
+        VmmError: if the VMM does not map that file privately.
+    """
+    runs = find_dirty(vmm, mapped_file)
+    method = derive(mapped_file, into, allow=ANY_METHOD)
+    with host_errors(f"write guest memory to {into}"):
+        dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            written = _copy_runs(vmm.pid, runs, dst_fd, skip_zeros=base_is_empty)
+        finally:
+            os.close(dst_fd)
+    return SnapshotFile(
+        size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written
+    )
+
+
+def find_dirty(vmm: VmmProcess, mapped_file: Path) -> list[_DirtyRun]:
+    """The pages that the guest wrote since the VMM mapped ``mapped_file``, as runs in address order.
+
+    Raises:
+        VmmError: if the file is not mapped, not privately, or not whole.
+    """
+    with host_errors(f"read the memory map of process {vmm.pid}"):
+        try:
+            mappings = procfs.mappings_of_file(vmm.pid, mapped_file)
+        except (FileNotFoundError, ProcessLookupError) as err:
+            if not mapped_file.exists():
+                raise
+            raise VmmDiedError(f"The VMM (process {vmm.pid}) is gone.") from err
+        mapped_bytes = sum(mapping.end - mapping.start for mapping in mappings)
+        if mapped_bytes < mapped_file.stat().st_size:
+            raise VmmError(
+                f"Process {vmm.pid} maps {mapped_bytes} of the {mapped_file.stat().st_size} bytes of {mapped_file}: "
+                "its memory cannot be captured."
+            )
+        shared = [mapping for mapping in mappings if "p" not in mapping.perms]
+        if shared:
+            raise VmmError(f"Process {vmm.pid} maps {mapped_file} shared: the guest writes into that file (H06).")
+        return [
+            _DirtyRun(
+                address=region.start,
+                file_offset=mapping.offset + region.start - mapping.start,
+                length=region.end - region.start,
+            )
+            for mapping in mappings
+            for region in _regions(vmm.pid, mapping.start, mapping.end)
+        ]
+
+
+def _regions(pid: int, start: int, end: int) -> list[Region]:
+    try:
+        return written_regions(pid, start, end)
+    except PermissionError as err:
+        raise HostError(
+            f"The kernel does not let us read the page map of process {pid}.",
+            hint="`ramet doctor` says what is missing (ptrace scope, or another user's VMM).",
+        ) from err
+
+
+def _capture_device_state(monitor: Monitor, written_by_vmm: Path, into: Path) -> SnapshotFile:
+    """The VMM writes under its own ``work/``; what is published is a copy that it has never had open (H68)."""
+    with host_errors(f"save the device state to {into}"):
+        written_by_vmm.unlink(missing_ok=True)
+        try:
+            monitor.save_device_state(written_by_vmm)
+            state = written_by_vmm.read_bytes()
+        finally:
+            written_by_vmm.unlink(missing_ok=True)
+        if not state:
+            raise VmmError("The VMM wrote an empty device state.")
+        into.write_bytes(state)
+    return SnapshotFile(
+        size_bytes=len(state), written_bytes=len(state), sha256=hashlib.sha256(state).hexdigest()
+    )
+
+
+def _copy_runs(pid: int, runs: list[_DirtyRun], dst_fd: int, *, skip_zeros: bool) -> int:
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    written = 0
+    memory_fd = procmem.open_memory(pid)
+    try:
+        for run in runs:
+            for start in range(0, run.length, BUFFER_BYTES):
+                chunk = buffer[: min(BUFFER_BYTES, run.length - start)]
+                procmem.read_into(memory_fd, run.address + start, chunk)
+                offset = run.file_offset + start
+                pieces = _nonzero_pieces(chunk) if skip_zeros else [(0, len(chunk))]
+                for low, high in pieces:
+                    written += _write_all(dst_fd, chunk[low:high], offset + low)
+    finally:
+        os.close(memory_fd)
+    return written
+
+
+def _nonzero_pieces(chunk: memoryview) -> list[tuple[int, int]]:
+    """Ranges of ``chunk`` without its pages of zeros, joined."""
+    pieces: list[tuple[int, int]] = []
+    low: int | None = None
+    for offset in range(0, len(chunk), PAGE_BYTES):
+        if chunk[offset : offset + PAGE_BYTES] == ZERO_PAGE:
+            if low is not None:
+                pieces.append((low, offset))
+                low = None
+        elif low is None:
+            low = offset
+    if low is not None:
+        pieces.append((low, len(chunk)))
+    return pieces
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+    return done

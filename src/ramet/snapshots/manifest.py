@@ -1,0 +1,100 @@
+"""Manifests: what a snapshot says about itself, and whether that can be believed and used here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from ramet.errors import CorruptError, IncompatibleError, NotFoundError, host_errors
+from ramet.model import MANIFEST_FORMAT_VERSION, MIB, Manifest, SnapshotFile, VmmBuild
+from ramet.paths import SnapshotPaths
+from ramet.store import atomic
+
+
+def load(paths: SnapshotPaths) -> Manifest:
+    """Read a published manifest.
+
+    Raises:
+        NotFoundError: if there is no such snapshot.
+        CorruptError: if the manifest is damaged, of an unknown format, or another snapshot's.
+    """
+    if not paths.dir.is_dir():
+        raise NotFoundError(f"There is no snapshot {paths.dir.name!r}.", hint="`ramet snapshot ls` lists them.")
+    manifest = atomic.read_json(paths.manifest, Manifest)
+    if manifest.format_version != MANIFEST_FORMAT_VERSION:
+        raise CorruptError(
+            f"{paths.manifest} has format version {manifest.format_version}; this Ramet reads {MANIFEST_FORMAT_VERSION}."
+        )
+    if manifest.id != paths.dir.name:
+        raise CorruptError(f"{paths.manifest} is the manifest of {manifest.id!r}: files were moved by hand.")
+    return manifest
+
+
+def check_compatible(manifest: Manifest, build: VmmBuild) -> None:
+    """Refuse, before any launch, what the VMM at hand cannot load (H61).
+
+    Raises:
+        IncompatibleError: naming each difference.
+    """
+    saved = manifest.vmm_build
+    differences = [
+        f"{what} was {was!r}, here it is {now!r}"
+        for what, was, now in (
+            ("the hypervisor", saved.hypervisor.value, build.hypervisor.value),
+            ("its version", saved.version, build.version),
+            ("the accelerator", saved.accelerator.value, build.accelerator.value),
+            ("the machine", saved.machine, build.machine),
+            ("the CPU model", saved.cpu_model, build.cpu_model),
+            ("the device list", saved.devices, build.devices),
+        )
+        if was != now
+    ]
+    if differences:
+        raise IncompatibleError(
+            f"Snapshot {manifest.id} cannot be loaded here: {'; '.join(differences)}.",
+            hint="Restore it with the VMM that saved it, or boot its disk: `ramet stop NAME --discard-memory`.",
+        )
+
+
+def check_files(paths: SnapshotPaths, manifest: Manifest) -> None:
+    """Refuse files that are not what was published: other sizes, links, or a device state that changed.
+
+    Raises:
+        CorruptError: naming the file and the difference.
+    """
+    if manifest.memory.size_bytes != manifest.memory_mib * MIB:
+        raise CorruptError(f"Snapshot {manifest.id} says its memory has {manifest.memory.size_bytes} bytes, "
+                           f"and its guest {manifest.memory_mib} MiB.")
+    for path, expected in (
+        (paths.memory, manifest.memory),
+        (paths.vmstate, manifest.vmstate),
+        (paths.disk, manifest.disk),
+    ):
+        _check_file(path, expected, manifest.id)
+    with host_errors(f"read {paths.vmstate}"):
+        digest = hashlib.sha256(paths.vmstate.read_bytes()).hexdigest()
+    if digest != manifest.vmstate.sha256:
+        raise CorruptError(f"{paths.vmstate} is not what was published: its SHA-256 differs.", hint=_LOST)
+
+
+_LOST = "The snapshot cannot be restored. `ramet snapshot ls` shows what else there is."
+
+
+def _check_file(path: Path, expected: SnapshotFile, snapshot_id: str) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError as err:
+        raise CorruptError(f"Snapshot {snapshot_id} has lost its file {path.name}.", hint=_LOST) from err
+    if not stat.S_ISREG(found.st_mode):
+        raise CorruptError(f"{path} is not a regular file.", hint=_LOST)
+    if found.st_size != expected.size_bytes:
+        raise CorruptError(
+            f"{path} has {found.st_size} bytes and was published with {expected.size_bytes}.", hint=_LOST
+        )
+    if found.st_nlink != 1:
+        raise CorruptError(
+            f"{path} has {found.st_nlink} links: another directory shares its inode, so it may change under a guest.",
+            hint=f"Find the other one with `find -inum {found.st_ino}`; replace it with a copy.",
+        )

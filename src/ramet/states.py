@@ -1,0 +1,86 @@
+"""The states of an instance and what each verb may start from: one table, guarded in one place.
+
+``created → running ⇄ paused``, ``running|paused → standby → running``, ``running → stopped → running``, anything → deleted, and ``failed``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from ramet.errors import StateError
+from ramet.model import State
+
+
+class Verb(StrEnum):
+    """Verbs that depend on, or change, the state."""
+
+    EXEC = "exec"
+    COPY = "cp"
+    CONSOLE = "console"
+    PAUSE = "pause"
+    RESUME = "resume"
+    STANDBY = "standby"
+    RESTORE = "restore"
+    STOP = "stop"
+    START = "start"
+    FORK = "fork"
+    SNAPSHOT = "snapshot create"
+
+
+START_STATES: Final[dict[Verb, frozenset[State]]] = {
+    Verb.EXEC: frozenset({State.RUNNING}),
+    Verb.COPY: frozenset({State.RUNNING}),
+    Verb.CONSOLE: frozenset({State.RUNNING, State.PAUSED}),
+    Verb.PAUSE: frozenset({State.RUNNING}),
+    Verb.RESUME: frozenset({State.PAUSED}),
+    Verb.STANDBY: frozenset({State.RUNNING, State.PAUSED}),
+    Verb.RESTORE: frozenset({State.STANDBY}),
+    Verb.STOP: frozenset({State.RUNNING, State.PAUSED}),
+    Verb.START: frozenset({State.STOPPED, State.FAILED}),
+    Verb.FORK: frozenset({State.RUNNING, State.PAUSED, State.STANDBY, State.STOPPED}),
+    Verb.SNAPSHOT: frozenset({State.RUNNING, State.PAUSED, State.STANDBY}),
+}
+"""What a verb starts from. ``restore`` and ``stop`` start from more states when told to discard something."""
+
+TARGET_STATE: Final[dict[Verb, State]] = {
+    Verb.PAUSE: State.PAUSED,
+    Verb.RESUME: State.RUNNING,
+    Verb.STANDBY: State.STANDBY,
+    Verb.RESTORE: State.RUNNING,
+    Verb.STOP: State.STOPPED,
+    Verb.START: State.RUNNING,
+}
+"""Where a verb leads. A verb whose target is already reached succeeds and says so."""
+
+NEXT_STEP: Final[dict[State, str]] = {
+    State.CREATED: "It was never booted to the end: remove it with `ramet rm`.",
+    State.RUNNING: "It is running: `ramet standby` puts it to sleep, `ramet stop` shuts it down.",
+    State.PAUSED: "It is paused: `ramet resume` lets it run on.",
+    State.STANDBY: "It sleeps: `ramet restore` wakes it.",
+    State.STOPPED: "It is stopped: `ramet start` boots it.",
+    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk, `ramet restore --discard-disk` rolls back.",
+}
+
+
+def is_reached(verb: Verb, actual: State) -> bool:
+    """Whether ``verb`` has nothing to do."""
+    return TARGET_STATE.get(verb) == actual
+
+
+def require(verb: Verb, actual: State, *, name: str, allowed: frozenset[State] | None = None) -> None:
+    """Raise unless ``verb`` may start from ``actual``; ``allowed`` replaces the table's row.
+
+    Raises:
+        StateError: naming the actual state, the required ones and the next step.
+    """
+    required = START_STATES[verb] if allowed is None else allowed
+    if actual in required:
+        return
+    names = sorted(state.value for state in required)
+    raise StateError(
+        f"Cannot {verb.value} {name!r}: it is {actual.value}, and {verb.value} needs it {' or '.join(names)}.",
+        actual=actual.value,
+        required=names,
+        hint=NEXT_STEP[actual],
+    )

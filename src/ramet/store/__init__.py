@@ -1,0 +1,1 @@
+"""The store: its layout, locks, names, atomic writes, and the one function that copies."""

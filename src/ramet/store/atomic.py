@@ -1,0 +1,131 @@
+"""Durable, atomic changes: written to a temporary file, fsynced, renamed, and the directory fsynced."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ramet.errors import CorruptError
+
+T = TypeVar("T")
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_libc.renameat2.restype = ctypes.c_int
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the entries of a directory durable (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace ``path``: readers see the old bytes or the new ones. On failure the old file stays and nothing else is left."""
+    temporary = _write_temporary(path, data, mode, durable=durable)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_directory(path.parent)
+
+
+def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Create ``path`` whole, or raise FileExistsError: link(2) lets only one of two creators win, and shows no half."""
+    temporary = _write_temporary(path, data, mode, durable=True)
+    try:
+        path.hardlink_to(temporary)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> None:
+    """Make a directory of finished files appear as ``final``, in this order: files 0400 and fsynced, directory fsynced,
+    rename that replaces nothing, parent fsynced (H48).
+
+    Raises:
+        FileExistsError: if ``final`` exists.
+    """
+    for path in sorted(work.iterdir()):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(f"{path} is not a regular file")
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, file_mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    fsync_directory(work)
+    rename_noreplace(work, final)
+    fsync_directory(final.parent)
+    if work.parent != final.parent:
+        fsync_directory(work.parent)
+
+
+def rename_noreplace(source: Path, target: Path) -> None:
+    """renameat2(2) with RENAME_NOREPLACE: a plain rename would replace an empty directory."""
+    result = _libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE)
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and all in it, never through a symbolic link."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    shutil.rmtree(path)
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read a typed value.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CorruptError: if it is damaged; the message says where.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as err:
+        raise CorruptError(
+            f"{path} is damaged: {err}.", hint="Restore it from a backup, or remove what it describes."
+        ) from err
+
+
+def write_json(path: Path, value: msgspec.Struct, *, durable: bool = True) -> None:
+    """Replace a typed value; indented, so that a person can read it."""
+    data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    write_atomic(path, data, durable=durable)
+
+
+def _write_temporary(path: Path, data: bytes, mode: int, *, durable: bool) -> Path:
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.write(fd, data[done:])
+        if durable:
+            os.fsync(fd)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return temporary

@@ -1,0 +1,154 @@
+"""``derive``: the only function that copies a file. It is told what it may do and says what it did.
+
+The destination is built under a temporary name in its own directory and linked into place when it is whole, so it exists whole or
+not at all. Holes stay holes. The source is only ever opened for reading.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ramet.errors import ConflictError, HostError, UnsupportedError, host_errors
+from ramet.linux import reflink
+from ramet.linux.extents import map_data
+from ramet.model import Method
+
+CANNOT_REFLINK: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY, errno.ENOSYS}
+)
+"""Errnos of FICLONE that mean "not here" (ioctl_ficlone(2)); every other one is an error."""
+CANNOT_COPY_RANGE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+AGAIN_ATTEMPTS: Final = 5
+COW_EXTENT_BYTES: Final = 4096
+"""XFS sets aside 128 KiB per scattered page otherwise."""
+COPY_CHUNK_BYTES: Final = 128 * 1024 * 1024
+FALLBACK_CHUNK_BYTES: Final = 1024 * 1024
+
+
+def derive(src: Path, dst: Path, *, allow: frozenset[Method], mode: int = 0o600) -> Method:
+    """Make ``dst`` a file of its own with the bytes of ``src``, and return how.
+
+    Raises:
+        UnsupportedError: if only REFLINK is allowed and it is not possible here.
+        ConflictError: if ``dst`` exists.
+        NoSpaceError, HostError: for every other errno. In all cases nothing is left behind.
+    """
+    with host_errors(f"derive {dst} from {src}"):
+        src_fd = os.open(src, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            before = os.fstat(src_fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise HostError(f"Could not derive {dst}: {src} is not a regular file.")
+            method = _build(src_fd, dst, before.st_size, allow=allow, mode=mode)
+        finally:
+            os.close(src_fd)
+    return method
+
+
+def probe_reflink(directory: Path) -> str | None:
+    """None if files in ``directory`` can be reflinked, else the reason; by a real FICLONE of two blocks."""
+    name = f".probe-{secrets.token_hex(4)}"
+    source, clone = directory / name, directory / f"{name}.clone"
+    try:
+        source.write_bytes(b"ramet" + bytes(8187))
+        derive(source, clone, allow=frozenset({Method.REFLINK}))
+    except UnsupportedError as err:
+        return err.why
+    finally:
+        for path in (source, clone):
+            path.unlink(missing_ok=True)
+    return None
+
+
+def _build(src_fd: int, dst: Path, size: int, *, allow: frozenset[Method], mode: int) -> Method:
+    temporary = dst.with_name(f".{dst.name}.{secrets.token_hex(4)}")
+    dst_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        method = _fill(src_fd, dst_fd, size, allow)
+        after = os.fstat(src_fd)
+        if after.st_size != size or os.fstat(dst_fd).st_size != size:
+            raise HostError(f"The source of {dst} changed its size from {size} to {after.st_size} while it was copied.")
+        try:
+            dst.hardlink_to(temporary)
+        except FileExistsError as err:
+            raise ConflictError(f"{dst} exists already.") from err
+    finally:
+        os.close(dst_fd)
+        temporary.unlink(missing_ok=True)
+    return method
+
+
+def _fill(src_fd: int, dst_fd: int, size: int, allow: frozenset[Method]) -> Method:
+    if Method.REFLINK in allow:
+        why = _try_reflink(src_fd, dst_fd)
+        if why is None:
+            return Method.REFLINK
+        if Method.COPY not in allow:
+            raise UnsupportedError(
+                "This file system cannot clone files.",
+                capability="reflink",
+                why=why,
+                hint="Keep the store on XFS (reflink=1, the default of mkfs.xfs) or btrfs.",
+            )
+    _copy_sparse(src_fd, dst_fd, size)
+    return Method.COPY
+
+
+def _try_reflink(src_fd: int, dst_fd: int) -> str | None:
+    """Clone; returns None, or why the file system cannot. The destination is empty and has never been truncated."""
+    for attempt in range(AGAIN_ATTEMPTS):
+        try:
+            reflink.ficlone(dst_fd, src_fd)
+        except OSError as err:
+            if err.errno == errno.EAGAIN and attempt < AGAIN_ATTEMPTS - 1:
+                os.fsync(src_fd)  # ZFS answers so while the source has dirty pages (H77)
+                continue
+            if err.errno in CANNOT_REFLINK:
+                return f"FICLONE: {os.strerror(err.errno)}"
+            raise
+        break
+    with suppress(OSError):  # a hint that only XFS knows
+        reflink.set_cow_extent_size(dst_fd, COW_EXTENT_BYTES)
+    return None
+
+
+def _copy_sparse(src_fd: int, dst_fd: int, size: int) -> None:
+    os.ftruncate(dst_fd, size)
+    for start, end in map_data(src_fd):
+        _copy_range(src_fd, dst_fd, start, end)
+
+
+def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> None:
+    position = start
+    while position < end:
+        try:
+            count = os.copy_file_range(
+                src_fd, dst_fd, min(end - position, COPY_CHUNK_BYTES), offset_src=position, offset_dst=position
+            )
+        except OSError as err:
+            if err.errno not in CANNOT_COPY_RANGE:
+                raise
+            count = 0
+        if count == 0:  # some file systems answer so instead of copying (H34)
+            _read_write(src_fd, dst_fd, position, end)
+            return
+        position += count
+
+
+def _read_write(src_fd: int, dst_fd: int, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(FALLBACK_CHUNK_BYTES))
+    position = start
+    while position < end:
+        count = os.preadv(src_fd, [buffer[: min(len(buffer), end - position)]], position)
+        if count == 0:
+            raise HostError(f"The source ended at {position}, before {end}: it was truncated while it was copied.")
+        done = 0
+        while done < count:
+            done += os.pwrite(dst_fd, buffer[done:count], position + done)
+        position += count

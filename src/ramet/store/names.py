@@ -1,0 +1,57 @@
+"""Names: a file under names/ that holds an id, created so that two creates cannot both win."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ramet.errors import ConflictError, CorruptError, host_errors
+from ramet.store import atomic
+
+
+def claim(directory: Path, name: str, target_id: str, *, what: str) -> None:
+    """Let ``name`` mean ``target_id``.
+
+    Raises:
+        ConflictError: if the name is taken.
+    """
+    try:
+        with host_errors(f"claim the name {name!r}"):
+            atomic.create_exclusive(directory / name, target_id.encode() + b"\n")
+    except FileExistsError as err:
+        raise ConflictError(
+            f"There is already an {what} called {name!r}.", hint="Choose another name, or remove that one first."
+        ) from err
+
+
+def release(directory: Path, name: str, target_id: str) -> None:
+    """Free ``name`` if it still means ``target_id``."""
+    if lookup(directory, name) == target_id:
+        with host_errors(f"free the name {name!r}"):
+            (directory / name).unlink(missing_ok=True)
+            atomic.fsync_directory(directory)
+
+
+def lookup(directory: Path, name: str) -> str | None:
+    """The id that ``name`` means, or None."""
+    path = directory / name
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, OSError) as err:
+        raise CorruptError(f"{path} cannot be read as an id: {err}.", hint="Remove that file by hand.") from err
+    if not text.isalnum():
+        raise CorruptError(f"{path} holds {text[:40]!r}, which is no id.", hint="Remove that file by hand.")
+    return text
+
+
+def all_names(directory: Path) -> dict[str, str]:
+    """Every name and the id that it means."""
+    found = {}
+    for entry in sorted(directory.iterdir()):
+        if entry.name.startswith("."):
+            continue  # a temporary file of create_exclusive
+        target = lookup(directory, entry.name)
+        if target is not None:
+            found[entry.name] = target
+    return found
