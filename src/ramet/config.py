@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,7 @@ from ramet.model import MIB
 
 NAME_MAX: Final = 63
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-_SIZE = re.compile(r"(\d+)([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15})(?:([KMGT])(?:iB|B)?)?", re.IGNORECASE | re.ASCII)
 _UNIT: Final = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 
 MEMORY_MIN_MIB: Final = 96
@@ -59,17 +58,15 @@ def check_name(name: str, *, what: str = "instance") -> str:
     """
     if len(name) <= NAME_MAX and _NAME.fullmatch(name) and ".." not in name:
         return name
-    shown = "".join(c if unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in name[:40])
-    if len(name) > 40:
-        shown += f"… ({len(name)} characters)"
+    shown = repr(name) if len(name) <= 40 else f"{name[:40]!r}… ({len(name)} characters)"
     raise ConfigError(
-        f"{shown!r} cannot be the name of an {what}.",
+        f"{shown} cannot be the name of {'a' if what[0] not in 'aeiou' else 'an'} {what}.",
         hint=f"Use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', beginning and ending with a letter or digit.",
     )
 
 
 def parse_size(text: str, *, what: str, default_unit: str = "M") -> int:
-    """Bytes in ``text``: ``256M``, ``1G``, ``512`` (of ``default_unit``).
+    """Bytes in ``text``: ``256M``, ``1G``, ``2GiB``, ``512`` (of ``default_unit``); units are powers of 1024.
 
     Raises:
         ConfigError: if it is not a size.
@@ -77,7 +74,7 @@ def parse_size(text: str, *, what: str, default_unit: str = "M") -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size for {what}.", hint="Write it like 256M or 2G.")
-    unit = match.group(2).upper() or default_unit
+    unit = (match.group(2) or default_unit).upper()
     return int(match.group(1)) * _UNIT[unit]
 
 

@@ -240,7 +240,9 @@ def host_errors(doing: str) -> Iterator[None]:
         where = f" ({err.filename})" if err.filename else ""
         text = f"Could not {doing}: {err.strerror or err}{where}."
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(text, hint="Free some room on that file system and try again; nothing was kept.") from err
+            raise NoSpaceError(
+                text, hint="Free some room on that file system and try again; nothing was kept."
+            ) from err
         if err.errno == errno.EROFS:
             raise HostError(text, hint="The file system is read-only: set RAMET_HOME to a writable directory.") from err
         raise HostError(text) from err

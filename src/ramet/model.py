@@ -6,7 +6,7 @@ Everything here is data. Files carry a ``format_version``; a reader refuses a ve
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -16,6 +16,12 @@ IMAGE_FORMAT_VERSION: Final = 1
 
 MIB: Final = 1024 * 1024
 PAGE_BYTES: Final = 4096
+
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{12}\Z")]
+"""An id that becomes a path: nothing else is ever read back from a record, so none can lead out of the store (H46)."""
+Pid = Annotated[int, msgspec.Meta(ge=1, le=4 * 1024 * 1024)]
+"""Up to the kernel's PID_MAX_LIMIT."""
 
 
 class State(StrEnum):
@@ -70,7 +76,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class VmmProcess(Value, frozen=True, kw_only=True):
     """A VMM found again by pid *and* start time (clock ticks after boot, /proc/PID/stat field 22) *and* boot id."""
 
-    pid: int
+    pid: Pid
     start_time_ticks: int
     boot_id: str
 
@@ -99,7 +105,7 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """instances/<id>/instance.json: replaced atomically, the truth about one instance."""
 
     format_version: int = INSTANCE_FORMAT_VERSION
-    id: str
+    id: Id
     name: str
     state: State
     failure: Failure | None = None
@@ -114,11 +120,11 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     machine_id: str
     """The guest's /etc/machine-id, 32 hexadecimal digits: each instance has its own."""
     lineage: tuple[Ancestor, ...] = ()
-    snapshot: str | None = None
+    snapshot: Id | None = None
     """The snapshot that the instance sleeps on (standby), or the last one it woke from or wrote (running, failed)."""
-    mapped_snapshot: str | None = None
+    mapped_snapshot: Id | None = None
     """The snapshot whose memory the live VMM maps."""
-    diff_base: str | None = None
+    diff_base: Id | None = None
     """The snapshot that the VMM's next diff is relative to."""
     vmm: VmmProcess | None = None
     vmm_build: VmmBuild | None = None
@@ -143,7 +149,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     """snapshots/<id>/manifest.json, the last file written before publication."""
 
     format_version: int = MANIFEST_FORMAT_VERSION
-    id: str
+    id: Id
     kind: SnapshotKind
     created_at_unix_s: float
     instance_id: str

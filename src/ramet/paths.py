@@ -1,12 +1,12 @@
 """Every path of the store, in one place.
 
-    $RAMET_HOME/
-      images/<digest>/   tags/<name>
-      snapshots/<id>/    manifest.json vmstate memory disk.raw      0400, published by one rename
-      instances/<id>/    instance.json  work/  run/  logs/
-      names/instances/<name>   names/snapshots/<name>               hold an id, created with link(2)
-      locks/             files that carry OFD locks
-      tmp/<id>/          work in progress, swept at start-up
+$RAMET_HOME/
+  images/<digest>/   tags/<name>
+  snapshots/<id>/    manifest.json vmstate memory disk.raw      0400, published by one rename
+  instances/<id>/    instance.json  work/  run/  logs/
+  names/instances/<name>   names/snapshots/<name>               hold an id, created with link(2)
+  locks/             files that carry OFD locks
+  tmp/<id>/          work in progress, swept at start-up
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import logging
 import os
 import resource
@@ -18,9 +19,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
 from ramet.model import VmmProcess
@@ -81,7 +83,7 @@ def find_program(name: str, *, package: str) -> str:
             why=f"{name} was not found in PATH",
             hint=f"Install it: apt-get install {package}",
         )
-    return found
+    return str(Path(found).absolute())
 
 
 def run(
@@ -92,38 +94,54 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
 ) -> Completed:
-    """Run a helper program to its end; it dies with us.
+    """Run a helper program to its end, in a process group of its own; it dies with us.
 
     Raises:
         CommandError: for a status other than 0, with the tail of its stderr.
         UnsupportedError: if the program does not exist.
-        HostError: if it did not end within ``timeout_s``; it has been killed.
+        HostError: if it could not be started, or did not end within ``timeout_s``; its group has been killed.
     """
     log.debug("run: %s", shlex.join(argv))
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            input=stdin,
-            capture_output=True,
-            timeout=timeout_s,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=cwd,
             env=None if env is None else dict(env),
-            check=False,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - Ramet is single-threaded here
+            process_group=0,
+            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
         )
     except FileNotFoundError as err:
+        if cwd is not None and not cwd.is_dir():
+            raise HostError(f"Could not run {argv[0]!r}: there is no directory {cwd}.") from err
         raise UnsupportedError(
             f"Could not run {argv[0]!r}: it does not exist.", capability=argv[0], why="no such program"
         ) from err
+    except OSError as err:
+        raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
+    try:
+        stdout, raw_stderr = _communicate(child, stdin, timeout_s)
     except subprocess.TimeoutExpired as err:
         raise HostError(f"{shlex.join(argv)} did not end within {timeout_s:g} s and was killed.") from err
-    stderr = done.stderr.decode(errors="replace")
-    if done.returncode != 0:
+    stderr = raw_stderr.decode(errors="replace")
+    if child.returncode != 0:
         raise CommandError(
-            f"{argv[0]} failed.", argv=argv, status=done.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
+            f"{argv[0]} failed.", argv=argv, status=child.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
         )
-    return Completed(argv=tuple(argv), stdout=done.stdout, stderr=stderr)
+    return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
+
+
+def _communicate(child: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float) -> tuple[bytes, bytes]:
+    """Feed and drain a helper; whatever goes wrong, Ctrl-C included, its group is killed and it is reaped."""
+    with child:
+        try:
+            return child.communicate(stdin, timeout=timeout_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
 
 
 def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: Path) -> VmmProcess:
@@ -132,43 +150,44 @@ def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: 
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
 
+    Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script).
+
     Raises:
-        LaunchError: if the program could not be executed.
+        LaunchError: if the program could not be executed. One that ends at once is no error here: ``exit_status`` tells.
     """
     log.info("spawn: %s", shlex.join(argv))
-    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        os.write(log_fd, f"$ {shlex.join(argv)}\n".encode())
-        child = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=log_fd,
-            stderr=log_fd,
-            cwd=cwd,
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-            preexec_fn=_prepare_vmm,  # noqa: PLW1509 - see run()
-        )
+        log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(log_fd, os.fsencode(f"$ {shlex.join(argv)}\n"))
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                cwd=cwd,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+                preexec_fn=_prepare_vmm,
+            )
+        finally:
+            os.close(log_fd)
     except OSError as err:
-        raise LaunchError(
-            f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail=""
-        ) from err
-    finally:
-        os.close(log_fd)
-    _children[child.pid] = child
-    started = start_time_ticks(child.pid)
-    if started is None:  # it cannot be gone: a child stays a zombie until we reap it
-        raise LaunchError(f"{argv[0]} vanished at once.", argv=argv, status=child.poll(), log_tail="")
-    return VmmProcess(pid=child.pid, start_time_ticks=started, boot_id=boot_id())
+        raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
+    stat = _stat(child.pid)
+    assert stat is not None, "a child is there, if only as a zombie, until we reap it"
+    vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())
+    _children[vmm] = child
+    return vmm
 
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: dict[VmmProcess, subprocess.Popen[bytes]] = {}
 """VMMs that this process started: they are reaped here, others by init."""
 
 
 def exit_status(vmm: VmmProcess) -> int | None:
     """The exit status of a VMM that this process started and that has ended; None otherwise."""
-    child = _children.get(vmm.pid)
+    child = _children.get(vmm)
     return child.poll() if child is not None else None
 
 
@@ -186,14 +205,10 @@ def kill_and_wait(vmm: VmmProcess, *, ask_s: float = 0.0, kill_s: float = 10.0) 
     Raises:
         HostError: if it is still there ``kill_s`` seconds after SIGKILL.
     """
-    try:
-        pidfd = os.pidfd_open(vmm.pid)
-    except ProcessLookupError:
-        exit_status(vmm)
+    pidfd = _open_pidfd(vmm)
+    if pidfd is None:
         return "gone"
     try:
-        if not is_alive(vmm):
-            return "gone"
         if ask_s > 0 and _signal_and_wait(pidfd, signal.SIGTERM, ask_s):
             return "asked"
         if not _signal_and_wait(pidfd, signal.SIGKILL, kill_s):
@@ -206,14 +221,11 @@ def kill_and_wait(vmm: VmmProcess, *, ask_s: float = 0.0, kill_s: float = 10.0) 
 
 def wait_gone(vmm: VmmProcess, timeout_s: float) -> bool:
     """Wait for a VMM to end by itself."""
-    try:
-        pidfd = os.pidfd_open(vmm.pid)
-    except ProcessLookupError:
+    pidfd = _open_pidfd(vmm)
+    if pidfd is None:
         return True
     try:
-        if not is_alive(vmm):
-            return True
-        return bool(select.select([pidfd], [], [], timeout_s)[0])
+        return _wait_for_end(pidfd, timeout_s)
     finally:
         os.close(pidfd)
         exit_status(vmm)
@@ -226,12 +238,45 @@ def boot_id() -> str:
 
 def start_time_ticks(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat (proc(5)), or None if there is no such process or it is a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat.has_ended else stat.start_time_ticks
+
+
+class _Stat(NamedTuple):
+    has_ended: bool
+    start_time_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        line = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat[stat.rindex(")") + 2 :].split()  # the command name may hold spaces and parentheses
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    # The command name may hold spaces, parentheses, newlines and, cut at 15 bytes, half a character.
+    fields = line[line.rindex(b")") + 2 :].split()
+    return _Stat(has_ended=fields[0] in (b"Z", b"X"), start_time_ticks=int(fields[19]))
+
+
+def _open_pidfd(vmm: VmmProcess) -> int | None:
+    """A pidfd of this very process, or None if it is gone, whoever has its number now (H45)."""
+    try:
+        pidfd = os.pidfd_open(vmm.pid)
+    except OSError as err:
+        exit_status(vmm)
+        # A number that a thread has now: EINVAL, and ENOENT in newer kernels.
+        if err.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+    if not is_alive(vmm):
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _wait_for_end(pidfd: int, timeout_s: float) -> bool:
+    poll = select.poll()  # select(2) cannot take a descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def _signal_and_wait(pidfd: int, number: int, timeout_s: float) -> bool:
@@ -239,11 +284,14 @@ def _signal_and_wait(pidfd: int, number: int, timeout_s: float) -> bool:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return True
-    return bool(select.select([pidfd], [], [], timeout_s)[0])
+    return _wait_for_end(pidfd, timeout_s)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
+    """The signal comes when the *thread* that started us ends (prctl(2)): ``run`` stays in it until we have."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
 
 
 def _prepare_vmm() -> None:
@@ -251,4 +299,8 @@ def _prepare_vmm() -> None:
     # Without Yama the kernel answers EINVAL, and nothing is needed then.
     if _libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
         os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
+    # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,6 +1,7 @@
 """The states of an instance and what each verb may start from: one table, guarded in one place.
 
-``created → running ⇄ paused``, ``running|paused → standby → running``, ``running → stopped → running``, anything → deleted, and ``failed``.
+``created → running ⇄ paused``, ``running|paused → standby → running``, ``running → stopped → running``, anything → deleted,
+and ``failed``.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -97,9 +98,8 @@ def exec(
         else:
             output.line(f"{name}: pid {result.pid}")
         return 0
-    control = make_control()
     passes_stdin = tty or interactive or not os.isatty(terminal.STDIN)
-    with forwarding(control, resizes=tty), _raw_if(tty):
+    with closing(make_control()) as control, forwarding(control, resizes=tty), _raw_if(tty):
         result = host.exec(
             name,
             argv,
@@ -182,9 +182,8 @@ def _raw_if(tty: bool) -> Iterator[None]:
 
 
 def _to_stderr(data: bytes) -> None:
-    stream = click.get_binary_stream("stderr")
-    stream.write(data)
-    stream.flush()
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()
 
 
 def _print_json(result: ExecResult) -> None:

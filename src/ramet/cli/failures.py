@@ -18,7 +18,7 @@ BROKEN_PIPE_STATUS = 141
 
 
 def describe(err: RametError) -> dict[str, object]:
-    """``{"code", "message", "hint", …}`` with the objects that the error carries: ``actual``, ``dependents``, ``argv``."""
+    """``{"code", "message", "hint", …}`` and the objects that the error carries, such as ``dependents``."""
     found: dict[str, object] = {"code": err.code, "exit_status": err.exit_status, "message": err.message}
     if err.hint:
         found["hint"] = err.hint
@@ -29,9 +29,14 @@ def describe(err: RametError) -> dict[str, object]:
 def say(message: str, hint: str | None = None) -> None:
     """Write an error to stderr: a line that begins with ``ramet: error:``, then details and the next step, indented."""
     first, *more = message.splitlines() or [""]
-    click.echo(f"ramet: error: {first}", err=True)
+    click.echo(visible(f"ramet: error: {first}"), err=True)
     for line in [*more, *(hint.splitlines() if hint else [])]:
-        click.echo(f"  {line.strip() if not line.startswith(' ') else line.rstrip()[2:]}", err=True)
+        click.echo(visible(line if line.startswith(" ") else f"  {line}"), err=True)
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters escaped: some of it a guest wrote, and it must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def usage(err: click.ClickException) -> tuple[str, str | None]:
@@ -52,6 +57,8 @@ def output_is_gone() -> bool:
 
 def drop_output() -> None:
     """Point stdout at /dev/null if it cannot be flushed: the interpreter would fail on it once more at its end."""
+    if sys.stdout is None:
+        return  # started with it closed
     try:
         sys.stdout.flush()
     except OSError:

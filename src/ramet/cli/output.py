@@ -27,6 +27,8 @@ _COLOURS = {
 
 @contextmanager
 def _writing() -> Iterator[None]:
+    if sys.stdout is None:
+        raise HostError("Could not write to standard output: it is closed.")
     try:
         yield
     except BrokenPipeError:
@@ -52,16 +54,23 @@ def raw(data: bytes) -> None:
         HostError: if stdout takes no more.
     """
     with _writing():
-        stream = click.get_binary_stream("stdout")
-        stream.write(data)
-        stream.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def json(value: object) -> None:
     """Print a value as indented JSON: structs become objects, enums their values, bytes base64."""
     import msgspec
 
-    raw(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n")
+    try:
+        encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    except (
+        UnicodeEncodeError
+    ):  # a path that is not UTF-8: its bytes become lone surrogates, which ASCII JSON can escape
+        import json as standard_json
+
+        encoded = standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode()
+    raw(encoded + b"\n")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -115,7 +124,7 @@ def coloured(word: str) -> str:
 
 
 def on_terminal() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def can_print(text: str) -> bool:

@@ -125,15 +125,13 @@ def _check_known(name: str, known: dict[str, str], what: str) -> None:
 def _show(app: App, report: Report | Matrix, report_path: Path | None) -> None:
     from ramet.verify import report as reports
 
-    is_matrix = isinstance(report, reports.Matrix)
-    encoded = reports.matrix_to_json(report) if is_matrix else reports.to_json(report)
+    encoded = reports.encode(report) + b"\n"
     if report_path is not None:
         with host_errors(f"write {report_path}"):
-            report_path.write_bytes(encoded.rstrip(b"\n") + b"\n")
+            report_path.write_bytes(encoded)
     if app.json:
-        output.raw(encoded.rstrip(b"\n") + b"\n")
+        output.raw(encoded)
         return
     on_terminal = output.on_terminal()
     width = shutil.get_terminal_size().columns if on_terminal else None
-    render = reports.render_matrix if is_matrix else reports.render
-    output.line(render(report, width=width, color=on_terminal).rstrip("\n"))
+    output.line(reports.render(report, width=width, color=on_terminal))

@@ -139,9 +139,7 @@ class AgentClient:
         session = ExecSession(self, stdin=stdin, stdout=stdout, stderr=stderr, limit_bytes=max_output_bytes)
         return session.run(pid, control)
 
-    def put(
-        self, src_fd: int, dst: str, *, mode: int = 0o644, progress: Callable[[int], None] | None = None
-    ) -> int:
+    def put(self, src_fd: int, dst: str, *, mode: int = 0o644, progress: Callable[[int], None] | None = None) -> int:
         """Send all that ``src_fd`` gives into a file of the guest, which appears whole or not at all; returns its bytes."""
         self._ask(Request.PUT, struct.pack("<I", mode) + _string(dst), timeout_s=STALL_S)
         sent = 0

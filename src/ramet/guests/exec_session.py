@@ -90,8 +90,8 @@ class ExecSession:
                 watched.append(self._stdin_fd if self._stdin_fd is not None else -1)
             ready = self._wait(watched)
             if control and control.fileno() in ready:
-                for kind, payload in control.take():
-                    self._stream.send(kind, payload)
+                for request, argument in control.take():
+                    self._stream.send(request, argument)
             if self._stdin_fd is not None and self._stdin_fd in ready:
                 self._read_stdin(self._stdin_fd)
             for kind, payload in self._stream.take_messages():

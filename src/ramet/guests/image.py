@@ -1,7 +1,7 @@
 """Guest images: built from Debian packages and our agent, addressed by their content, never changed.
 
-    images/<digest>/{kernel, initrd, image.json}    0400, published by one rename
-    images/tags/<name>                              holds a digest, replaced atomically
+images/<digest>/{kernel, initrd, image.json}    0400, published by one rename
+images/tags/<name>                              holds a digest, replaced atomically
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ramet.model import IMAGE_FORMAT_VERSION, Image
 from ramet.store import atomic
 
 DIGEST_DIGITS = 32
-CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t no5lvl random.trust_cpu=on"
+CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t random.trust_cpu=on"
 BUSYBOX = Path("/bin/busybox")
 KNOWN_NAMES = ("micro",)
 MICRO_FILES = {"inittab": ("etc/inittab", 0o644), "rcS": ("etc/init.d/rcS", 0o755), "rcK": ("etc/init.d/rcK", 0o755),
@@ -205,7 +205,9 @@ def _busybox(cache_dir: Path) -> bytes:
         process.run(["dpkg-deb", "-x", str(deb), scratch], timeout_s=60)
         found = [path for path in (Path(scratch) / "bin/busybox", Path(scratch) / "usr/bin/busybox") if path.exists()]
         if not found:
-            raise UnsupportedError("busybox-static holds no busybox.", capability="busybox", why="unknown package layout")
+            raise UnsupportedError(
+                "busybox-static holds no busybox.", capability="busybox", why="unknown package layout"
+            )
         return found[0].read_bytes()
 
 

@@ -148,7 +148,9 @@ def _unpacked(apt_get: str, dpkg_deb: str, debs: Path, package: str) -> Iterator
     """The kernel's package, and Ubuntu's separate package of modules, unpacked for the block."""
     names = [package]
     if package.endswith("-generic"):
-        names.append(package.replace("linux-image-unsigned-", "linux-modules-").replace("linux-image-", "linux-modules-"))
+        names.append(
+            package.replace("linux-image-unsigned-", "linux-modules-").replace("linux-image-", "linux-modules-")
+        )
     with TemporaryDirectory(prefix=".unpack-", dir=debs) as scratch:
         trees = []
         for name in names:

@@ -9,7 +9,16 @@ import uuid
 from pathlib import Path
 
 from ramet import config, process
-from ramet.errors import CommandError, ConfigError, ConflictError, GuestError, LaunchError, NoSpaceError, VmmError, host_errors
+from ramet.errors import (
+    CommandError,
+    ConfigError,
+    ConflictError,
+    GuestError,
+    LaunchError,
+    NoSpaceError,
+    VmmError,
+    host_errors,
+)
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, LaunchSpec

@@ -66,7 +66,9 @@ def _image(paths: StorePaths) -> Capability:
 def _kvm() -> Capability:
     why = kvm.why_not_usable()
     if why is None:
-        return Capability(name="KVM", available=True, why="/dev/kvm and the CPU's extension", meaning="guests run natively")
+        return Capability(
+            name="KVM", available=True, why="/dev/kvm and the CPU's extension", meaning="guests run natively"
+        )
     return Capability(
         name="KVM",
         available=False,
@@ -82,7 +84,9 @@ def _reflink(paths: StorePaths) -> Capability:
     except RametError as err:
         why = err.message
     if why is None:
-        return Capability(name="reflinks", available=True, why=f"FICLONE works in {paths.home}", meaning="forks share disk")
+        return Capability(
+            name="reflinks", available=True, why=f"FICLONE works in {paths.home}", meaning="forks share disk"
+        )
     return Capability(
         name="reflinks",
         available=False,
@@ -94,7 +98,9 @@ def _reflink(paths: StorePaths) -> Capability:
 
 def _pagemap() -> Capability:
     if has_pagemap_scan():
-        return Capability(name="PAGEMAP_SCAN", available=True, why="the kernel has it", meaning="dirty pages are found quickly")
+        return Capability(
+            name="PAGEMAP_SCAN", available=True, why="the kernel has it", meaning="dirty pages are found quickly"
+        )
     return Capability(
         name="PAGEMAP_SCAN",
         available=False,
@@ -121,7 +127,9 @@ def _ptrace() -> Capability:
 
 def _vsock() -> Capability:
     if Path("/dev/vhost-vsock").exists():
-        return Capability(name="vhost-vsock", available=True, why="/dev/vhost-vsock is there", meaning="not used by QEMU here")
+        return Capability(
+            name="vhost-vsock", available=True, why="/dev/vhost-vsock is there", meaning="not used by QEMU here"
+        )
     return Capability(
         name="vhost-vsock",
         available=False,

@@ -10,12 +10,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ramet import config
 from ramet.errors import ConfigError, ConflictError, StateError
 from ramet.instances import create, guest
-from ramet.instances.context import Locked, Store
+from ramet.instances.context import Store
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
 from ramet.instances.standby import captured
@@ -134,28 +133,27 @@ def _derive_one(
     """One fork: its snapshot is published first, then the instance that refers to it."""
     assert record.snapshot is not None
     final = store.paths.snapshot(record.snapshot)
-    with locked(store.paths.locks, f"instance-{record.id}"):
-        with store_lock_on_new(store, record.snapshot):
-            if take_files:
-                mine = adopt(
-                    manifest,
-                    fork=record,
-                    memory=manifest.memory.method,
-                    disk=manifest.disk.method,
-                    vmstate=manifest.vmstate.method,
-                )
-                publish(files.dir, final, mine)
-            else:
-                with work_in_progress(store.paths, f"{record.snapshot}-fork") as work:
-                    mine = derive_snapshot(files, manifest, work, fork=record)
-                    publish(work, final, mine)
-            try:
-                with work_in_progress(store.paths, record.id) as work:
-                    create.make_directories(work)
-                    create.establish(store, work, record)
-            except BaseException:
-                discard(store.paths, final.dir)
-                raise
+    with locked(store.paths.locks, f"instance-{record.id}"), store_lock_on_new(store, record.snapshot):
+        if take_files:
+            mine = adopt(
+                manifest,
+                fork=record,
+                memory=manifest.memory.method,
+                disk=manifest.disk.method,
+                vmstate=manifest.vmstate.method,
+            )
+            publish(files.dir, final, mine)
+        else:
+            with work_in_progress(store.paths, f"{record.snapshot}-fork") as work:
+                mine = derive_snapshot(files, manifest, work, fork=record)
+                publish(work, final, mine)
+        try:
+            with work_in_progress(store.paths, record.id) as work:
+                create.make_directories(work)
+                create.establish(store, work, record)
+        except BaseException:
+            discard(store.paths, final.dir)
+            raise
     return mine.memory.method
 
 
@@ -285,5 +283,3 @@ def _owner_of(store: Store, manifest: Manifest) -> InstanceRecord:
         machine_id=uuid.uuid4().hex,
         vmm_build=manifest.vmm_build,
     )
-
-

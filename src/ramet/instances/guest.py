@@ -12,7 +12,7 @@ from pathlib import Path
 from ramet.errors import ConfigError, GuestError, NotFoundError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient, ExecControl
 from ramet.hypervisors.base import Monitor
-from ramet.instances.context import Locked, Store
+from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
 from ramet.model import ExecResult, InstanceRecord, Ping, State
 from ramet.paths import InstancePaths

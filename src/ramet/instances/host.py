@@ -58,9 +58,7 @@ class Host:
     def image_build(self, name: str = "micro") -> Image:
         """Build the guest image, or find that it is built: same inputs, same digest."""
         self._fresh()
-        return images.build(
-            self._store.paths.images, name=name, cache_dir=config.cache_dir(), progress=self._store.say
-        )
+        return images.build(self._store.paths.images, name=name, cache_dir=config.cache_dir(), progress=self._store.say)
 
     def image_list(self) -> builtins.list[tuple[Image, tuple[str, ...]]]:
         """Every image and the names that point at it."""
@@ -124,9 +122,7 @@ class Host:
     ) -> InstanceInfo:
         """Wake from standby, or roll back to ``snapshot``. On failure the instance is what it was."""
         self._fresh()
-        restore.restore(
-            self._store, name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk
-        )
+        restore.restore(self._store, name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         return self.get(name)
 
     def stop(

@@ -84,10 +84,8 @@ def disk_use(store: Store) -> list[DiskUse]:
     for snapshot in snapshots.all_snapshots(store):
         label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
         found.append(_use(label, "snapshot", _files(Path(snapshot.dir))))
-    for directory in sorted(store.paths.images.iterdir()):
-        if (directory / "image.json").exists():
-            found.append(_use(directory.name, "image", _files(directory)))
-    return found
+    built = [path for path in sorted(store.paths.images.iterdir()) if (path / "image.json").exists()]
+    return found + [_use(path.name, "image", _files(path)) for path in built]
 
 
 def _files(directory: Path) -> list[Path]:
@@ -115,6 +113,4 @@ def _use(name: str, kind: str, paths: list[Path]) -> DiskUse:
             continue
         if exclusive is not None:
             exclusive += extents.exclusive_bytes(found)
-    return DiskUse(
-        name=name, kind=kind, allocated_bytes=allocated, exclusive_bytes=exclusive, apparent_bytes=apparent
-    )
+    return DiskUse(name=name, kind=kind, allocated_bytes=allocated, exclusive_bytes=exclusive, apparent_bytes=apparent)

@@ -21,9 +21,7 @@ ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 REFLINK_ONLY = frozenset({Method.REFLINK})
 
 
-def restore(
-    store: Store, name: str, *, snapshot: str | None, discard_memory: bool, discard_disk: bool
-) -> None:
+def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bool, discard_disk: bool) -> None:
     """Wake an instance from the snapshot that it sleeps on, or roll it back to ``snapshot``.
 
     If it fails, the VMM is reaped, sockets and the new live disk are gone, and the instance is what it was.
@@ -47,9 +45,7 @@ def restore(
         store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
-def _choose(
-    store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool
-) -> str:
+def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:
     record = instance.record
     name = record.name
     if snapshot is not None:

@@ -46,9 +46,12 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
 def _capture(store: Store, instance: Locked, name: str) -> str:
     already = instance.record.state is State.PAUSED
     with ExitStack() as stack:
-        with instance.pending("snapshot"), instance.driver.connect(instance.paths.run) as monitor:
-            with guest.frozen(monitor, instance.paths.run, already=already):
-                work, manifest = stack.enter_context(captured(instance, monitor))
+        with (
+            instance.pending("snapshot"),
+            instance.driver.connect(instance.paths.run) as monitor,
+            guest.frozen(monitor, instance.paths.run, already=already),
+        ):
+            work, manifest = stack.enter_context(captured(instance, monitor))
         with locked(store.paths.locks, f"snapshot-{manifest.id}", exclusive=False):
             publish(work, store.paths.snapshot(manifest.id), manifest)
             try:

@@ -25,4 +25,5 @@ def iowr(kind: int, number: int, size: int) -> int:
 
 def ioctl(fd: int, request: int, argument: bytearray) -> int:
     """ioctl(2) with an in-out structure; returns the call's result."""
-    return fcntl.ioctl(fd, request, argument, True)
+    result: int = fcntl.ioctl(fd, request, argument, True)
+    return result

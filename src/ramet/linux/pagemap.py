@@ -143,18 +143,13 @@ def _read_entries(fd: int, index: int, count: int) -> bytes:
 
 @functools.cache
 def has_pagemap_scan() -> bool:
-    """Whether the kernel has PAGEMAP_SCAN, by trying it on ourselves."""
-    with mmap.mmap(-1, PAGE_BYTES) as page:
-        page[0] = 1
-        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        try:
-            scan_pagemap(os.getpid(), address, address + PAGE_BYTES)
-        except OSError as err:
-            if err.errno in (errno.ENOTTY, errno.EINVAL):
-                return False
-            raise
-        finally:
-            import gc
-
-            gc.collect()  # from_buffer's export must be gone before the mapping closes
+    """Whether the kernel has PAGEMAP_SCAN, by trying it on a page of our own."""
+    buffer = ctypes.create_string_buffer(1)
+    page = ctypes.addressof(buffer) // PAGE_BYTES * PAGE_BYTES
+    try:
+        scan_pagemap(os.getpid(), page, page + PAGE_BYTES)
+    except OSError as err:
+        if err.errno in (errno.ENOTTY, errno.EINVAL):
+            return False
+        raise
     return True

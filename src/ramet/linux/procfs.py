@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 from dataclasses import dataclass
@@ -10,7 +12,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """One line of /proc/PID/maps. ``dev`` is major:minor in hexadecimal, as printed."""
+    """One line of /proc/PID/maps. ``dev`` is major:minor in hexadecimal, as printed.
+
+    ``path`` is as printed too: a newline in it is ``\\012``, and `` (deleted)`` follows a file that has no name any more.
+    """
 
     start: int
     end: int
@@ -37,57 +42,71 @@ class Descriptor:
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """All mappings, in address order."""
+    """All mappings, in address order; none for a process that has ended and was not reaped yet."""
     found = []
-    for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+    # Bytes, split at newlines alone: the kernel escapes no other character, and str knows more line ends (CR, VT, U+2028).
+    for line in Path(f"/proc/{pid}/maps").read_bytes().removesuffix(b"\n").split(b"\n"):
+        if not line:
+            continue
         span, perms, offset, dev, ino, *rest = line.split(maxsplit=5)
-        start, _, end = span.partition("-")
+        start, _, end = span.partition(b"-")
         found.append(
             Mapping(
                 start=int(start, 16),
                 end=int(end, 16),
-                perms=perms,
+                perms=perms.decode("ascii"),
                 offset=int(offset, 16),
-                dev=dev,
+                dev=dev.decode("ascii"),
                 ino=int(ino),
-                path=rest[0] if rest else "",
+                path=os.fsdecode(rest[0]) if rest else "",
             )
         )
     return found
 
 
 def printed_device(fd: int) -> str:
-    """The device of an open file as ``maps`` prints it: on btrfs it is not stat's (H74). Found by mapping one page ourselves."""
-    ino = os.fstat(fd).st_ino
-    if os.fstat(fd).st_size == 0:
-        raise ValueError("an empty file cannot be mapped")
-    with mmap.mmap(fd, 1, mmap.MAP_PRIVATE, mmap.PROT_READ):
-        own = [mapping for mapping in mappings(os.getpid()) if mapping.ino == ino]
-    target = os.readlink(f"/proc/self/fd/{fd}")
-    exact = [mapping.dev for mapping in own if mapping.path == target]
-    candidates = set(exact or [mapping.dev for mapping in own])
-    if len(candidates) != 1:
-        raise OSError(f"maps shows inode {ino} on {sorted(candidates)}")
-    return candidates.pop()
+    """The device of an open file as ``maps`` prints it: on btrfs it is not stat's (H74).
+
+    Raises:
+        OSError: EINVAL for an empty file, which cannot be mapped.
+    """
+    return _printed(fd).dev
 
 
 def mappings_of_file(pid: int, path: Path) -> list[Mapping]:
-    """The mappings of a file in another process, by inode and device, whatever path they are shown with."""
+    """The mappings of a file in another process, by inode and device, whatever path they are shown with.
+
+    Raises:
+        OSError: EINVAL for an empty file, which nobody can have mapped whole.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        ino = os.fstat(fd).st_ino
-        dev = printed_device(fd)
+        own = _printed(fd)
     finally:
         os.close(fd)
-    return [mapping for mapping in mappings(pid) if mapping.ino == ino and mapping.dev == dev]
+    return [mapping for mapping in mappings(pid) if mapping.ino == own.ino and mapping.dev == own.dev]
+
+
+def _printed(fd: int) -> Mapping:
+    """How ``maps`` prints an open file, seen by mapping its first page ourselves: btrfs prints another device than stat gives,
+    overlayfs on older kernels another inode too.
+    """
+    if os.fstat(fd).st_size == 0:
+        raise OSError(errno.EINVAL, "an empty file cannot be mapped")
+    with mmap.mmap(fd, 1, mmap.MAP_PRIVATE) as page:  # read and write: ctypes gives no address of a read-only one
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        return next(mapping for mapping in mappings(os.getpid()) if mapping.start <= address < mapping.end)
 
 
 def open_descriptors(pid: int) -> list[Descriptor]:
-    """All open descriptors; those that close meanwhile are left out."""
+    """All open descriptors; those that close meanwhile are left out.
+
+    A process that has ended and was not reaped yet has none: whoever concludes from what is *not* here looks whether it lives.
+    """
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
             stat = entry.stat()
             info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
         except FileNotFoundError:

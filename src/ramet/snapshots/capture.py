@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ramet import process
 from ramet.errors import HostError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors.base import Monitor
 from ramet.linux import procfs, procmem
-from ramet.linux.pagemap import Region, written_regions
+from ramet.linux.extents import map_data
+from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store.derive import derive
@@ -41,7 +45,13 @@ class _DirtyRun:
 
 
 def capture(
-    monitor: Monitor, vmm: VmmProcess, *, live: InstancePaths, mapped_file: Path, into: SnapshotPaths, base_is_empty: bool
+    monitor: Monitor,
+    vmm: VmmProcess,
+    *,
+    live: InstancePaths,
+    mapped_file: Path,
+    into: SnapshotPaths,
+    base_is_empty: bool,
 ) -> Captured:
     """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole.
 
@@ -61,66 +71,88 @@ def capture(
 def capture_memory(vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool) -> SnapshotFile:
     """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them.
 
-    The mapped file is only read. A page of zeros is left a hole where the base is one, and written where it is not (H10).
+    The mapped file is only read. Pages of zeros are left holes if the base is one hole, and written if it is not (H10).
 
     Raises:
         HostError: for errors of the host.
-        VmmError: if the VMM does not map that file privately.
+        VmmError: if the VMM does not map that file privately, or ended meanwhile (VmmDiedError).
     """
     runs = find_dirty(vmm, mapped_file)
     method = derive(mapped_file, into, allow=ANY_METHOD)
     with host_errors(f"write guest memory to {into}"):
         dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            written = _copy_runs(vmm.pid, runs, dst_fd, skip_zeros=base_is_empty)
+            base_is_hole = next(map_data(dst_fd), None) is None
+            written = _copy_runs(vmm, runs, dst_fd, skip_zeros=base_is_hole)
         finally:
             os.close(dst_fd)
-    return SnapshotFile(
-        size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written
-    )
+    return SnapshotFile(size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written)
 
 
 def find_dirty(vmm: VmmProcess, mapped_file: Path) -> list[_DirtyRun]:
     """The pages that the guest wrote since the VMM mapped ``mapped_file``, as runs in address order.
 
     Raises:
-        VmmError: if the file is not mapped, not privately, or not whole.
+        VmmError: if the file is not mapped, not privately, or not every byte of it once.
+        VmmDiedError: if the VMM has ended, or ended while we looked: it would seem to have written nothing.
     """
-    with host_errors(f"read the memory map of process {vmm.pid}"):
-        try:
-            mappings = procfs.mappings_of_file(vmm.pid, mapped_file)
-        except (FileNotFoundError, ProcessLookupError) as err:
-            if not mapped_file.exists():
-                raise
-            raise VmmDiedError(f"The VMM (process {vmm.pid}) is gone.") from err
-        mapped_bytes = sum(mapping.end - mapping.start for mapping in mappings)
-        if mapped_bytes < mapped_file.stat().st_size:
-            raise VmmError(
-                f"Process {vmm.pid} maps {mapped_bytes} of the {mapped_file.stat().st_size} bytes of {mapped_file}: "
-                "its memory cannot be captured."
-            )
-        shared = [mapping for mapping in mappings if "p" not in mapping.perms]
-        if shared:
-            raise VmmError(f"Process {vmm.pid} maps {mapped_file} shared: the guest writes into that file (H06).")
-        return [
+    with host_errors(f"read {mapped_file}"):
+        size = mapped_file.stat().st_size
+    if not process.is_alive(vmm):
+        raise VmmDiedError(f"The VMM (process {vmm.pid}) is gone.")
+    with _reading(vmm):
+        mappings = procfs.mappings_of_file(vmm.pid, mapped_file)
+    if any("s" in mapping.perms for mapping in mappings):
+        raise VmmError(f"Process {vmm.pid} maps {mapped_file} shared: the guest writes into that file (H06).")
+    _require_whole(vmm, mappings, mapped_file, size)
+    with _reading(vmm):
+        runs = [
             _DirtyRun(
                 address=region.start,
                 file_offset=mapping.offset + region.start - mapping.start,
                 length=region.end - region.start,
             )
             for mapping in mappings
-            for region in _regions(vmm.pid, mapping.start, mapping.end)
+            for region in written_regions(vmm.pid, mapping.start, mapping.end)
         ]
+        after = procfs.mappings_of_file(vmm.pid, mapped_file)
+    if after != mappings:
+        raise VmmDiedError(
+            f"The VMM (process {vmm.pid}) ended, or changed its mappings, while its memory was examined."
+        )
+    return runs
 
 
-def _regions(pid: int, start: int, end: int) -> list[Region]:
+def _require_whole(vmm: VmmProcess, mappings: Sequence[procfs.Mapping], mapped_file: Path, size: int) -> None:
+    """Each byte of the file in exactly one mapping: a VMM may have several, above and below its PCI hole (H13)."""
+    end = 0
+    for mapping in sorted(mappings, key=lambda mapping: mapping.offset):
+        if mapping.offset != end:
+            break
+        end += mapping.end - mapping.start
+    else:
+        if end >= size:
+            return
+    raise VmmError(
+        f"Process {vmm.pid} does not map each of the {size} bytes of {mapped_file} once ({len(mappings)} mappings, "
+        f"whole up to byte {end}): its memory cannot be captured."
+    )
+
+
+@contextmanager
+def _reading(vmm: VmmProcess) -> Iterator[None]:
+    """Translate what /proc/PID answers: not allowed, gone, or something else."""
     try:
-        return written_regions(pid, start, end)
+        yield
     except PermissionError as err:
         raise HostError(
-            f"The kernel does not let us read the page map of process {pid}.",
+            f"The kernel does not let us read the memory of process {vmm.pid}.",
             hint="`ramet doctor` says what is missing (ptrace scope, or another user's VMM).",
         ) from err
+    except OSError as err:
+        if not process.is_alive(vmm):
+            raise VmmDiedError(f"The VMM (process {vmm.pid}) ended while its memory was read.") from err
+        raise HostError(f"Could not read the memory of process {vmm.pid}: {err.strerror}.") from err
 
 
 def _capture_device_state(monitor: Monitor, written_by_vmm: Path, into: Path) -> SnapshotFile:
@@ -135,20 +167,20 @@ def _capture_device_state(monitor: Monitor, written_by_vmm: Path, into: Path) ->
         if not state:
             raise VmmError("The VMM wrote an empty device state.")
         into.write_bytes(state)
-    return SnapshotFile(
-        size_bytes=len(state), written_bytes=len(state), sha256=hashlib.sha256(state).hexdigest()
-    )
+    return SnapshotFile(size_bytes=len(state), written_bytes=len(state), sha256=hashlib.sha256(state).hexdigest())
 
 
-def _copy_runs(pid: int, runs: list[_DirtyRun], dst_fd: int, *, skip_zeros: bool) -> int:
+def _copy_runs(vmm: VmmProcess, runs: Sequence[_DirtyRun], dst_fd: int, *, skip_zeros: bool) -> int:
     buffer = memoryview(bytearray(BUFFER_BYTES))
     written = 0
-    memory_fd = procmem.open_memory(pid)
+    with _reading(vmm):
+        memory_fd = procmem.open_memory(vmm.pid)
     try:
         for run in runs:
             for start in range(0, run.length, BUFFER_BYTES):
                 chunk = buffer[: min(BUFFER_BYTES, run.length - start)]
-                procmem.read_into(memory_fd, run.address + start, chunk)
+                with _reading(vmm):
+                    procmem.read_into(memory_fd, run.address + start, chunk)
                 offset = run.file_offset + start
                 pieces = _nonzero_pieces(chunk) if skip_zeros else [(0, len(chunk))]
                 for low, high in pieces:

@@ -12,6 +12,8 @@ from ramet.model import MANIFEST_FORMAT_VERSION, MIB, Manifest, SnapshotFile, Vm
 from ramet.paths import SnapshotPaths
 from ramet.store import atomic
 
+_LOST = "The snapshot cannot be restored. `ramet snapshot ls` shows what else there is."
+
 
 def load(paths: SnapshotPaths) -> Manifest:
     """Read a published manifest.
@@ -22,13 +24,14 @@ def load(paths: SnapshotPaths) -> Manifest:
     """
     if not paths.dir.is_dir():
         raise NotFoundError(f"There is no snapshot {paths.dir.name!r}.", hint="`ramet snapshot ls` lists them.")
-    manifest = atomic.read_json(paths.manifest, Manifest)
-    if manifest.format_version != MANIFEST_FORMAT_VERSION:
-        raise CorruptError(
-            f"{paths.manifest} has format version {manifest.format_version}; this Ramet reads {MANIFEST_FORMAT_VERSION}."
-        )
+    try:
+        manifest = atomic.read_json(paths.manifest, Manifest, format_version=MANIFEST_FORMAT_VERSION)
+    except FileNotFoundError as err:
+        raise CorruptError(f"Snapshot {paths.dir.name} has lost its manifest.", hint=_LOST) from err
     if manifest.id != paths.dir.name:
-        raise CorruptError(f"{paths.manifest} is the manifest of {manifest.id!r}: files were moved by hand.")
+        raise CorruptError(
+            f"{paths.manifest} is the manifest of {manifest.id!r}: files were moved by hand.", hint=_LOST
+        )
     return manifest
 
 
@@ -65,8 +68,11 @@ def check_files(paths: SnapshotPaths, manifest: Manifest) -> None:
         CorruptError: naming the file and the difference.
     """
     if manifest.memory.size_bytes != manifest.memory_mib * MIB:
-        raise CorruptError(f"Snapshot {manifest.id} says its memory has {manifest.memory.size_bytes} bytes, "
-                           f"and its guest {manifest.memory_mib} MiB.")
+        raise CorruptError(
+            f"Snapshot {manifest.id} says its memory has {manifest.memory.size_bytes} bytes, "
+            f"and its guest {manifest.memory_mib} MiB.",
+            hint=_LOST,
+        )
     for path, expected in (
         (paths.memory, manifest.memory),
         (paths.vmstate, manifest.vmstate),
@@ -77,9 +83,6 @@ def check_files(paths: SnapshotPaths, manifest: Manifest) -> None:
         digest = hashlib.sha256(paths.vmstate.read_bytes()).hexdigest()
     if digest != manifest.vmstate.sha256:
         raise CorruptError(f"{paths.vmstate} is not what was published: its SHA-256 differs.", hint=_LOST)
-
-
-_LOST = "The snapshot cannot be restored. `ramet snapshot ls` shows what else there is."
 
 
 def _check_file(path: Path, expected: SnapshotFile, snapshot_id: str) -> None:

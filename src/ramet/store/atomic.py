@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ramet.errors import CorruptError
+from ramet.errors import CorruptError, HostError
 
 T = TypeVar("T")
 AT_FDCWD = -100
@@ -33,7 +34,10 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace ``path``: readers see the old bytes or the new ones. On failure the old file stays and nothing else is left."""
+    """Replace ``path``: readers see the old bytes or the new ones. On failure the old file stays and nothing else is left.
+
+    If the very last step fails, the fsync of the directory, the new bytes are there but may not survive a power cut.
+    """
     temporary = _write_temporary(path, data, mode, durable=durable)
     try:
         temporary.rename(path)
@@ -45,25 +49,33 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
 
 
 def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Create ``path`` whole, or raise FileExistsError: link(2) lets only one of two creators win, and shows no half."""
+    """Create ``path`` whole, or raise FileExistsError: link(2) lets only one of two creators win, and shows no half.
+
+    On any failure ``path`` is not ours, and nothing else is left.
+    """
     temporary = _write_temporary(path, data, mode, durable=True)
     try:
         path.hardlink_to(temporary)
-        fsync_directory(path.parent)
+        try:
+            fsync_directory(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> None:
     """Make a directory of finished files appear as ``final``, in this order: files 0400 and fsynced, directory fsynced,
-    rename that replaces nothing, parent fsynced (H48).
+    rename that replaces nothing, parent fsynced (H48). On failure ``work`` is there and ``final`` is not.
 
     Raises:
         FileExistsError: if ``final`` exists.
+        OSError: if ``work`` holds anything but regular files.
     """
     for path in sorted(work.iterdir()):
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(fd, file_mode)
@@ -72,9 +84,13 @@ def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> Non
             os.close(fd)
     fsync_directory(work)
     rename_noreplace(work, final)
-    fsync_directory(final.parent)
-    if work.parent != final.parent:
-        fsync_directory(work.parent)
+    try:
+        fsync_directory(final.parent)
+        if work.parent != final.parent:
+            fsync_directory(work.parent)
+    except BaseException:
+        rename_noreplace(final, work)
+        raise
 
 
 def rename_noreplace(source: Path, target: Path) -> None:
@@ -86,26 +102,43 @@ def rename_noreplace(source: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory and all in it, never through a symbolic link."""
-    if path.is_symlink():
+    """Delete a directory and all in it, or whatever else has that name; never through a symbolic link."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
     shutil.rmtree(path)
 
 
-def read_json(path: Path, kind: type[T]) -> T:
-    """Read a typed value.
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
+def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -> T:
+    """Read a typed value. With ``format_version``, another version is refused as such, whatever fields it has.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CorruptError: if it is damaged; the message says where.
+        HostError: if it cannot be read.
+        CorruptError: if it is damaged (the message says where), or of another version.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise HostError(f"Could not read {path}: {err.strerror}.") from err
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).format_version if format_version is not None else None
+        if found == format_version:
+            return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise CorruptError(
             f"{path} is damaged: {err}.", hint="Restore it from a backup, or remove what it describes."
         ) from err
+    raise CorruptError(
+        f"{path} has format version {found}; this Ramet reads {format_version}.",
+        hint="Use the version of Ramet that wrote it.",
+    )
 
 
 def write_json(path: Path, value: msgspec.Struct, *, durable: bool = True) -> None:

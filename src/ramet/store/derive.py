@@ -1,7 +1,7 @@
 """``derive``: the only function that copies a file. It is told what it may do and says what it did.
 
-The destination is built under a temporary name in its own directory and linked into place when it is whole, so it exists whole or
-not at all. Holes stay holes. The source is only ever opened for reading.
+The destination is built under a temporary name in its own directory and renamed into place, onto nothing, when it is whole: it
+exists whole or not at all, and never has two names. Holes stay holes. The source is only ever opened for reading.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from ramet.errors import ConflictError, HostError, UnsupportedError, host_errors
 from ramet.linux import reflink
 from ramet.linux.extents import map_data
 from ramet.model import Method
+from ramet.store import atomic
 
 CANNOT_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY, errno.ENOSYS}
@@ -31,57 +33,81 @@ COPY_CHUNK_BYTES: Final = 128 * 1024 * 1024
 FALLBACK_CHUNK_BYTES: Final = 1024 * 1024
 
 
-def derive(src: Path, dst: Path, *, allow: frozenset[Method], mode: int = 0o600) -> Method:
-    """Make ``dst`` a file of its own with the bytes of ``src``, and return how.
+def derive(src: Path, dst: Path, *, allow: frozenset[Method], mode: int = 0o600, durable: bool = False) -> Method:
+    """Make ``dst`` a file of its own with the bytes of ``src``, and return how. COPY writes bytes, also where the file system
+    could share them. ``durable``: it survives a power cut from then on; without, the caller syncs it or can do without it.
 
     Raises:
         UnsupportedError: if only REFLINK is allowed and it is not possible here.
         ConflictError: if ``dst`` exists.
-        NoSpaceError, HostError: for every other errno. In all cases nothing is left behind.
+        NoSpaceError, HostError: for every other errno, and for a source that was written meanwhile (H32).
+            In all cases nothing is left behind.
     """
     with host_errors(f"derive {dst} from {src}"):
-        src_fd = os.open(src, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK matters for a FIFO alone: without it, open(2) would wait for a writer before we could refuse it.
+        src_fd = os.open(src, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            before = os.fstat(src_fd)
-            if not stat.S_ISREG(before.st_mode):
+            if not stat.S_ISREG(os.fstat(src_fd).st_mode):
                 raise HostError(f"Could not derive {dst}: {src} is not a regular file.")
-            method = _build(src_fd, dst, before.st_size, allow=allow, mode=mode)
+            return _build(src_fd, dst, allow=allow, mode=mode, durable=durable)
         finally:
             os.close(src_fd)
-    return method
 
 
 def probe_reflink(directory: Path) -> str | None:
-    """None if files in ``directory`` can be reflinked, else the reason; by a real FICLONE of two blocks."""
-    name = f".probe-{secrets.token_hex(4)}"
-    source, clone = directory / name, directory / f"{name}.clone"
-    try:
-        source.write_bytes(b"ramet" + bytes(8187))
-        derive(source, clone, allow=frozenset({Method.REFLINK}))
-    except UnsupportedError as err:
-        return err.why
-    finally:
-        for path in (source, clone):
-            path.unlink(missing_ok=True)
-    return None
+    """None if files in ``directory`` can be reflinked, else the reason; by a real FICLONE of two blocks, on nameless files.
+
+    Raises:
+        HostError: if the directory cannot be written.
+    """
+    with (
+        host_errors(f"try a reflink in {directory}"),
+        tempfile.TemporaryFile(dir=directory) as source,
+        tempfile.TemporaryFile(dir=directory) as clone,
+    ):
+        source.write(b"ramet" + bytes(8187))
+        source.flush()
+        return _try_reflink(source.fileno(), clone.fileno())
 
 
-def _build(src_fd: int, dst: Path, size: int, *, allow: frozenset[Method], mode: int) -> Method:
+def _build(src_fd: int, dst: Path, *, allow: frozenset[Method], mode: int, durable: bool) -> Method:
+    before = os.fstat(src_fd)
     temporary = dst.with_name(f".{dst.name}.{secrets.token_hex(4)}")
     dst_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        method = _fill(src_fd, dst_fd, size, allow)
-        after = os.fstat(src_fd)
-        if after.st_size != size or os.fstat(dst_fd).st_size != size:
-            raise HostError(f"The source of {dst} changed its size from {size} to {after.st_size} while it was copied.")
+        method = _fill(src_fd, dst_fd, before.st_size, allow)
+        _require_unchanged(before, os.fstat(src_fd), dst)
+        if durable:
+            os.fsync(dst_fd)
         try:
-            dst.hardlink_to(temporary)
+            atomic.rename_noreplace(temporary, dst)
         except FileExistsError as err:
             raise ConflictError(f"{dst} exists already.") from err
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     finally:
         os.close(dst_fd)
-        temporary.unlink(missing_ok=True)
+    if durable:
+        _make_entry_durable(dst)
     return method
+
+
+def _require_unchanged(before: os.stat_result, after: os.stat_result, dst: Path) -> None:
+    if after.st_size != before.st_size:
+        raise HostError(
+            f"The source of {dst} changed its size from {before.st_size} to {after.st_size} while it was copied."
+        )
+    if after.st_mtime_ns != before.st_mtime_ns:
+        raise HostError(f"The source of {dst} was written while it was copied.")
+
+
+def _make_entry_durable(dst: Path) -> None:
+    try:
+        atomic.fsync_directory(dst.parent)
+    except BaseException:
+        dst.unlink(missing_ok=True)
+        raise
 
 
 def _fill(src_fd: int, dst_fd: int, size: int, allow: frozenset[Method]) -> Method:
@@ -96,7 +122,11 @@ def _fill(src_fd: int, dst_fd: int, size: int, allow: frozenset[Method]) -> Meth
                 why=why,
                 hint="Keep the store on XFS (reflink=1, the default of mkfs.xfs) or btrfs.",
             )
-    _copy_sparse(src_fd, dst_fd, size)
+    os.ftruncate(dst_fd, size)
+    # The kernel's own copy is a reflink wherever that is possible, so it may not be used where reflinks are not wanted.
+    copy = _copy_range if Method.REFLINK in allow else _read_write
+    for start, end in map_data(src_fd):
+        copy(src_fd, dst_fd, start, end)
     return Method.COPY
 
 
@@ -116,12 +146,6 @@ def _try_reflink(src_fd: int, dst_fd: int) -> str | None:
     with suppress(OSError):  # a hint that only XFS knows
         reflink.set_cow_extent_size(dst_fd, COW_EXTENT_BYTES)
     return None
-
-
-def _copy_sparse(src_fd: int, dst_fd: int, size: int) -> None:
-    os.ftruncate(dst_fd, size)
-    for start, end in map_data(src_fd):
-        _copy_range(src_fd, dst_fd, start, end)
 
 
 def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> None:

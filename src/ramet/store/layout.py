@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.store")
 ID_BYTES = 6
+_WORK = re.compile(r"(trash-)?[0-9a-f]{12}(-fork)?")
+"""What ``work_in_progress`` and ``discard`` name directories under tmp/: the sweep takes nothing else."""
+NOT_OURS_BUT_HARMLESS = frozenset({"lost+found"})
 
 
 def new_id() -> str:
@@ -32,25 +37,41 @@ def open_store(home: Path) -> StorePaths:
     """Create what is missing of the store (0700) and sweep abandoned work in progress.
 
     Raises:
-        ConfigError: if ``home`` is something else than a directory of ours.
+        ConfigError: if ``home`` is something else than a directory of ours, or holds other things; nothing was touched.
         HostError: if it cannot be created or written.
     """
     paths = StorePaths(home=home)
-    if home.is_symlink() or (home.exists() and not home.is_dir()):
-        raise ConfigError(f"{home} is not a directory.", hint="Set RAMET_HOME to a directory of its own.")
     with host_errors(f"open the store {home}"):
+        _refuse_foreign(paths)
         for directory in paths.directories():
             if not directory.is_dir():
                 directory.mkdir(mode=0o700, parents=directory == home, exist_ok=True)
-        if home.stat().st_uid != os.geteuid():
-            raise ConfigError(
-                f"The store {home} belongs to uid {home.stat().st_uid}, and you are {os.geteuid()}.",
-                hint="Set RAMET_HOME to a directory of your own.",
-            )
         if not os.access(paths.tmp, os.W_OK):
-            raise PermissionError(30, "Read-only file system", str(paths.tmp))
+            number = errno.EROFS if os.statvfs(paths.tmp).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(paths.tmp))
         _sweep(paths)
     return paths
+
+
+def _refuse_foreign(paths: StorePaths) -> None:
+    """Refuse a ``home`` that is not ours alone: with RAMET_HOME=/ we would take /tmp for our own work in progress."""
+    home = paths.home
+    if home.is_symlink() or (home.exists() and not home.is_dir()):
+        raise ConfigError(f"{home} is not a directory.", hint="Set RAMET_HOME to a directory of its own.")
+    if not home.exists():
+        return
+    if home.stat().st_uid != os.geteuid():
+        raise ConfigError(
+            f"The store {home} belongs to uid {home.stat().st_uid}, and you are {os.geteuid()}.",
+            hint="Set RAMET_HOME to a directory of your own.",
+        )
+    ours = {directory.name for directory in paths.directories() if directory.parent == home}
+    found = {entry.name for entry in home.iterdir()} - NOT_OURS_BUT_HARMLESS
+    if not ours <= found and not found <= ours:
+        raise ConfigError(
+            f"{home} holds other things, such as {min(found - ours)!r}: it is no store of Ramet.",
+            hint="Set RAMET_HOME to an empty directory, or to one that does not exist yet.",
+        )
 
 
 @contextmanager
@@ -67,7 +88,8 @@ def work_in_progress(paths: StorePaths, name: str) -> Iterator[Path]:
             yield directory
         finally:
             if directory.exists():
-                atomic.remove_tree(directory)
+                with host_errors(f"remove {directory}"):
+                    atomic.remove_tree(directory)
 
 
 def discard(paths: StorePaths, directory: Path) -> None:
@@ -82,9 +104,12 @@ def discard(paths: StorePaths, directory: Path) -> None:
 
 def _sweep(paths: StorePaths) -> None:
     for entry in list(paths.tmp.iterdir()):
+        if not _WORK.fullmatch(entry.name):
+            log.warning("%s is not ours: left alone", entry)
+            continue
         try:
             with locked(paths.locks, f"tmp-{entry.name}", timeout_s=0):
-                if entry.exists():
+                if entry.is_symlink() or entry.exists():
                     log.info("sweeping %s, left by a command that was killed", entry)
                     atomic.remove_tree(entry)
         except LockedError:

@@ -44,16 +44,19 @@ def locked(
 
 
 def _attempt(path: Path, *, exclusive: bool) -> int | None:
-    """A descriptor that holds the lock, or None."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if ofdlock.try_lock(fd, exclusive=exclusive) and _is_same_file(fd, path):
-            kept, fd = fd, -1
-            return kept
-        return None
-    finally:
-        if fd >= 0:
-            os.close(fd)
+    """A descriptor that holds the lock, or None if somebody else does."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            free = ofdlock.try_lock(fd, exclusive=exclusive)
+            if free and _is_same_file(fd, path):
+                kept, fd = fd, -1
+                return kept
+            if not free:
+                return None
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
 
 def _is_same_file(fd: int, path: Path) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ramet.errors import ConflictError, CorruptError, host_errors
@@ -14,21 +18,33 @@ def claim(directory: Path, name: str, target_id: str, *, what: str) -> None:
     Raises:
         ConflictError: if the name is taken.
     """
-    try:
-        with host_errors(f"claim the name {name!r}"):
+    with host_errors(f"claim the name {name!r}"):
+        try:
             atomic.create_exclusive(directory / name, target_id.encode() + b"\n")
-    except FileExistsError as err:
-        raise ConflictError(
-            f"There is already an {what} called {name!r}.", hint="Choose another name, or remove that one first."
-        ) from err
+        except FileExistsError as err:
+            raise ConflictError(
+                f"There is already {'an' if what[0] in 'aeiou' else 'a'} {what} called {name!r}.",
+                hint="Choose another name, or remove that one first.",
+            ) from err
 
 
 def release(directory: Path, name: str, target_id: str) -> None:
-    """Free ``name`` if it still means ``target_id``."""
-    if lookup(directory, name) == target_id:
-        with host_errors(f"free the name {name!r}"):
+    """Free ``name`` if it still means ``target_id``; never one that somebody else has claimed since."""
+    with host_errors(f"free the name {name!r}"), _one_release_at_a_time(directory):
+        if lookup(directory, name) == target_id:
             (directory / name).unlink(missing_ok=True)
             atomic.fsync_directory(directory)
+
+
+@contextmanager
+def _one_release_at_a_time(directory: Path) -> Iterator[None]:
+    """Nothing else unlinks names, so a name that was looked up under this lock still means the same when it is unlinked."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # an OFD lock would need a descriptor open for writing
+        yield
+    finally:
+        os.close(fd)
 
 
 def lookup(directory: Path, name: str) -> str | None:

@@ -68,8 +68,13 @@ def build_argv(
     console_log: Path,
     sockets: Sockets,
     boot: BootFiles | None,
+    tsc_khz: int | None = None,
 ) -> list[str]:
-    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``."""
+    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``.
+
+    ``tsc_khz`` tells a booting kernel what it cannot measure (tsc.py).
+    """
+    backend = f"size={hardware.memory_mib}M,mem-path={escape(memory)},share=off,merge=off,dump=off"
     argv = [
         program,
         *("-name", name),
@@ -77,11 +82,7 @@ def build_argv(
         *("-display", "none"),
         *("-sandbox", SANDBOX),
         *("-pidfile", str(pidfile)),
-        *(
-            "-object",
-            f"memory-backend-file,id=ram0,size={hardware.memory_mib}M,mem-path={escape(memory)},"
-            "share=off,merge=off,dump=off",
-        ),
+        *("-object", f"memory-backend-file,id=ram0,{backend}"),
         *("-drive", f"file={escape(disk)},format=raw,if=none,id=d0"),
         *("-chardev", f"socket,id=qmp,fd={sockets.qmp},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
@@ -94,8 +95,9 @@ def build_argv(
     for port, fd in enumerate(sockets.agents):
         argv += ["-chardev", f"socket,id=agent{port},fd={fd},server=on,wait=off"]
     argv += hardware_argv(hardware)
-    return argv + (_boot_argv(boot) if boot else ["-S", "-incoming", "defer"])
+    return argv + (_boot_argv(boot, tsc_khz) if boot else ["-S", "-incoming", "defer"])
 
 
-def _boot_argv(boot: BootFiles) -> list[str]:
-    return ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", boot.cmdline]
+def _boot_argv(boot: BootFiles, tsc_khz: int | None) -> list[str]:
+    cmdline = boot.cmdline if tsc_khz is None else f"{boot.cmdline} tsc_early_khz={tsc_khz}"
+    return ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", cmdline]

@@ -15,8 +15,9 @@ from ramet.errors import LaunchError, RametError, UnsupportedError, host_errors
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.qemu import argv as qemu_argv
 from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
+from ramet.hypervisors.qemu.tsc import host_tsc_khz
 from ramet.linux.unixsock import listen_in
-from ramet.model import Hypervisor, VmmBuild, VmmProcess
+from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import AGENT_PORTS
 
 log = logging.getLogger("ramet.qemu")
@@ -126,6 +127,7 @@ class QemuDriver:
                 console_log=spec.console_log,
                 sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
                 boot=spec.boot,
+                tsc_khz=_tsc_khz(spec),
             )
             vmm = process.spawn(command, log_path=spec.vmm_log, pass_fds=[*fds, *extra_fds], cwd=spec.work_dir)
         try:
@@ -143,6 +145,11 @@ class QemuDriver:
         except BaseException:
             process.kill_and_wait(vmm)
             raise
+
+
+def _tsc_khz(spec: LaunchSpec) -> int | None:
+    """Only a guest that boots under TCG needs it: KVM's clock tells it by itself."""
+    return host_tsc_khz() if spec.boot and spec.hardware.accelerator is Accelerator.TCG else None
 
 
 def _last_run(vmm_log: Path) -> str:

@@ -1,7 +1,7 @@
 """Whether KVM is usable, which is more than present.
 
-Some hosts have a /dev/kvm that opens, creates a VM, and then runs a stock guest a hundred times too slowly (nested without hardware
-virtualisation). Guest code must run at native speed, and that takes the CPU's own extension.
+Some hosts have a /dev/kvm that opens, creates a VM, and then runs a stock guest a hundred times too slowly (nested, without
+hardware virtualisation). Guest code must run at native speed, and that takes the CPU's own extension.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class QmpMonitor:
             return
         try:
             self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 2.0))
-        except (QMPError, OSError, EOFError, asyncio.TimeoutError) as err:
+        except (TimeoutError, QMPError, OSError, EOFError) as err:
             log.debug("QMP disconnect: %s", err)
         self._loop.close()
 

@@ -1,0 +1,51 @@
+# `make verify` and `make test` do all the set-up that they need; both are safe to repeat.
+# The store that they use is $RAMET_HOME, by default .state/home in this checkout.
+
+export RAMET_HOME ?= $(CURDIR)/.state/home
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help verify test test-all check bench fuzz setup clean distclean
+
+help:           ## Say what there is to make
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+verify: setup   ## Prove on this host that forks are isolated
+	$(BIN)/ramet verify
+
+test: check image  ## Everything: lint, types, unit, contract, real guests (the long scenarios in bounded samples)
+	$(PYTEST) -m vm
+
+test-all: check image  ## The same, with the long scenarios whole
+	RAMET_TEST_ALL=1 $(PYTEST) -m vm
+
+check: venv     ## Lint, types, layers, unit and contract tests: no root, no VM, under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -m "not vm"
+
+bench: setup    ## Time Ramet against the raw mechanism and its peers, in one run
+	$(BIN)/python -m bench
+
+fuzz: setup     ## Fuzz the agent's protocol for a while (FUZZ_SECONDS=60)
+	tools/fuzz-agent $${FUZZ_SECONDS:-60}
+
+setup: image    ## Debian packages, virtual environment, guest image
+
+.PHONY: packages venv image
+packages:
+	@tools/setup packages
+
+venv: packages
+	@tools/setup venv
+
+image: venv
+	@tools/setup image
+
+clean:          ## Remove what was built here, instances in .state/home included
+	@if [ -x $(BIN)/ramet ] && [ -d .state/home ]; then RAMET_HOME=$(CURDIR)/.state/home $(BIN)/ramet rm --all --force; fi
+	rm -rf .venv .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

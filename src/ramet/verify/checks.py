@@ -1,0 +1,295 @@
+"""What is claimed, and the ledger of what was found.
+
+A check passes only if it was looked at, to the end, and every look agreed. Not looked is not PASS: a check that a scenario
+did not get to is INCONCLUSIVE, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+class Strength(StrEnum):
+    """``enforced``: the kernel would refuse the opposite. ``held``: it was so, and nothing but our code made it so."""
+
+    ENFORCED = "enforced"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One check before it is run."""
+
+    id: str
+    title: str
+    claim: str
+    fails_if: str
+    hazards: tuple[str, ...] = ()
+    continuous: bool = False
+    """It is looked at throughout the scenario, so a scenario that was cut short cannot pass it."""
+
+
+CLAIMS: dict[str, Claim] = {
+    claim.id: claim
+    for claim in (
+        Claim(
+            id="source-dirtied",
+            title="the source's memory is full enough to tell",
+            claim="More than half of the source's RAM is data, most of it incompressible: a plain copy would cost as much.",
+            fails_if="the memory file holds less data than half of the guest's RAM",
+            hazards=("H65",),
+        ),
+        Claim(
+            id="fork-own-inodes",
+            title="the fork's files are inodes of their own",
+            claim="Each file of the fork's snapshot is another inode than the source's, and has one link.",
+            fails_if="a file of the fork is the source's, by hard link, symlink or rename",
+            hazards=("H01", "H20"),
+        ),
+        Claim(
+            id="snapshot-modes",
+            title="snapshots are read-only and private",
+            claim="Snapshot files are 0400 and their directory is closed to others.",
+            fails_if="a published file can be written, or read by others",
+            hazards=("H54", "H08"),
+        ),
+        Claim(
+            id="fork-wakes",
+            title="the fork wakes",
+            claim="The fork is restored and its guest answers.",
+            fails_if="the restore fails, or the guest does not answer",
+        ),
+        Claim(
+            id="fork-same-boot",
+            title="the fork is the source's memory, not a reboot",
+            claim="The guest's boot nonce, kept only in RAM, is the source's, and its tick has moved on.",
+            fails_if="the nonce is another one, or the tick went back",
+            hazards=("H63",),
+        ),
+        Claim(
+            id="fork-sees-source",
+            title="the fork sees what the source left, in RAM and on disk",
+            claim="The sentinels that the source wrote before its sleep are there, the disk's read anew from the disk.",
+            fails_if="a sentinel is missing or another one",
+            hazards=("H23", "H16"),
+        ),
+        Claim(
+            id="own-identity",
+            title="the fork has a name of its own",
+            claim="Host name, machine-id and generation differ from the source's.",
+            fails_if="one of them is the source's",
+            hazards=("H52",),
+        ),
+        Claim(
+            id="wall-clock",
+            title="the fork's clock is right",
+            claim="The wall clock in the guest is within two seconds of the host's.",
+            fails_if="it still shows the time of the snapshot",
+            hazards=("H51",),
+        ),
+        Claim(
+            id="own-randomness",
+            title="the fork and the source draw different randomness",
+            claim="Two VMs woken from the same memory draw different bytes from the kernel.",
+            fails_if="a draw of one is a draw of the other",
+            hazards=("H50",),
+        ),
+        Claim(
+            id="vmm-maps-privately",
+            title="every VMM maps its own memory file, privately",
+            claim="Each large file mapping of a live VMM is an inode of its own instance, and MAP_PRIVATE.",
+            fails_if="a VMM maps a file of another instance, or maps one shared",
+            hazards=("H02", "H06", "H07", "H60", "H74"),
+            continuous=True,
+        ),
+        Claim(
+            id="vmm-cannot-write-others",
+            title="no VMM can write another instance's files",
+            claim="No open descriptor and no shared mapping of a live VMM can write a file of another instance.",
+            fails_if="a descriptor on another instance's file is open for writing",
+            hazards=("H20", "H21", "H68"),
+            continuous=True,
+        ),
+        Claim(
+            id="source-memory-unchanged",
+            title="the source's memory file is byte-identical throughout",
+            claim="Inode, size, mode, links and SHA-256 of the source's memory file never change.",
+            fails_if="a step of the fork's life writes to, truncates or replaces it",
+            hazards=("H01", "H02", "H03", "H05", "H64"),
+            continuous=True,
+        ),
+        Claim(
+            id="source-disk-unchanged",
+            title="the source's disk is byte-identical throughout",
+            claim="Inode, size, mode, links and SHA-256 of the source's disk never change.",
+            fails_if="a write of the fork's guest reaches it",
+            hazards=("H20", "H21"),
+            continuous=True,
+        ),
+        Claim(
+            id="source-state-unchanged",
+            title="the source's device state and manifest are byte-identical",
+            claim="Inode, size, mode, links and SHA-256 of the source's vmstate and manifest never change.",
+            fails_if="anything writes to them",
+            hazards=("H08", "H19"),
+            continuous=True,
+        ),
+        Claim(
+            id="fork-diff-complete",
+            title="the fork's diff snapshot is whole",
+            claim="Woken from its own diff, the fork has what it wrote since the fork, in RAM and on disk, and the rest besides.",
+            fails_if="a dirty page was missed, or the base shows through",
+            hazards=("H09", "H10", "H14"),
+        ),
+        Claim(
+            id="fork-disk-usage",
+            title="the fork's life costs far less disk than its memory",
+            claim="What the fork occupies and does not share with the source stays under a quarter of the guest's RAM.",
+            fails_if="a reflink silently became a copy",
+            hazards=("H30", "H65"),
+        ),
+        Claim(
+            id="nothing-left",
+            title="a deleted fork leaves nothing",
+            claim="Its process, directories, snapshot and name are gone.",
+            fails_if="one of them is still there",
+            hazards=("H44",),
+        ),
+        Claim(
+            id="source-restores",
+            title="the source wakes as it slept",
+            claim="Same boot; its sentinels are there and the fork's are not; all memory that it had filled sums up as before.",
+            fails_if="anything of the fork shows, or anything of the source is lost",
+            hazards=("H01", "H03", "H64"),
+        ),
+        Claim(
+            id="sleeping-fork-unchanged",
+            title="a sleeping fork does not change while its source lives on",
+            claim="Every file of the sleeping fork keeps its fingerprint while the source wakes, diverges and sleeps again.",
+            fails_if="the source's life reaches the fork's files",
+            hazards=("H01", "H07"),
+            continuous=True,
+        ),
+        Claim(
+            id="running-fork-unnoticed",
+            title="a running fork does not notice what its source does",
+            claim="After the source diverged and slept, the fork reads the old sentinels and memory that sums up as before.",
+            fails_if="a page that the fork has not written shows what the source wrote later",
+            hazards=("H01", "H07", "H20"),
+        ),
+        Claim(
+            id="sleeping-fork-wakes",
+            title="the fork that slept meanwhile wakes as it was",
+            claim="It has the source's old sentinels, none of the new ones, and the same boot.",
+            fails_if="anything that the source did since shows",
+            hazards=("H01", "H23"),
+        ),
+        Claim(
+            id="source-diff-complete",
+            title="the source's second snapshot is whole",
+            claim="Woken from it, the source has its new sentinels and the memory that it filled since.",
+            fails_if="a dirty page was missed",
+            hazards=("H02", "H09", "H15"),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One piece of evidence."""
+
+    at: str
+    """The step at which it was taken."""
+    found: str
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """A check after it was run."""
+
+    scenario: str
+    claim: Claim
+    verdict: Verdict
+    strength: Strength
+    required: bool
+    reason: str | None
+    facts: tuple[Fact, ...]
+
+
+@dataclass(slots=True)
+class _Entry:
+    facts: list[Fact] = field(default_factory=list)
+    all_enforced: bool = True
+    undecided: str | None = None
+    required: bool = True
+
+
+class Ledger:
+    """What was found in one scenario, check by check."""
+
+    def __init__(self, scenario: str, claim_ids: Sequence[str]) -> None:
+        self.scenario = scenario
+        self._entries = {claim_id: _Entry() for claim_id in claim_ids}
+        self._cut_short: str | None = None
+
+    def look(self, claim_id: str, at: str, problems: Iterable[str], *, found: str, enforced: bool = False) -> None:
+        """Record one look at a check: it agrees if there are no ``problems``; ``found`` is what was seen."""
+        entry = self._entries[claim_id]
+        wrong = list(problems)
+        entry.facts.append(Fact(at=at, found="; ".join(wrong) or found, agrees=not wrong))
+        entry.all_enforced = entry.all_enforced and enforced and not wrong
+
+    def undecided(self, claim_id: str, why: str, *, required: bool) -> None:
+        """A check that cannot be decided on this host."""
+        entry = self._entries[claim_id]
+        entry.undecided, entry.required = why, required
+
+    def cut_short(self, why: str) -> None:
+        """The scenario did not get to its end."""
+        self._cut_short = why
+
+    @property
+    def was_cut_short(self) -> str | None:
+        return self._cut_short
+
+    def results(self) -> tuple[CheckResult, ...]:
+        """The verdicts, in the order of the scenario's checks."""
+        return tuple(self._result(CLAIMS[claim_id], entry) for claim_id, entry in self._entries.items())
+
+    def _result(self, claim: Claim, entry: _Entry) -> CheckResult:
+        verdict, reason = Verdict.PASS, None
+        wrong = next((fact for fact in entry.facts if not fact.agrees), None)
+        if wrong is not None:
+            verdict, reason = Verdict.FAIL, f"{wrong.at}: {wrong.found}"
+        elif entry.undecided is not None:
+            verdict, reason = Verdict.INCONCLUSIVE, entry.undecided
+        elif not entry.facts or (self._cut_short is not None and claim.continuous):
+            verdict, reason = Verdict.INCONCLUSIVE, self._cut_short or "the scenario never looked"
+        return CheckResult(
+            scenario=self.scenario,
+            claim=claim,
+            verdict=verdict,
+            strength=Strength.ENFORCED if entry.facts and entry.all_enforced else Strength.HELD,
+            required=entry.required,
+            reason=reason,
+            facts=tuple(entry.facts),
+        )
+
+
+def overall(results: Sequence[CheckResult]) -> Verdict:
+    """FAIL if any check failed; INCONCLUSIVE if a required one could not be decided, or there are none; else PASS."""
+    verdicts = {result.verdict for result in results}
+    if Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    undecided = any(result.verdict is Verdict.INCONCLUSIVE and result.required for result in results)
+    return Verdict.INCONCLUSIVE if undecided or not results else Verdict.PASS

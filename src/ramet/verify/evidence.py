@@ -1,0 +1,232 @@
+"""Evidence from outside: what the kernel and the files say, whatever the code that is judged believes.
+
+Nothing here asks Ramet. Files are fingerprinted through one descriptor each; a process is seen through /proc/PID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet.linux import extents, procfs
+
+CHUNK_BYTES = 1 << 20
+ZEROS = bytes(CHUNK_BYTES)
+LARGE_MAPPING_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """(st_dev, st_ino, size, SHA-256) of a file, and what else must not change."""
+
+    name: str
+    dev: int
+    ino: int
+    size_bytes: int
+    sha256: str
+    mode: int
+    links: int
+    allocated_bytes: int
+
+    def __str__(self) -> str:
+        return f"inode {self.ino}, {self.size_bytes} bytes, SHA-256 {self.sha256[:16]}…"
+
+
+def fingerprint(path: Path, *, drop_cache: bool = False) -> Fingerprint:
+    """Take the fingerprint of a file; holes are not read, but hashed as the zeros that they are.
+
+    ``drop_cache`` asks the kernel to forget the file's cached pages first, so that the answer comes from the disk (H64).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if drop_cache:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = os.fstat(fd)
+        return Fingerprint(
+            name=path.name,
+            dev=found.st_dev,
+            ino=found.st_ino,
+            size_bytes=found.st_size,
+            sha256=_sha256(fd, found.st_size),
+            mode=stat.S_IMODE(found.st_mode),
+            links=found.st_nlink,
+            allocated_bytes=found.st_blocks * 512,
+        )
+    finally:
+        os.close(fd)
+
+
+def fingerprints(directory: Path, *, drop_cache: bool = False) -> dict[str, Fingerprint]:
+    """The fingerprint of every file in a snapshot's directory, by name."""
+    return {path.name: fingerprint(path, drop_cache=drop_cache) for path in sorted(directory.iterdir())}
+
+
+def _sha256(fd: int, size_bytes: int) -> str:
+    digest = hashlib.sha256()
+    position = 0
+    for start, end in extents.map_data(fd):
+        _hash_zeros(digest, start - position)
+        while start < end:
+            data = os.pread(fd, min(CHUNK_BYTES, end - start), start)
+            if not data:
+                raise OSError(f"the file ended at {start}, before {end}")
+            digest.update(data)
+            start += len(data)
+        position = end
+    _hash_zeros(digest, size_bytes - position)
+    return digest.hexdigest()
+
+
+def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
+    while count > 0:
+        digest.update(ZEROS[:count])
+        count -= CHUNK_BYTES
+
+
+def differences(before: Fingerprint, after: Fingerprint) -> list[str]:
+    """What changed, in words; empty if nothing did."""
+    pairs = (
+        ("device", before.dev, after.dev),
+        ("inode", before.ino, after.ino),
+        ("size", before.size_bytes, after.size_bytes),
+        ("SHA-256", before.sha256[:16], after.sha256[:16]),
+        ("mode", oct(before.mode), oct(after.mode)),
+        ("links", before.links, after.links),
+    )
+    return [f"{what} {was} became {now}" for what, was, now in pairs if was != now]
+
+
+# -- what a process can reach -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileId:
+    """A file as stat(2) and as ``maps`` name it: on btrfs the two devices differ (H74)."""
+
+    path: Path
+    dev: int
+    printed_dev: str | None
+    ino: int
+
+    def is_descriptor(self, descriptor: procfs.Descriptor) -> bool:
+        return (descriptor.dev, descriptor.ino) == (self.dev, self.ino)
+
+    def is_mapping(self, mapping: procfs.Mapping) -> bool:
+        return (mapping.dev, mapping.ino) == (self.printed_dev, self.ino)
+
+
+def identify(paths: Iterable[Path]) -> list[FileId]:
+    """The identities of the regular files among ``paths``."""
+    found = []
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            continue
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = os.fstat(fd)
+            printed = procfs.printed_device(fd) if info.st_size else None
+        finally:
+            os.close(fd)
+        found.append(FileId(path=path, dev=info.st_dev, printed_dev=printed, ino=info.st_ino))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How a process can reach a file: ``fd 12 (read-write)``, ``mapping rw-p at 7f…``."""
+
+    file: FileId
+    how: str
+    can_write: bool
+    """A descriptor open for writing, or a shared mapping that is writable."""
+
+
+def reach(pid: int, files: Sequence[FileId]) -> list[Reach]:
+    """Every open descriptor and mapping of ``pid`` on one of ``files``."""
+    found = []
+    for descriptor in procfs.open_descriptors(pid):
+        for file in files:
+            if file.is_descriptor(descriptor):
+                kind = "writable" if descriptor.writable else "read-only"
+                found.append(
+                    Reach(file=file, how=f"descriptor {descriptor.fd} ({kind})", can_write=descriptor.writable)
+                )
+    for mapping in procfs.mappings(pid):
+        for file in files:
+            if file.is_mapping(mapping):
+                can_write = "s" in mapping.perms and "w" in mapping.perms
+                found.append(Reach(file=file, how=f"mapping {mapping.perms} at {mapping.start:x}", can_write=can_write))
+    return found
+
+
+def guest_memory_mappings(pid: int, *, min_bytes: int = LARGE_MAPPING_BYTES) -> list[procfs.Mapping]:
+    """The process's mappings of files that a guest's memory could be: large, writable, and nothing that it executes.
+
+    All mappings of one file count together, since a guest's memory may have several.
+    """
+    mappings = [mapping for mapping in procfs.mappings(pid) if mapping.ino]
+    executed = {(mapping.dev, mapping.ino) for mapping in mappings if "x" in mapping.perms}
+    sizes: dict[tuple[str, int], int] = {}
+    for mapping in mappings:
+        if "w" in mapping.perms and (mapping.dev, mapping.ino) not in executed:
+            key = (mapping.dev, mapping.ino)
+            sizes[key] = sizes.get(key, 0) + mapping.end - mapping.start
+    return [m for m in mappings if "w" in m.perms and sizes.get((m.dev, m.ino), 0) >= min_bytes]
+
+
+# -- disk ---------------------------------------------------------------------------------------------------------
+
+
+def own_bytes(files: Iterable[Path], others: Iterable[Path]) -> tuple[int, int]:
+    """(bytes on disk that ``files`` occupy and ``others`` do not, bytes shared with ``others``), each block counted once.
+
+    By physical address (FIEMAP), after writeback.
+
+    Raises:
+        OSError: where the file system cannot tell.
+    """
+    mine = _union(_physical(files))
+    theirs = _union(_physical(others))
+    total = sum(end - start for start, end in mine)
+    shared = _overlap(mine, theirs)
+    return total - shared, shared
+
+
+def _physical(files: Iterable[Path]) -> list[tuple[int, int]]:
+    found = []
+    for path in files:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found += [(extent.physical, extent.physical + extent.length) for extent in extents.fiemap(fd)]
+        finally:
+            os.close(fd)
+    return found
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _overlap(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> int:
+    """Bytes that two sorted lists of disjoint ranges have in common."""
+    total = i = j = 0
+    while i < len(left) and j < len(right):
+        low = max(left[i][0], right[j][0])
+        high = min(left[i][1], right[j][1])
+        total += max(0, high - low)
+        if left[i][1] <= right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total

@@ -1,0 +1,385 @@
+"""One look each: gather evidence, compare, and enter it in the ledger. Shared by the scenarios."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet.errors import RametError
+from ramet.linux import reflink
+from ramet.linux.mounts import file_system_of
+from ramet.model import MIB, InstanceInfo
+from ramet.verify import evidence
+from ramet.verify.world import DISK_BYTES, CutShortError, World
+
+__all__ = ["DISK_BYTES"]
+CLOCK_TOLERANCE_S = 2.0
+SOURCE_CLAIMS = {
+    "memory": "source-memory-unchanged",
+    "disk.raw": "source-disk-unchanged",
+    "vmstate": "source-state-unchanged",
+    "manifest.json": "source-state-unchanged",
+    "(directory)": "source-state-unchanged",
+}
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def remember_files(world: World, role: str) -> None:
+    """Take the fingerprints of a sleeping instance's snapshot, where it is now."""
+    world.scratch[f"dir-{role}"] = str(world.snapshot_dir(role))
+    world.remember(role)
+
+
+def source_dirtied(world: World) -> None:
+    """Is there enough data in the source's memory for a copy to be noticed?"""
+    memory = world.baselines["source"]["memory"]
+    ram_bytes = world.memory_mib * MIB
+    problems = []
+    if memory.allocated_bytes * 2 <= ram_bytes or world.fill_bytes * 2 <= memory.allocated_bytes:
+        problems.append(
+            f"{_mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {_mib(world.fill_bytes)} incompressible"
+        )
+    found = (
+        f"{_mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {_mib(world.fill_bytes)} incompressible"
+    )
+    world.ledger.look("source-dirtied", "source asleep", problems, found=found)
+
+
+def own_inodes(world: World, role: str, other: str) -> None:
+    """No file of one snapshot may be the other's."""
+    mine = evidence.fingerprints(world.snapshot_dir(role))
+    theirs = evidence.fingerprints(world.snapshot_dir(other))
+    problems = []
+    for name, file in mine.items():
+        same = [there.name for there in theirs.values() if (there.dev, there.ino) == (file.dev, file.ino)]
+        problems += [f"{name} is the {other}'s {there} (inode {file.ino})" for there in same]
+        if file.links != 1:
+            problems.append(f"{name} has {file.links} links")
+    pairs = [f"{name} {theirs[name].ino} / {file.ino}" for name, file in mine.items() if name in theirs]
+    world.ledger.look(
+        "fork-own-inodes", "forked", problems, found=f"inodes, source / fork: {', '.join(pairs)}", enforced=True
+    )
+
+
+def modes(world: World, roles: Sequence[str]) -> None:
+    """Published files are 0400, in a directory of the owner's alone."""
+    problems = []
+    count = 0
+    for role in roles:
+        directory = world.snapshot_dir(role)
+        if stat.S_IMODE(directory.stat().st_mode) & 0o077:
+            problems.append(f"{role}: the directory is {stat.S_IMODE(directory.stat().st_mode):04o}")
+        for path in sorted(directory.iterdir()):
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            count += 1
+            if mode != 0o400:
+                problems.append(f"{role}: {path.name} is {mode:04o}")
+    world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400", enforced=True)
+
+
+def source_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
+    """Compare every file of the source's snapshot with what it was."""
+    changes = world.changes("source", drop_cache=drop_cache)
+    suffix = ", read anew from the disk" if drop_cache else ""
+    for claim in dict.fromkeys(SOURCE_CLAIMS.values()):
+        names = [name for name in SOURCE_CLAIMS if SOURCE_CLAIMS[name] == claim]
+        problems = [f"{name}: {problem}" for name in names for problem in changes.get(name, [])]
+        known = [world.baselines["source"][name] for name in names if name in world.baselines["source"]]
+        world.ledger.look(claim, at, problems, found=f"{known[0]}{suffix}")
+
+
+def fork_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
+    """Compare every file of the sleeping fork's snapshot with what it was."""
+    changes = world.changes("sleeper", drop_cache=drop_cache)
+    problems = [f"{name}: {problem}" for name, wrong in changes.items() for problem in wrong]
+    suffix = ", read anew from the disk" if drop_cache else ""
+    memory = world.baselines["sleeper"]["memory"]
+    world.ledger.look(
+        "sleeping-fork-unchanged", at, problems, found=f"{len(changes)} files as they were; memory: {memory}{suffix}"
+    )
+
+
+def disk_usage(world: World, role: str, source: str) -> None:
+    """What the fork occupies beyond what it shares with its source, by physical extents."""
+    claim = "fork-disk-usage"
+    limit_bytes = world.memory_mib * MIB // 4
+    why = why_no_reflinks(world.host.home)
+    source_files = sorted(Path(world.scratch[f"dir-{source}"]).iterdir())
+    try:
+        own, shared = evidence.own_bytes(world.own_files(role), source_files)
+    except OSError as err:
+        world.ledger.undecided(
+            claim, f"the file system cannot tell extents: {os.strerror(err.errno or 0)}", required=why is None
+        )
+        return
+    found = f"{_mib(own)} of its own, {_mib(shared)} shared with the source"
+    if why is not None:
+        kind = file_system_of(world.host.home)
+        world.ledger.undecided(claim, f"{kind} has no reflinks ({why}): {found}, as a copy costs", required=False)
+        return
+    problems = [f"{found}; the limit is {_mib(limit_bytes)}"] if own > limit_bytes else []
+    world.ledger.look(claim, "fork's diff snapshot", problems, found=f"{found}; the limit is {_mib(limit_bytes)}")
+
+
+def why_no_reflinks(directory: Path) -> str | None:
+    """None if FICLONE works in ``directory``, by trying it; else the kernel's reason."""
+    source, clone = directory / ".verify-probe", directory / ".verify-probe-clone"
+    try:
+        source.write_bytes(bytes(range(256)) * 16)
+        with source.open("rb") as reader, clone.open("wb") as writer:
+            os.fsync(reader.fileno())
+            reflink.ficlone(writer.fileno(), reader.fileno())
+    except OSError as err:
+        if err.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            return f"FICLONE: {os.strerror(err.errno)}"
+        raise
+    finally:
+        source.unlink(missing_ok=True)
+        clone.unlink(missing_ok=True)
+    return None
+
+
+# -- VMMs ---------------------------------------------------------------------------------------------------------
+
+
+def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None:
+    """What a live VMM maps, and what it could write of other instances."""
+    pid = _pid(world.info(role))
+    own = evidence.identify(world.own_files(role))
+    foreign = evidence.identify(path for other in others for path in world.own_files(other))
+    _look_at_mappings(world, role, pid, own, at)
+    reached = evidence.reach(pid, foreign)
+    problems = [f"process {pid} of {role} has a {one.how} on {one.file.path}" for one in reached if one.can_write]
+    count = len(foreign)
+    world.ledger.look(
+        "vmm-cannot-write-others",
+        f"{at}: {role}",
+        problems,
+        found=f"process {pid} has no descriptor and no mapping that can write any of {count} files of other instances",
+        enforced=True,
+    )
+
+
+def _look_at_mappings(world: World, role: str, pid: int, own: Sequence[evidence.FileId], at: str) -> None:
+    mappings = evidence.guest_memory_mappings(pid)
+    problems = []
+    mapped_bytes = 0
+    mapped: list[evidence.FileId] = []
+    for mapping in mappings:
+        size = mapping.end - mapping.start
+        match = next((file for file in own if file.is_mapping(mapping)), None)
+        if match is None:
+            problems.append(f"process {pid} of {role} maps {_mib(size)} of {mapping.path}, which is not its own")
+        else:
+            mapped.append(match)
+        if "s" in mapping.perms:
+            problems.append(f"process {pid} of {role} maps {_mib(size)} of {mapping.path} shared ({mapping.perms})")
+        mapped_bytes += size
+    if mapped_bytes < world.memory_mib * MIB:
+        problems.append(
+            f"process {pid} of {role} maps {_mib(mapped_bytes)} of files; its guest has {world.memory_mib} MiB"
+        )
+    writable = [one for one in evidence.reach(pid, mapped) if one.can_write]
+    published = [one for one in writable if one.file.path.parent.name != "work"]
+    note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
+    inodes = ", ".join(str(file.ino) for file in mapped)
+    found = f"process {pid}: {_mib(mapped_bytes)} of its own inode {inodes}, private{note}"
+    world.ledger.look("vmm-maps-privately", f"{at}: {role}", problems, found=found, enforced=not published)
+
+
+# -- guests -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    hostname: str
+    machine_id: str
+    generation: str
+
+
+def identity(world: World, role: str) -> Identity:
+    lines = world.guest(role, "hostname; cat /etc/machine-id /run/ramet/generation").split("\n")
+    return Identity(hostname=lines[0], machine_id=lines[1], generation=lines[2])
+
+
+def remember_guest(world: World, role: str) -> None:
+    """Keep what a guest must still know after it was woken: boot nonce, tick, identity, and the sum of its memory."""
+    ping = world.host.ping(world.name(role))
+    who = identity(world, role)
+    world.scratch |= {
+        f"nonce-{role}": ping.nonce,
+        f"tick-{role}": str(ping.tick),
+        f"hostname-{role}": who.hostname,
+        f"machine-id-{role}": who.machine_id,
+        f"generation-{role}": who.generation,
+        f"{role}-sum": world.memory_sum(role),
+    }
+
+
+def inherit(world: World, role: str, source: str) -> None:
+    """``role`` was forked from ``source``: it must have the same boot, sentinels and memory."""
+    for what in ("nonce-{}", "tick-{}", "token-{}", "{}-sum"):
+        world.scratch[what.format(role)] = world.scratch[what.format(source)]
+
+
+def restores(world: World, role: str) -> None:
+    """Restore a fork.
+
+    Raises:
+        CutShortError: if it does not wake: there is nothing more to look at.
+    """
+    try:
+        world.host.restore(world.name(role))
+        tick = world.host.ping(world.name(role)).tick
+    except RametError as err:
+        world.ledger.look("fork-wakes", f"{role} restored", [err.message], found="")
+        raise CutShortError(f"{role} did not wake: {err.message}") from err
+    world.ledger.look("fork-wakes", f"{role} restored", [], found=f"its agent answered (tick {tick})")
+
+
+def same_boot(world: World, role: str) -> None:
+    """The nonce in the guest's RAM is the one that the source had."""
+    problems, found = _boot(world, role)
+    world.ledger.look("fork-same-boot", f"{role} restored", problems, found=found)
+
+
+def _boot(world: World, role: str) -> tuple[list[str], str]:
+    ping = world.host.ping(world.name(role))
+    nonce, tick = world.scratch[f"nonce-{role}"], int(world.scratch[f"tick-{role}"])
+    problems = []
+    if ping.nonce != nonce:
+        problems.append(f"the nonce is {ping.nonce}, before the snapshot it was {nonce}: another boot")
+    if ping.tick <= tick:
+        problems.append(f"the tick is {ping.tick}, before the snapshot it was {tick}")
+    return problems, f"nonce {nonce[:12]}… as before the snapshot, tick {tick} → {ping.tick}"
+
+
+def sees(world: World, claim: str, role: str, token: str, *, at: str) -> None:
+    """Both sentinels are ``token``."""
+    problems = _sentinel_problems(world, role, token)
+    world.ledger.look(claim, at, problems, found=f"RAM and disk hold {token[:12]}…")
+
+
+def _sentinel_problems(world: World, role: str, token: str) -> list[str]:
+    ram, disk = world.read_sentinels(role)
+    return [
+        f"{where} holds {text[:16]!r}, not {token[:16]!r}"
+        for where, text in (("RAM", ram), ("the disk", disk))
+        if text != token
+    ]
+
+
+def own_identity(world: World, role: str, source: str) -> None:
+    """Host name, machine-id and generation are not the source's."""
+    who = identity(world, role)
+    parts = (
+        ("host name", who.hostname, world.scratch[f"hostname-{source}"]),
+        ("machine-id", who.machine_id, world.scratch[f"machine-id-{source}"]),
+        ("generation", who.generation, world.scratch[f"generation-{source}"]),
+    )
+    problems = [f"the {what} is the source's: {mine}" for what, mine, theirs in parts if mine == theirs]
+    world.ledger.look("own-identity", f"{role} restored", problems, found=f"{who.hostname}, {who.machine_id[:12]}…")
+
+
+def wall_clock(world: World, role: str) -> None:
+    """The guest's clock against ours; the time that the question takes is allowed for."""
+    before = time.time()
+    guest_s = float(world.guest(role, "date +%s"))
+    after = time.time()
+    off = max(before - (guest_s + 1), guest_s - after, 0.0)
+    problems = [f"it is off by {off:.0f} s"] if off > CLOCK_TOLERANCE_S else []
+    world.ledger.look("wall-clock", f"{role} restored", problems, found=f"within {CLOCK_TOLERANCE_S:g} s of the host's")
+
+
+def own_randomness(world: World, role: str, other: str) -> None:
+    """Two VMs that woke from the same memory must not have drawn the same."""
+    world.randomness[role] = world.draw_randomness(role)
+    same = world.randomness[role] & world.randomness[other]
+    problems = [f"both drew {draw}" for draw in sorted(same)]
+    drawn = len(world.randomness[role] | world.randomness[other])
+    world.ledger.look("own-randomness", f"{role} restored", problems, found=f"{drawn} different draws")
+
+
+def wakes_as_it_was(world: World, claim: str, role: str, *, token: str, at: str) -> None:
+    """Restore, and compare all that the guest can tell with what it was; ``token`` is what its sentinels must hold."""
+    _look_inside(world, claim, role, token, at, first=lambda: world.host.restore(world.name(role)))
+
+
+def still_reads(world: World, claim: str, role: str, *, token: str, at: str) -> None:
+    """The same, of a guest that has been running all the time."""
+    _look_inside(world, claim, role, token, at, first=lambda: None)
+
+
+def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, first: Callable[[], object]) -> None:
+    try:
+        first()
+        problems, found = _boot(world, role)
+        problems += _sentinel_problems(world, role, token)
+        total, expected = world.memory_sum(role), world.scratch[f"{role}-sum"]
+        if total != expected:
+            problems.append(f"the memory that it filled sums up to {total}, not {expected}")
+    except RametError as err:
+        world.ledger.look(claim, at, [err.message.splitlines()[0]], found="")
+        return
+    filled = f"{_mib(world.fill_bytes)} sum up to {total.split()[0]}"
+    world.ledger.look(claim, at, problems, found=f"{found}; RAM and disk hold {token[:12]}…; {filled}")
+
+
+# -- traces -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """What must be gone once an instance is deleted."""
+
+    pid: int
+    started: str
+    directories: tuple[Path, ...]
+
+
+def traces(world: World, role: str) -> Traces:
+    info = world.info(role)
+    pid = _pid(info)
+    directories = (Path(info.run_dir).parent, world.snapshot_dir(role))
+    return Traces(pid=pid, started=_started(pid) or "", directories=directories)
+
+
+def nothing_left(world: World, role: str, before: Traces) -> None:
+    """Process, directories and name are gone."""
+    problems = [f"{path} is still there" for path in before.directories if path.exists()]
+    if _started(before.pid) == before.started:
+        problems.append(f"process {before.pid} still runs")
+    if world.host.exists(world.name(role)):
+        problems.append(f"the name {world.name(role)} still means an instance")
+    world.ledger.look(
+        "nothing-left",
+        f"{role} deleted",
+        problems,
+        found=f"process {before.pid}, {len(before.directories)} directories and the name are gone",
+    )
+
+
+def _started(pid: int) -> str | None:
+    """The start time of a process (field 22 of /proc/PID/stat), or None if it is gone or a zombie."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return None if fields[0] in ("Z", "X") else fields[19]
+    return None
+
+
+def _pid(info: InstanceInfo) -> int:
+    if info.pid is None:
+        raise CutShortError(f"{info.name} has no VMM: it is {info.state.value}.")
+    return info.pid
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:.1f} MiB"

@@ -1,0 +1,247 @@
+"""The report: for people a table, for machines JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import msgspec
+
+from ramet.verify.checks import CheckResult, Verdict, overall
+
+SCHEMA_VERSION = 1
+COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
+DEFAULT_WIDTH = 110
+INDENT = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioRun:
+    """One scenario after it was run; step times in seconds."""
+
+    name: str
+    summary: str
+    results: tuple[CheckResult, ...]
+    steps: tuple[tuple[str, float], ...]
+    cut_short: str | None
+    left_behind: tuple[str, ...]
+    """What could not be removed at its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run of the verifier found."""
+
+    host: dict[str, str]
+    scenarios: tuple[ScenarioRun, ...]
+    sabotage: str | None
+    seconds: float
+
+    @property
+    def results(self) -> tuple[CheckResult, ...]:
+        return tuple(result for scenario in self.scenarios for result in scenario.results)
+
+    @property
+    def verdict(self) -> Verdict:
+        return overall(self.results)
+
+    @property
+    def cut_short(self) -> str | None:
+        return next((run.cut_short for run in self.scenarios if run.cut_short), None)
+
+    @property
+    def exit_status(self) -> int:
+        """1 for a FAIL, 2 if it did not get to its end without one, else 0."""
+        if self.verdict is Verdict.FAIL:
+            return 1
+        return 2 if self.cut_short else 0
+
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed, by claim."""
+        return tuple(result.claim.id for result in self.results if result.verdict is Verdict.FAIL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixRow:
+    """One sabotage and what caught it."""
+
+    sabotage: str
+    summary: str
+    must_fail: tuple[str, ...]
+    failed: tuple[str, ...]
+    not_applicable: str | None = None
+
+    @property
+    def caught(self) -> bool:
+        return set(self.must_fail) <= set(self.failed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Which sabotage was caught by which checks."""
+
+    host: dict[str, str]
+    rows: tuple[MatrixRow, ...]
+    seconds: float
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        return tuple(row.sabotage for row in self.rows if not row.caught and row.not_applicable is None)
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every sabotage that can be committed here was caught by the checks that name it."""
+        return 1 if self.missed else 0
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def encode(report: Report | Matrix) -> bytes:
+    """A report, or a matrix, as indented JSON."""
+    return _report_json(report) if isinstance(report, Report) else _matrix_json(report)
+
+
+def _report_json(report: Report) -> bytes:
+    """The report as indented JSON: ``verdict``, ``checks[{id title verdict evidence …}]``, ``host`` and the rest."""
+    value: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": report.verdict.value,
+        "exit_status": report.exit_status,
+        "sabotage": report.sabotage,
+        "seconds": round(report.seconds, 3),
+        "host": report.host,
+        "checks": [_check(result) for result in report.results],
+        "scenarios": [
+            {
+                "name": run.name,
+                "summary": run.summary,
+                "cut_short": run.cut_short,
+                "left_behind": run.left_behind,
+                "steps": [{"step": text, "seconds": round(seconds, 3)} for text, seconds in run.steps],
+            }
+            for run in report.scenarios
+        ],
+    }
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+
+
+def _check(result: CheckResult) -> dict[str, Any]:
+    return {
+        "id": f"{result.scenario}.{result.claim.id}",
+        "title": result.claim.title,
+        "verdict": result.verdict.value,
+        "evidence": [{"at": fact.at, "found": fact.found, "agrees": fact.agrees} for fact in result.facts],
+        "scenario": result.scenario,
+        "strength": result.strength.value,
+        "required": result.required,
+        "reason": result.reason,
+        "claim": result.claim.claim,
+        "fails_if": result.claim.fails_if,
+        "hazards": result.claim.hazards,
+    }
+
+
+def _matrix_json(matrix: Matrix) -> bytes:
+    """The detection matrix as indented JSON."""
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "all_caught": not matrix.missed,
+        "exit_status": matrix.exit_status,
+        "seconds": round(matrix.seconds, 3),
+        "host": matrix.host,
+        "sabotages": [
+            {
+                "name": row.sabotage,
+                "summary": row.summary,
+                "must_fail": row.must_fail,
+                "failed": row.failed,
+                "caught": row.caught,
+                "not_applicable": row.not_applicable,
+            }
+            for row in matrix.rows
+        ],
+    }
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+
+
+# -- for people ---------------------------------------------------------------------------------------------------
+
+
+def render(report: Report | Matrix, *, width: int | None = None, color: bool = False) -> str:
+    """A report, or a matrix, as text."""
+    columns = width or DEFAULT_WIDTH
+    return (
+        _render_report(report, columns, color) if isinstance(report, Report) else _render_matrix(report, columns, color)
+    )
+
+
+def _render_report(report: Report, columns: int, color: bool) -> str:
+    """Per scenario each check with its verdict and one line of evidence; the total at the end."""
+    lines: list[str] = []
+    for run in report.scenarios:
+        lines += [f"{run.name}: {run.summary}", ""]
+        for result in run.results:
+            lines += _check_lines(result, columns, color)
+        if run.cut_short:
+            lines += ["", *_wrapped(f"It was cut short: {run.cut_short}", columns, 2)]
+        lines += [f"  Could not be removed: {what}" for what in run.left_behind]
+        lines.append("")
+    lines += [f"{key:<12} {value}" for key, value in report.host.items()]
+    lines += ["", _total(report, color)]
+    return "\n".join(lines)
+
+
+def _check_lines(result: CheckResult, columns: int, color: bool) -> list[str]:
+    word = _painted(result.verdict, color, pad=len(Verdict.INCONCLUSIVE))
+    mark = f" [{result.strength.value}]" if result.verdict is Verdict.PASS else ""
+    lines = [f"{word}  {result.claim.title}{mark}"]
+    if result.verdict is not Verdict.PASS:
+        lines += _wrapped(result.reason or "", columns, INDENT)
+        lines += _wrapped(f"Claim: {result.claim.claim}", columns, INDENT)
+        if not result.required:
+            lines += _wrapped("Not required on this host.", columns, INDENT)
+        return lines
+    last = result.facts[-1]
+    times = f" ({len(result.facts)} times)" if len(result.facts) > 1 else ""
+    return lines + _wrapped(last.found + times, columns, INDENT)
+
+
+def _total(report: Report, color: bool) -> str:
+    counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
+    total = (
+        f"{_painted(report.verdict, color)}: {counts[Verdict.PASS]} passed, {counts[Verdict.FAIL]} failed, "
+        f"{counts[Verdict.INCONCLUSIVE]} inconclusive, in {report.seconds:.1f} s"
+    )
+    return f"{total} (sabotaged: {report.sabotage})" if report.sabotage else total
+
+
+def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
+    """Which sabotage was caught by which checks."""
+    lines = []
+    for row in matrix.rows:
+        if row.not_applicable is not None:
+            word, tint = "not here", "yellow"
+        else:
+            word, tint = ("caught", "green") if row.caught else ("MISSED", "red")
+        painted = click.style(word.ljust(8), fg=tint) if color else word.ljust(8)
+        lines.append(f"{painted}  {row.sabotage}: {row.summary}")
+        told = row.not_applicable or f"failed: {', '.join(row.failed) or 'nothing'}"
+        if not row.caught and row.not_applicable is None:
+            told += f"; must fail: {', '.join(row.must_fail)}"
+        lines += _wrapped(told, columns, 10)
+    here = [row for row in matrix.rows if row.not_applicable is None]
+    lines += ["", f"{sum(row.caught for row in here)} of {len(here)} caught, in {matrix.seconds:.1f} s"]
+    return "\n".join(lines)
+
+
+def _painted(verdict: Verdict, color: bool, *, pad: int = 0) -> str:
+    text = verdict.value.ljust(pad)
+    return click.style(text, fg=COLOURS[verdict], bold=True) if color else text
+
+
+def _wrapped(text: str, columns: int, indent: int) -> list[str]:
+    lead = " " * indent
+    return textwrap.wrap(text, max(columns, indent + 30), initial_indent=lead, subsequent_indent=lead)

@@ -1,0 +1,183 @@
+"""Run scenarios, whole or sabotaged, and make the report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ramet
+from ramet.errors import ConfigError, RametError
+from ramet.instances.host import Host
+from ramet.linux.mounts import file_system_of
+from ramet.model import Hypervisor
+from ramet.verify import looks, sabotage, scenarios
+from ramet.verify.checks import Ledger
+from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun
+from ramet.verify.sabotage import SABOTAGES, Sabotage
+from ramet.verify.scenarios import SCENARIOS, Scenario
+from ramet.verify.world import World
+
+Say = Callable[[str], None]
+IMAGE = "micro"
+
+
+def scenario_names() -> dict[str, str]:
+    """Each scenario and what it does."""
+    return {name: scenario.summary for name, scenario in SCENARIOS.items()}
+
+
+def sabotage_names() -> dict[str, str]:
+    """Each sabotage and what it does."""
+    return {name: one.summary for name, one in SABOTAGES.items()}
+
+
+def run(
+    home: Path,
+    *,
+    hypervisor: str = "qemu",
+    memory_mib: int = 256,
+    scenarios: Sequence[str] = (),
+    sabotage: str | None = None,
+    on_progress: Say | None = None,
+    keep: bool = False,
+) -> Report:
+    """Run the scenarios (all by default), or the one that a sabotage strikes, with guests of its own in the store ``home``.
+
+    What it made is removed at the end, whatever happens, unless ``keep``.
+
+    Raises:
+        ConfigError: for unknown names, or a sabotage of a scenario that was not chosen.
+        RametError: if it cannot begin: no VMM, no image.
+    """
+    say = on_progress or (lambda text: None)
+    began = time.monotonic()
+    broken = _sabotage(sabotage, scenarios)
+    host = _host(home, say)
+    chosen = [SCENARIOS[broken.scenario]] if broken else _chosen(scenarios)
+    runs = [_run_one(host, scenario, broken, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
+    return Report(
+        host=_describe(host, memory_mib),
+        scenarios=tuple(runs),
+        sabotage=sabotage,
+        seconds=time.monotonic() - began,
+    )
+
+
+def run_all_sabotages(
+    home: Path, *, hypervisor: str = "qemu", memory_mib: int = 256, on_progress: Say | None = None
+) -> Matrix:
+    """Commit every sabotage, each in a run of its own, and note which checks failed."""
+    say = on_progress or (lambda text: None)
+    began = time.monotonic()
+    host = _host(home, say)
+    no_reflinks = looks.why_no_reflinks(host.home)
+    rows = []
+    for number, one in enumerate(SABOTAGES.values(), start=1):
+        failed: tuple[str, ...] = ()
+        not_applicable = (
+            f"this file system has no reflinks ({no_reflinks})" if no_reflinks and one.needs_reflinks else None
+        )
+        if not_applicable is None:
+            say(f"sabotage {number} of {len(SABOTAGES)}: {one.name}")
+            report = run(home, hypervisor=hypervisor, memory_mib=memory_mib, sabotage=one.name)
+            failed = report.failed()
+        rows.append(
+            MatrixRow(
+                sabotage=one.name,
+                summary=one.summary,
+                must_fail=one.caught_by,
+                failed=failed,
+                not_applicable=not_applicable,
+            )
+        )
+    return Matrix(host=_describe(host, memory_mib), rows=tuple(rows), seconds=time.monotonic() - began)
+
+
+def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:
+    if name is None:
+        return None
+    if name not in SABOTAGES:
+        raise ConfigError(f"There is no sabotage {name!r}.", hint=f"There are: {', '.join(SABOTAGES)}.")
+    broken = SABOTAGES[name]
+    if chosen and broken.scenario not in chosen:
+        raise ConfigError(
+            f"The sabotage {name!r} strikes in the scenario {broken.scenario!r}, not in {', '.join(chosen)}.",
+            hint=f"Leave out --scenario, or name {broken.scenario}.",
+        )
+    return broken
+
+
+def _chosen(names: Sequence[str]) -> list[Scenario]:
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=f"There are: {', '.join(SCENARIOS)}.")
+    return scenarios.chosen(names)
+
+
+def _host(home: Path, say: Say) -> Host:
+    """The Host, with its image built if it is not there."""
+    host = Host(home)
+    if not any(IMAGE in tags for _, tags in host.image_list()):
+        say(f"building the guest image {IMAGE}")
+        host.image_build(IMAGE)
+    return host
+
+
+def _run_one(
+    host: Host,
+    scenario: Scenario,
+    broken: Sabotage | None,
+    hypervisor: Hypervisor,
+    memory_mib: int,
+    say: Say,
+    *,
+    keep: bool,
+) -> ScenarioRun:
+    ledger = Ledger(scenario.name, scenario.claims)
+    world = World(
+        host=host,
+        memory_mib=memory_mib,
+        hypervisor=hypervisor,
+        ledger=ledger,
+        say=say,
+        strike=sabotage.strike_of(broken),
+    )
+    left: list[str] = []
+    try:
+        scenario.run(world)
+    except RametError as err:
+        if len(world.steps) <= 1:
+            raise  # it could not even begin: that is for the caller to hear
+        ledger.cut_short(err.message.splitlines()[0])
+    except OSError as err:
+        ledger.cut_short(f"evidence could not be taken: {err}")
+    finally:
+        sabotage.unwrap_qemu(world)
+        if not keep:
+            say(f"{scenario.name}: removing what was made")
+            left = world.remove_all()
+    return ScenarioRun(
+        name=scenario.name,
+        summary=scenario.summary,
+        results=ledger.results(),
+        steps=tuple(world.steps),
+        cut_short=ledger.was_cut_short,
+        left_behind=tuple(left),
+    )
+
+
+def _describe(host: Host, memory_mib: int) -> dict[str, str]:
+    qemu = next((one.why for one in host.doctor() if one.name == "QEMU"), "unknown")
+    kvm = next((one for one in host.doctor() if one.name == "KVM"), None)
+    no_reflinks = looks.why_no_reflinks(host.home)
+    return {
+        "ramet": ramet.__version__,
+        "kernel": f"{os.uname().release} ({platform.machine()}, {os.cpu_count()} CPUs)",
+        "vmm": f"{qemu}, {'kvm' if kvm is not None and kvm.available else 'tcg'}",
+        "guest": f"{memory_mib} MiB, image {IMAGE}",
+        "store": f"{host.home} on {file_system_of(host.home)}, {'sparse copies' if no_reflinks else 'reflinks'}",
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }

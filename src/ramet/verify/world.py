@@ -1,0 +1,210 @@
+"""What a scenario works with: the Host, its own instances, the ledger, and the named points at which a sabotage may strike."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from ramet.errors import GuestError, RametError
+from ramet.instances.host import Host
+from ramet.model import MIB, Hypervisor, InstanceInfo
+from ramet.verify import evidence
+from ramet.verify.checks import Ledger
+from ramet.verify.evidence import Fingerprint
+
+DISK_BYTES = 64 * MIB
+FILL_PERCENT = 55
+GUEST_RESERVE_BYTES = 16 * MIB
+"""Left free in the guest, so that filling its memory does not wake its out-of-memory killer."""
+REFILL_BYTES = 8 * MIB
+GUEST_TIMEOUT_S = 120.0
+TOKEN_BYTES = 32
+
+
+class Point(StrEnum):
+    """The named points of the scenarios. A sabotage strikes at one of them."""
+
+    BOOTED = "the source has booted"
+    FILLING = "before the source fills its memory"
+    FORKED = "after the fork"
+    FORK_RESTORING = "before the fork is restored"
+    FORK_RESTORED = "after the fork was restored"
+    FORK_DIVERGED = "after the fork diverged"
+    FORK_SLEPT = "after the fork's diff snapshot"
+    FORK_DELETED = "after the fork was deleted"
+    SOURCE_RESTORING = "before the source is restored"
+    SOURCE_DIVERGED = "after the source diverged"
+    SOURCE_SLEPT = "after the source's second sleep"
+    SLEEPER_RESTORING = "before the sleeping fork is restored"
+    SOURCE_WAKING_AGAIN = "before the source is restored from its second snapshot"
+
+
+class CutShortError(RametError):
+    """A scenario cannot go on; the checks that it has not reached are INCONCLUSIVE."""
+
+    code = "cut-short"
+
+
+@dataclass(slots=True)
+class World:
+    """One scenario's run. Instances are made under names of its own and removed at its end."""
+
+    host: Host
+    memory_mib: int
+    hypervisor: Hypervisor
+    ledger: Ledger
+    say: Callable[[str], None]
+    strike: Callable[[World, Point], None]
+    tag: str = field(default_factory=lambda: secrets.token_hex(3))
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    baselines: dict[str, dict[str, Fingerprint]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    fill_bytes: int = 0
+    randomness: dict[str, set[str]] = field(default_factory=dict)
+    scratch: dict[str, str] = field(default_factory=dict)
+    """What is remembered by role: ``nonce-source``, ``token-fork``, ``dir-source``; and what a sabotage notes."""
+
+    def name(self, role: str) -> str:
+        """The name of the instance that plays ``role``; it will be removed at the end."""
+        name = f"verify-{self.tag}-{role}"
+        if name not in self.names:
+            self.names.append(name)
+        return name
+
+    def reach(self, point: Point) -> None:
+        """A named point was reached."""
+        self.strike(self, point)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """One step of the scenario: told to the person who waits, and timed."""
+        self.say(f"{self.ledger.scenario}: {text}")
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps.append((text, time.monotonic() - began))
+
+    # -- guests -----------------------------------------------------------------------------------------------
+
+    def guest(self, role: str, script: str, *, arguments: Sequence[str] = ()) -> str:
+        """Run a shell script in a guest and return what it wrote.
+
+        Raises:
+            GuestError: if it failed; a guest that does not do as it is told proves nothing.
+        """
+        argv = ["sh", "-c", script, "sh", *arguments]
+        result = self.host.exec(self.name(role), argv, timeout_s=GUEST_TIMEOUT_S)
+        if result.exit_status != 0:
+            told = result.stderr.decode(errors="replace").strip()[-200:]
+            raise GuestError(f"In {role}, {script!r} ended with status {result.exit_status}: {told}")
+        return result.stdout.decode(errors="replace").strip()
+
+    def write_sentinels(self, role: str, token: str) -> None:
+        """Write a token over the same page in RAM and the same block on disk as before; the disk is synced."""
+        self.guest(
+            role,
+            'for place in /ram /data; do printf %s "$1" | dd of=$place/sentinel conv=notrunc 2>/dev/null || exit 1; done; sync',
+            arguments=[token],
+        )
+        self.scratch[f"token-{role}"] = token
+
+    def read_sentinels(self, role: str) -> tuple[str, str]:
+        """The tokens in RAM and on disk; the disk's is read anew, not from the guest's page cache."""
+        found = self.guest(
+            role, "sync; echo 3 >/proc/sys/vm/drop_caches; cat /ram/sentinel; echo; cat /data/sentinel"
+        ).split("\n")
+        return found[0], found[-1]
+
+    def fill(self, role: str, seed: int, size_bytes: int) -> None:
+        """Fill memory with incompressible data, the same pages each time."""
+        self.guest(role, 'ramet-fill /ram/fill "$1" "$2"', arguments=[str(size_bytes), str(seed)])
+
+    def memory_sum(self, role: str) -> str:
+        """A sum over all memory that was filled, computed in the guest."""
+        return self.guest(role, ": >>/ram/fill; ramet-fill --sum /ram/fill")
+
+    def note_memory_sum(self, role: str) -> None:
+        """Remember what the memory of ``role`` must sum up to from here on."""
+        self.scratch[f"{role}-sum"] = self.memory_sum(role)
+
+    def free_memory_bytes(self, role: str) -> int:
+        return int(self.guest(role, "awk '/^MemAvailable/ {print $2}' /proc/meminfo")) * 1024
+
+    def draw_randomness(self, role: str) -> set[str]:
+        """Two draws from the kernel's generator, by two ways."""
+        return set(
+            self.guest(role, "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1").split("\n")
+        )
+
+    # -- evidence ---------------------------------------------------------------------------------------------
+
+    def info(self, role: str) -> InstanceInfo:
+        return self.host.get(self.name(role))
+
+    def snapshot_dir(self, role: str) -> Path:
+        """The directory of the snapshot that an instance sleeps on, or woke from."""
+        snapshot = self.info(role).snapshot
+        if snapshot is None:
+            raise CutShortError(f"{role} has no snapshot.")
+        return Path(snapshot.dir)
+
+    def own_files(self, role: str) -> list[Path]:
+        """Every file of an instance: its snapshot's, and what its VMM works on."""
+        info = self.info(role)
+        directories = [Path(info.run_dir).parent / "work"]
+        if info.snapshot is not None:
+            directories.append(Path(info.snapshot.dir))
+        return [path for directory in directories if directory.is_dir() for path in sorted(directory.iterdir())]
+
+    def remember(self, role: str) -> None:
+        """Take the fingerprints that must not change from here on."""
+        self.baselines[role] = evidence.fingerprints(self.snapshot_dir(role))
+
+    def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
+        """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""
+        before = self.baselines[role]
+        directory = Path(self.scratch[f"dir-{role}"])
+        found: dict[str, list[str]] = {}
+        for name, fingerprint in before.items():
+            try:
+                now = evidence.fingerprint(directory / name, drop_cache=drop_cache)
+            except FileNotFoundError:
+                found[name] = ["it is gone"]
+                continue
+            found[name] = evidence.differences(fingerprint, now)
+        added = (
+            sorted(path.name for path in directory.iterdir() if path.name not in before) if directory.is_dir() else []
+        )
+        if added:
+            found["(directory)"] = [f"{name} appeared" for name in added]
+        return found
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def remove_all(self) -> list[str]:
+        """Remove every instance of this run; returns what could not be removed."""
+        failed = []
+        for name in reversed(self.names):
+            if not self.host.exists(name):
+                continue
+            try:
+                self.host.remove(name, force=True)
+            except RametError as err:
+                failed.append(f"{name}: {err.message}")
+        return failed
+
+
+def fresh_token() -> str:
+    """A sentinel: 64 hexadecimal digits, so that equality is no accident and searching finds nothing else."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+def fill_size(world: World, role: str) -> int:
+    """How much the guest can fill: ``FILL_PERCENT`` of its RAM, or what it has free less a reserve."""
+    return min(world.memory_mib * MIB * FILL_PERCENT // 100, world.free_memory_bytes(role) - GUEST_RESERVE_BYTES)

@@ -1,0 +1,52 @@
+"""What a failed VM test leaves for the person who looks into it: logs, command lines and manifests in one folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+
+DIRECTORY = Path(__file__).parent.parent / "artifacts"
+_FAILED = pytest.StashKey[bool]()
+KEPT_SUFFIXES = {".log", ".json"}
+
+
+def remember(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Note that the test (not its set-up or tear-down alone) failed."""
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+
+
+def failed(item: pytest.Item) -> bool:
+    return item.stash.get(_FAILED, False)
+
+
+def keep(host: Host, test_id: str) -> None:
+    """Copy all logs, records and manifests of the store into a folder named after the test, and print where it is."""
+    target = DIRECTORY / re.sub(r"[^A-Za-z0-9_.-]+", "_", test_id)[-150:]
+    shutil.rmtree(target, ignore_errors=True)
+    for place in ("instances", "snapshots"):
+        for path in (host.home / place).rglob("*"):
+            if path.suffix in KEPT_SUFFIXES and path.is_file():
+                copy = target / path.relative_to(host.home)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    print(f"\nkept: {target}")
+
+
+def vmm_pids() -> set[int]:
+    """The processes that look like a VMM of ours."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"qemu-system" in command and b"memory-backend-file" in command:
+            found.add(int(entry.name))
+    return found

@@ -1,0 +1,112 @@
+"""A fresh file system on a loop device, for as long as a block or a command runs. Needs root.
+
+    python -m tools.loopfs xfs -- ramet verify        # proves it with reflinks on a host whose disk has none
+
+The command finds an empty ``$RAMET_HOME`` on the new file system, which is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+PREFIX = "ramet-loopfs-"
+MKFS = {
+    "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"),
+}
+DEFAULT_SIZE_MIB = 16 * 1024
+"""Sparse: it takes what is written to it."""
+
+
+def why_not() -> str | None:
+    """None if file systems can be mounted here, else the reason."""
+    if os.geteuid() != 0:
+        return "mounting a loop device needs root"
+    if not Path("/dev/loop-control").exists():
+        return "there is no /dev/loop-control"
+    missing = [argv[0] for argv in MKFS.values() if shutil.which(argv[0], path=_search_path()) is None]
+    return f"{', '.join(missing)} not found" if missing else None
+
+
+@contextmanager
+def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB) -> Iterator[Path]:
+    """Mount a new file system of ``kind`` and yield where; unmounted and deleted after the block, whatever happens in it."""
+    sweep()
+    base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/var/tmp"))
+    image, mount = base / "image", base / "mnt"
+    try:
+        mount.mkdir()
+        with image.open("wb") as stream:
+            stream.truncate(size_mib * 1024 * 1024)
+        _run([*MKFS[kind], str(image)])
+        _run(["mount", "-o", "loop", str(image), str(mount)])
+        yield mount
+    finally:
+        _remove(base)
+
+
+def sweep() -> None:
+    """Remove what a killed process left: the name says whose it is."""
+    for base in Path("/var/tmp").glob(f"{PREFIX}*"):
+        owner = base.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _remove(base)
+
+
+def _remove(base: Path) -> None:
+    mount = base / "mnt"
+    if mount.is_mount():
+        try:
+            _run(["umount", str(mount)])
+        except subprocess.CalledProcessError:
+            print(f"loopfs: {mount} is still in use; unmounting it lazily", file=sys.stderr)
+            _run(["umount", "--lazy", str(mount)])
+    shutil.rmtree(base)
+
+
+def _run(argv: Sequence[str]) -> None:
+    environment = {**os.environ, "PATH": _search_path()}
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, env=environment)
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command with ``RAMET_HOME`` on a fresh file system; returns its exit status."""
+    if len(arguments) < 3 or arguments[0] not in MKFS or arguments[1] != "--":
+        print(f"usage: python -m tools.loopfs {'|'.join(MKFS)} -- COMMAND...", file=sys.stderr)
+        return 2
+    reason = why_not()
+    if reason is not None:
+        print(f"loopfs: {reason}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _interrupt)
+    with loopfs(arguments[0]) as mount:
+        home = mount / "home"
+        child = subprocess.Popen(arguments[2:], env={**os.environ, "RAMET_HOME": str(home)})
+        try:
+            return child.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                child.terminate()
+            child.wait()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
