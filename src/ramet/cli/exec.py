@@ -44,7 +44,8 @@ class ExecVerb(Verb):
     def _first_word(self, ctx: click.Context, args: list[str]) -> int:
         """Index of the first argument that is neither an option nor an option's value; len(args) if there is none."""
         values, _, _ = self.make_parser(ctx).parse_args(list(args))
-        argv = values.get("argv") or ()
+        argv = values.get("argv")
+        argv = argv if isinstance(argv, (tuple, list)) else ()  # click's sentinel where there is no such argument
         found = isinstance(values.get("name"), str)
         return len(args) - len(argv) - found if found else len(args)
 

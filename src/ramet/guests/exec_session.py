@@ -84,6 +84,10 @@ class ExecSession:
     def run(self, pid: int, control: ExecControl | None) -> ExecResult:
         """Drive the command to its end."""
         while True:
+            for kind, payload in self._stream.take_messages():  # some may have come with the answer to the request
+                ended = self._take(kind, payload)
+                if ended is not None:
+                    return self._result(ended, pid)
             self._send_input()
             watched = [control.fileno()] if control else []
             if self._wants_stdin():
@@ -94,10 +98,6 @@ class ExecSession:
                     self._stream.send(request, argument)
             if self._stdin_fd is not None and self._stdin_fd in ready:
                 self._read_stdin(self._stdin_fd)
-            for kind, payload in self._stream.take_messages():
-                ended = self._take(kind, payload)
-                if ended is not None:
-                    return self._result(ended, pid)
 
     def _wait(self, watched: list[int]) -> list[int]:
         try:

@@ -156,6 +156,8 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     own = evidence.identify(world.own_files(role))
     foreign = evidence.identify(path for other in others for path in world.own_files(other))
     _look_at_mappings(world, role, pid, own, at)
+    if not others:
+        return
     reached = evidence.reach(pid, foreign)
     problems = [f"process {pid} of {role} has a {one.how} on {one.file.path}" for one in reached if one.can_write]
     count = len(foreign)

@@ -204,9 +204,8 @@ def _check_lines(result: CheckResult, columns: int, color: bool) -> list[str]:
         if not result.required:
             lines += _wrapped("Not required on this host.", columns, INDENT)
         return lines
-    last = result.facts[-1]
-    times = f" ({len(result.facts)} times)" if len(result.facts) > 1 else ""
-    return lines + _wrapped(last.found + times, columns, INDENT)
+    times = f" (looked {len(result.facts)} times)" if len(result.facts) > 1 else ""
+    return lines + _wrapped(result.facts[0].found + times, columns, INDENT)
 
 
 def _total(report: Report, color: bool) -> str:

@@ -28,6 +28,8 @@ struct session {
     bool serial;       /* a virtio port: it outlives its clients */
     bool closed;
     bool out_blocked;
+    int64_t hangup_ms; /* when to look again whether a port's host side is closed; 0: it is not in question */
+    int hangup_looks;
     struct parser parser;
     struct queue out;
     struct exec_state exec;

@@ -3,9 +3,13 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#define HANGUP_MS 20
+#define HANGUP_LOOKS 3
 
 int64_t now_ms(void)
 {
@@ -53,10 +57,37 @@ static void cancel_all(struct session *s)
     queue_clear(&s->out);
 }
 
+static void hang_up(struct session *s)
+{
+    cancel_all(s);
+    parser_reset(&s->parser);
+    s->closed = !s->serial;
+}
+
+/* A port whose host side is closed reads as end of file, and lives on. But the driver learns of closing and opening by control
+ * messages, in a worker of its own, and the data may overtake them: the first bytes of the next client can be here while the port
+ * still says closed. So the end is believed only if it lasts over several sleeps, in each of which that worker had the CPU; and a
+ * hello in between begins a session that the end was not of. */
+static void doubt_end(struct session *s)
+{
+    s->hangup_ms = now_ms() + HANGUP_MS;
+    s->hangup_looks = HANGUP_LOOKS;
+}
+
+static void end_of_input(struct session *s)
+{
+    if (!s->serial)
+        hang_up(s);
+    else if (!s->hangup_ms)
+        doubt_end(s);
+}
+
 static void answer_hello(struct session *s)
 {
     uint8_t hello[HELLO_LEN];
     cancel_all(s);
+    if (s->hangup_ms)
+        doubt_end(s);
     memcpy(hello, ramet_magic, MAGIC_LEN);
     hello[MAGIC_LEN] = PROTOCOL_VERSION;
     memcpy(hello + MAGIC_LEN + 1, s->parser.epoch, EPOCH_LEN);
@@ -116,11 +147,28 @@ static void understand(struct session *s)
     }
 }
 
-static void hang_up(struct session *s)
+static void check_hangup(struct session *s)
 {
-    cancel_all(s);
-    parser_reset(&s->parser);
-    s->closed = !s->serial;
+    struct pollfd port = {.fd = s->fd};
+    if (!s->hangup_ms || now_ms() < s->hangup_ms)
+        return;
+    s->hangup_ms = 0;
+    if (poll(&port, 1, 0) <= 0 || !(port.revents & POLLHUP))
+        return;
+    if (--s->hangup_looks > 0)
+        s->hangup_ms = now_ms() + HANGUP_MS;
+    else
+        hang_up(s);
+}
+
+static int wait_ms(struct session *s)
+{
+    int command_ms = exec_timeout_ms(s);
+    if (!s->hangup_ms)
+        return command_ms;
+    int64_t left = s->hangup_ms - now_ms();
+    int hangup_ms = left > 0 ? (int)left : 0;
+    return command_ms >= 0 && command_ms < hangup_ms ? command_ms : hangup_ms;
 }
 
 /* Read all there is: the descriptor is watched edge-triggered. */
@@ -138,8 +186,11 @@ static void read_input(struct session *s)
             continue;
         } else if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return;
+        } else if (got == 0) {
+            end_of_input(s);
+            return;
         } else {
-            hang_up(s); /* a virtio port whose host side is closed reads as end of file, and lives on */
+            hang_up(s);
             return;
         }
     }
@@ -175,7 +226,7 @@ void session_serve(int fd, bool serial)
         write_output(&s);
         if (s.file.sending && s.out.len < OUT_HIGH_WATER)
             continue;
-        int count = epoll_wait(s.epoll_fd, events, 16, exec_timeout_ms(&s));
+        int count = epoll_wait(s.epoll_fd, events, 16, wait_ms(&s));
         if (count < 0 && errno != EINTR)
             break;
         for (int i = 0; i < count; i++) {
@@ -185,6 +236,7 @@ void session_serve(int fd, bool serial)
                 exec_event(&s, events[i].data.fd);
         }
         exec_tick(&s);
+        check_hangup(&s);
     }
     cancel_all(&s);
     parser_free(&s.parser);
