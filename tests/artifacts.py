@@ -37,8 +37,8 @@ def keep(host: Host, test_id: str) -> None:
     print(f"\nkept: {target}")
 
 
-def vmm_pids() -> set[int]:
-    """The processes that look like a VMM of ours."""
+def vmm_pids(*stores: str) -> set[int]:
+    """The VMMs whose command line has one of these pieces of a store's path in it."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -47,6 +47,6 @@ def vmm_pids() -> set[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"qemu-system" in command and b"memory-backend-file" in command:
+        if b"memory-backend-file" in command and any(store.encode() in command for store in stores):
             found.add(int(entry.name))
     return found

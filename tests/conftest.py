@@ -188,11 +188,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_stray_processes() -> Iterator[None]:
-    """No VMM that was started during the session is left at its end."""
-    before = artifacts.vmm_pids()
+def no_stray_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No VMM of a store of this session is left at its end."""
+    ours = (f"{loopfs.PREFIX}{os.getpid()}-", str(tmp_path_factory.getbasetemp()))
     yield
-    left = artifacts.vmm_pids() - before
+    left = artifacts.vmm_pids(*ours)
     assert not left, f"VMMs were left behind: {sorted(left)}"
 
 

@@ -162,6 +162,10 @@ class World:
             directories.append(Path(info.snapshot.dir))
         return [path for directory in directories if directory.is_dir() for path in sorted(directory.iterdir())]
 
+    def image_files(self) -> list[Path]:
+        """The published files of all guest images."""
+        return [path for path in (self.host.home / "images").rglob("*") if path.is_file()]
+
     def remember(self, role: str) -> None:
         """Take the fingerprints that must not change from here on."""
         self.baselines[role] = evidence.fingerprints(self.snapshot_dir(role))

@@ -1,0 +1,160 @@
+"""Forks of sleeping, stopped, running and named sources, one and many; down chains, and with their sources gone."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+from ramet.errors import ConflictError, StateError
+from ramet.linux.mounts import file_system_of
+from ramet.model import InstanceInfo, Method, State
+from ramet.process import wait_until
+from ramet.verify.evidence import fingerprints
+from tests.vm.guests import marks, set_marks, sh
+
+
+def snapshot_dir(host: Host, name: str) -> Path:
+    snapshot = host.get(name).snapshot
+    assert snapshot is not None
+    return Path(snapshot.dir)
+
+
+def test_siblings_write_the_same_pages_and_blocks(host: Host, standby: InstanceInfo) -> None:
+    """H20: each has its own memory and its own disk, and every file system is clean."""
+    before = fingerprints(snapshot_dir(host, "web"))
+    report = host.fork("web", ["a", "b", "c"], start=True)
+    assert [info.state for info in report.instances] == [State.RUNNING] * 3
+    assert report.method is (Method.REFLINK if file_system_of(host.home) == "xfs" else Method.COPY)
+    for name in "abc":
+        assert marks(host, name) == ("ram-source", "disk-source")
+        set_marks(host, name, f"ram-{name}", f"disk-{name}")
+    for name in "abc":
+        assert marks(host, name) == (f"ram-{name}", f"disk-{name}")
+        host.stop(name)
+        disk = host.get(name).live_disk
+        assert disk is not None
+        checked = subprocess.run(["/sbin/e2fsck", "-f", "-n", disk], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout
+    assert fingerprints(snapshot_dir(host, "web")) == before
+    host.restore("web")
+    assert marks(host, "web") == ("ram-source", "disk-source")
+
+
+def test_a_chain_of_forks_survives_the_loss_of_its_middle_and_its_source(host: Host, standby: InstanceInfo) -> None:
+    """H41."""
+    previous = "web"
+    for depth in range(1, 4):
+        name = f"deep-{depth}"
+        host.fork(previous, [name], start=True)
+        set_marks(host, name, f"ram-{depth}", f"disk-{depth}")
+        host.standby(name)
+        previous = name
+    assert [ancestor.name for ancestor in host.get("deep-3").lineage] == ["web", "deep-1", "deep-2"]
+    host.remove("deep-2")
+    host.remove("web")
+    for depth in (1, 3):
+        host.restore(f"deep-{depth}")
+        assert marks(host, f"deep-{depth}") == (f"ram-{depth}", f"disk-{depth}")
+        host.standby(f"deep-{depth}")
+        host.restore(f"deep-{depth}")
+        assert marks(host, f"deep-{depth}") == (f"ram-{depth}", f"disk-{depth}")
+
+
+def test_a_fork_of_a_running_source_pairs_memory_and_disk_of_one_instant(host: Host, running: InstanceInfo) -> None:
+    """H22: a counter that is written to disk, then to RAM, without a pause; H07: the fork does not see what comes later."""
+    sh(
+        host,
+        "web",
+        "cat >/ram/count.sh <<'END'\n"
+        "i=0\n"
+        "while :; do i=$((i+1)); echo $i >/data/count.new; sync /data/count.new; mv /data/count.new /data/count;"
+        " echo $i >/ram/count.new; mv /ram/count.new /ram/count; done\n"
+        "END\n",
+    )
+    host.exec("web", ["sh", "/ram/count.sh"], detach=True)
+    wait_until(lambda: sh(host, "web", "cat /ram/count 2>/dev/null || echo 0") != "0", 20, what="the counter to run")
+    report = host.fork("web", ["one", "two"])
+    assert report.source_pause_s is not None
+    assert host.get("web").state is State.RUNNING
+    at_fork = int(sh(host, "web", "cat /ram/count"))
+    wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > at_fork, 20, what="the source to run on")
+    for name in ("one", "two"):
+        host.restore(name)
+        sh(
+            host,
+            name,
+            "kill $(pidof -x count.sh) 2>/dev/null; pkill -f count.sh; sync; echo 3 >/proc/sys/vm/drop_caches",
+        )
+        ram, disk = (int(text) for text in sh(host, name, "cat /ram/count /data/count").split())
+        assert disk - ram in (0, 1), f"{name}: disk {disk}, RAM {ram}"
+        nonce = host.ping(name).nonce
+        assert nonce == host.ping("web").nonce
+
+
+def test_a_fork_of_a_stopped_source_boots_its_disk(host: Host, running: InstanceInfo) -> None:
+    host.stop("web")
+    report = host.fork("web", ["fresh"])
+    assert report.instances[0].state is State.STOPPED
+    host.start("fresh")
+    assert sh(host, "fresh", "cat /data/mark; hostname") == "disk-source\nfresh"
+    set_marks(host, "fresh", "ram-fresh", "disk-fresh")
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark") == "disk-source"
+
+
+def test_a_fork_of_a_named_snapshot_outlives_its_instance(host: Host, running: InstanceInfo) -> None:
+    host.snapshot_create("web", "golden")
+    set_marks(host, "web", "ram-later", "disk-later")
+    host.remove("web", force=True)
+    host.fork("snapshot:golden", ["g1"], start=True)
+    assert marks(host, "g1") == ("ram-source", "disk-source")
+    host.snapshot_remove("golden")
+    host.standby("g1")
+    host.restore("g1")
+    assert marks(host, "g1") == ("ram-source", "disk-source")
+
+
+def test_many_forks_get_free_names_and_a_taken_one_makes_none(host: Host, standby: InstanceInfo) -> None:
+    report = host.fork("web", count=2)
+    assert [info.name for info in report.instances] == ["web-1", "web-2"]
+    assert [info.name for info in host.fork("web", count=1).instances] == ["web-3"]
+    with pytest.raises(ConflictError):
+        host.fork("web", ["new", "web-2"])
+    assert not host.exists("new")
+    assert len(host.list()) == 4
+
+
+def test_a_failed_fork_leaves_the_source_running(
+    host: Host, running: InstanceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H43, H44, H71: the source is neither paused nor frozen afterwards, and the fork made first is gone."""
+    from ramet.instances import fork
+
+    real, calls = fork._derive_one, 0
+
+    def fail_second(*arguments: object, **named: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(5, "Input/output error")
+        return real(*arguments, **named)  # type: ignore[arg-type]  # passed through as they came
+
+    monkeypatch.setattr(fork, "_derive_one", fail_second)
+    with pytest.raises(OSError, match="Input/output"):
+        host.fork("web", ["x", "y"])
+    assert host.get("web").state is State.RUNNING
+    assert marks(host, "web") == ("ram-source", "disk-source")
+    assert [info.name for info in host.list()] == ["web"]
+    assert host.snapshots() == []
+    assert list((host.home / "tmp").iterdir()) == []
+
+
+def test_a_failed_instance_cannot_be_forked(host: Host, standby: InstanceInfo) -> None:
+    from tests.vm.test_life import _lose_vmm
+
+    _lose_vmm(host, "web")
+    with pytest.raises(StateError):
+        host.fork("web", ["x"])

@@ -1,0 +1,82 @@
+"""Identity after a restore and a fork: fresh, acknowledged before the workload thaws, and fail-closed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ramet import Host
+from ramet.errors import GuestError
+from ramet.model import InstanceInfo, State
+from ramet.verify.evidence import fingerprints
+from tests import artifacts
+from tests.vm.guests import marks, sh
+from tests.vm.test_fork import snapshot_dir
+
+DRAW = "cat /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'"
+
+
+def test_every_fork_is_somebody_else(host: Host, standby: InstanceInfo) -> None:
+    """H50, H51, H52."""
+    names = ["web", *(info.name for info in host.fork("web", count=3).instances)]
+    seen = []
+    for name in names:
+        host.restore(name)
+        draw = sh(host, name, DRAW)
+        hostname, machine_id, now = sh(host, name, "hostname; cat /etc/machine-id; date +%s").split()
+        assert hostname == name
+        assert sh(host, name, "cat /etc/hostname") == name
+        assert abs(int(now) - time.time()) < 3
+        seen.append((machine_id, *draw.split()))
+    for values in zip(*seen, strict=True):
+        assert len(set(values)) == len(names), values
+
+
+def test_the_generation_changes_and_hooks_run_before_the_thaw(host: Host, running: InstanceInfo) -> None:
+    sh(
+        host,
+        "web",
+        "cat >/etc/ramet/resume.d/10-record <<'END'\n"
+        "#!/bin/sh\n"
+        "echo $(cat /sys/fs/cgroup/workload/cgroup.freeze) $(cat /run/ramet/generation) $(hostname) >>/run/hook\n"
+        "END\n"
+        "chmod 755 /etc/ramet/resume.d/10-record",
+    )
+    before = host.ping("web").generation
+    host.standby("web")
+    host.fork("web", ["other"], start=True)
+    host.restore("web")
+    for name in ("web", "other"):
+        assert sh(host, name, "cat /run/hook") == f"1 {before + 1} {name}"
+        assert host.ping(name).generation == before + 1
+
+
+def test_without_an_acknowledged_identity_nothing_runs(host: Host, running: InstanceInfo) -> None:
+    """The agent cannot replace /etc/machine-id: the restore fails, the VMM is gone, the snapshot as it was."""
+    sh(host, "web", "mkdir /etc/machine-id.new")
+    host.exec("web", ["sh", "-c", "while :; do date +%s >>/data/ticks; sleep 0.1; done"], detach=True)
+    host.standby("web")
+    before = fingerprints(snapshot_dir(host, "web"))
+    assert artifacts.vmm_pids(str(host.home)) == set()
+    with pytest.raises(GuestError, match="machine-id"):
+        host.restore("web")
+    assert host.get("web").state is State.STANDBY
+    assert artifacts.vmm_pids(str(host.home)) == set()
+    assert fingerprints(snapshot_dir(host, "web")) == before
+    with pytest.raises(GuestError, match="machine-id"):
+        host.fork("web", ["other"], start=True)
+    assert not host.exists("other")
+    host.stop("web", discard_memory=True)
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark") == "disk-source"
+
+
+def test_a_workload_is_frozen_while_it_sleeps_and_runs_afterwards(host: Host, running: InstanceInfo) -> None:
+    host.exec("web", ["sh", "-c", "while :; do echo x >>/ram/ticks; usleep 10000; done"], detach=True)
+    host.standby("web")
+    host.restore("web")
+    first = int(sh(host, "web", "wc -l </ram/ticks"))
+    later = int(sh(host, "web", "usleep 300000; wc -l </ram/ticks"))
+    assert later > first
+    assert marks(host, "web") == ("ram-source", "disk-source")

@@ -1,0 +1,99 @@
+"""What is captured of a guest's memory: both ways to find dirty pages, zeroed pages, several restores, bytes written."""
+
+from __future__ import annotations
+
+import pytest
+
+from ramet import Host
+from ramet.linux import pagemap, procfs
+from ramet.linux.mounts import file_system_of
+from ramet.model import MIB, InstanceInfo, State
+from tests.conftest import requires
+from tests.vm.guests import sh
+
+
+def _fill(host: Host, name: str, mib: int, seed: int) -> str:
+    sh(host, name, f"ramet-fill /ram/fill {mib * MIB} {seed}")
+    return sh(host, name, "ramet-fill --sum /ram/fill")
+
+
+@pytest.mark.parametrize("method", ["scan", "pagemap"])
+def test_a_second_generation_is_whole(
+    host: Host, running: InstanceInfo, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PAGEMAP_SCAN and by the pagemap's entries alike (H09, H14)."""
+    if method == "scan" and not pagemap.has_pagemap_scan():
+        pytest.skip("this kernel has no PAGEMAP_SCAN")
+    monkeypatch.setattr(pagemap, "has_pagemap_scan", lambda: method == "scan")
+    first = _fill(host, "web", 48, seed=1)
+    host.standby("web")
+    host.restore("web")
+    assert sh(host, "web", "ramet-fill --sum /ram/fill") == first
+    sh(host, "web", f"ramet-fill /ram/fill {5 * MIB} 2; ramet-fill /ram/more {3 * MIB} 3")
+    sums = sh(host, "web", "ramet-fill --sum /ram/fill; ramet-fill --sum /ram/more")
+    second = host.standby("web").snapshot
+    assert second is not None
+    assert 8 * MIB < second.written_bytes < 32 * MIB, "a diff writes the dirty pages, not the memory"
+    host.restore("web")
+    assert sh(host, "web", "ramet-fill --sum /ram/fill; ramet-fill --sum /ram/more") == sums
+
+
+@requires("pagemap-scan")
+def test_both_ways_find_the_same_pages_in_a_paused_vmm(host: Host, standby: InstanceInfo) -> None:
+    host.restore("web")
+    _fill(host, "web", 7, seed=4)
+    info = host.pause("web")
+    assert info.pid is not None
+    assert info.mapped_memory is not None
+    ram = [mapping for mapping in procfs.mappings(info.pid) if mapping.ino == info.mapped_memory.ino]
+    assert sum(mapping.end - mapping.start for mapping in ram) == 256 * MIB
+    for mapping in ram:
+        scanned = pagemap.scan_pagemap(info.pid, mapping.start, mapping.end)
+        assert scanned == pagemap.read_pagemap(info.pid, mapping.start, mapping.end)
+        assert sum(region.end - region.start for region in scanned) > 7 * MIB
+
+
+def test_pages_that_the_guest_zeroed_are_not_taken_for_holes(host: Host, running: InstanceInfo) -> None:
+    """H10: the base must not show through."""
+    _fill(host, "web", 16, seed=5)
+    host.standby("web")
+    host.restore("web")
+    sh(host, "web", "dd if=/dev/zero of=/ram/fill bs=1M count=16 conv=notrunc 2>/dev/null; sync")
+    host.standby("web")
+    host.restore("web")
+    assert sh(host, "web", "ramet-fill --sum /ram/fill").startswith("0" * 16)
+
+
+def test_one_snapshot_is_restored_many_times(host: Host, standby: InstanceInfo) -> None:
+    host.snapshot_create("web", "golden")
+    for turn in range(8):
+        host.restore("web", snapshot="golden", discard_memory=True, discard_disk=True)
+        assert sh(host, "web", "cat /ram/mark; echo x >>/ram/turns; wc -l </ram/turns") == "ram-source\n1", turn
+
+
+def test_what_a_vmm_maps_is_told_by_the_kernel(host: Host, standby: InstanceInfo) -> None:
+    """With reflinks a private clone of its own; without them, its own snapshot, and nothing that others use."""
+    before = host.get("web").snapshot
+    assert before is not None
+    info = host.restore("web")
+    assert info.mapped_memory is not None
+    on_xfs = file_system_of(host.home) == "xfs"
+    assert (info.mapped_memory.path == before.memory) == (not on_xfs)
+    host.standby("web")
+    host.snapshot_create("web", "golden")
+    again = host.restore("web")
+    assert again.mapped_memory is not None
+    assert again.snapshot is not None
+    assert again.mapped_memory.path != again.snapshot.memory, "a named snapshot is never opened for writing"
+
+
+def test_more_memory_than_one_slot(host: Host) -> None:
+    """H13: 4 GiB, of which little is touched, sleep and wake right."""
+    info = host.create("big", memory_mib=4096, disk_bytes=64 * MIB)
+    assert info.state is State.RUNNING
+    total = _fill(host, "big", 32, seed=6)
+    snapshot = host.standby("big").snapshot
+    assert snapshot is not None
+    assert snapshot.written_bytes < 400 * MIB
+    host.restore("big")
+    assert sh(host, "big", "ramet-fill --sum /ram/fill") == total

@@ -1,0 +1,79 @@
+"""The verifier over real guests: it passes on a sound system, and every sabotage is caught by the checks that name it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+from ramet.linux.mounts import file_system_of
+from ramet.verify import run, sabotage_names
+from ramet.verify.checks import CLAIMS, Verdict
+from ramet.verify.report import encode, render
+from ramet.verify.sabotage import SABOTAGES
+from ramet.verify.scenarios import SCENARIOS
+
+WHOLE = "RAMET_TEST_ALL" in os.environ
+SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "reboot", "written-under-a-running-fork")
+"""The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
+
+
+def test_a_sound_system_passes(host: Host) -> None:
+    report = run(host.home)
+    assert report.verdict is Verdict.PASS, render(report)
+    assert report.exit_status == 0
+    usage = next(result for result in report.results if result.claim.id == "fork-disk-usage")
+    if file_system_of(host.home) == "xfs":
+        assert usage.verdict is Verdict.PASS
+        assert usage.required
+    else:
+        assert usage.verdict is Verdict.INCONCLUSIVE
+        assert not usage.required
+        assert usage.reason is not None
+        assert "no reflinks" in usage.reason
+    assert host.list() == []
+    assert [path.name for path in host.home.iterdir() if "verify" in path.name] == []
+
+
+def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:
+    report = run(host.home, scenarios=["reverse"])
+    value = json.loads(encode(report))
+    assert value["verdict"] == "PASS"
+    assert {"id", "title", "verdict", "evidence"} <= set(value["checks"][0])
+    assert all(check["evidence"] for check in value["checks"])
+    assert value["host"]["kernel"].startswith(os.uname().release)
+    text = render(report, width=90)
+    assert max(map(len, text.splitlines())) <= 90
+    assert all(result.claim.title in text for result in report.results)
+
+
+@pytest.mark.parametrize("name", SABOTAGES)
+def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Host) -> None:
+    on_ext4 = file_system_of(host.home) == "ext4"
+    if SABOTAGES[name].needs_reflinks and on_ext4:
+        pytest.skip("needs reflinks, and this is ext4")
+    if on_ext4 and not WHOLE and name not in SAMPLED_ON_EXT4:
+        pytest.skip("on ext4 only in make test-all")
+    report = run(host.home, sabotage=name)
+    assert report.verdict is Verdict.FAIL
+    assert report.exit_status == 1
+    assert set(SABOTAGES[name].caught_by) <= set(report.failed()), render(report)
+    assert host.list() == []
+
+
+def test_every_check_has_a_sabotage_that_fails_it() -> None:
+    checked = {claim for scenario in SCENARIOS.values() for claim in scenario.claims}
+    assert checked == set(CLAIMS)
+    caught = {claim for sabotage in SABOTAGES.values() for claim in sabotage.caught_by}
+    assert checked - caught == set()
+    assert set(sabotage_names()) == set(SABOTAGES)
+
+
+def test_it_cannot_run_without_an_image_or_a_store(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(Exception, match="not a directory"):
+        run(blocked)
