@@ -11,6 +11,10 @@ def _ioc(direction: int, kind: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | kind << 8 | number
 
 
+def io(kind: int, number: int) -> int:
+    return _ioc(0, kind, number, 0)
+
+
 def ior(kind: int, number: int, size: int) -> int:
     return _ioc(_READ, kind, number, size)
 
