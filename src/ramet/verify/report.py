@@ -189,7 +189,8 @@ def _render_report(report: Report, columns: int, color: bool) -> str:
             lines += ["", *_wrapped(f"It was cut short: {run.cut_short}", columns, 2)]
         lines += [f"  Could not be removed: {what}" for what in run.left_behind]
         lines.append("")
-    lines += [f"{key:<12} {value}" for key, value in report.host.items()]
+    about = {**report.host, **({"sabotage": report.sabotage} if report.sabotage else {})}
+    lines += [f"{key:<12} {value}" for key, value in about.items()]
     lines += ["", _total(report, color)]
     return "\n".join(lines)
 
@@ -210,11 +211,10 @@ def _check_lines(result: CheckResult, columns: int, color: bool) -> list[str]:
 
 def _total(report: Report, color: bool) -> str:
     counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
-    total = (
+    return (
         f"{_painted(report.verdict, color)}: {counts[Verdict.PASS]} passed, {counts[Verdict.FAIL]} failed, "
         f"{counts[Verdict.INCONCLUSIVE]} inconclusive, in {report.seconds:.1f} s"
     )
-    return f"{total} (sabotaged: {report.sabotage})" if report.sabotage else total
 
 
 def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:

@@ -1,0 +1,74 @@
+"""The report for people and for machines, from results that were made up."""
+
+from __future__ import annotations
+
+import json
+
+from ramet.verify.checks import Ledger
+from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun, encode, render
+
+
+def report(*, fail: bool = False, cut_short: str | None = None, sabotage: str | None = None) -> Report:
+    ledger = Ledger("base", ["fork-wakes", "fork-disk-usage", "source-memory-unchanged"])
+    ledger.look("fork-wakes", "fork restored", [], found="its agent answered", enforced=True)
+    ledger.undecided("fork-disk-usage", "ext4 has no reflinks", required=False)
+    ledger.look("source-memory-unchanged", "fork", ["SHA-256 a became b"] if fail else [], found="inode 7")
+    if cut_short:
+        ledger.cut_short(cut_short)
+    run = ScenarioRun(
+        name="base",
+        summary="One fork's whole life.",
+        results=ledger.results(),
+        steps=(("booting the source", 2.5),),
+        cut_short=cut_short,
+        left_behind=(),
+    )
+    return Report(host={"kernel": "6.1"}, scenarios=(run,), sabotage=sabotage, seconds=12.34)
+
+
+def test_exit_statuses() -> None:
+    assert report().exit_status == 0
+    assert report(fail=True).exit_status == 1
+    assert report(cut_short="the VMM died").exit_status == 2
+    assert report(fail=True, cut_short="the VMM died").exit_status == 1
+
+
+def test_json_has_the_stable_surface() -> None:
+    value = json.loads(encode(report(fail=True)))
+    assert value["verdict"] == "FAIL"
+    assert [check["id"] for check in value["checks"]] == [
+        "base.fork-wakes",
+        "base.fork-disk-usage",
+        "base.source-memory-unchanged",
+    ]
+    assert [check["verdict"] for check in value["checks"]] == ["PASS", "INCONCLUSIVE", "FAIL"]
+    assert value["checks"][2]["evidence"] == [{"at": "fork", "found": "SHA-256 a became b", "agrees": False}]
+    assert value["host"] == {"kernel": "6.1"}
+
+
+def test_the_text_says_what_failed_and_fits() -> None:
+    text = render(report(fail=True, sabotage="in-place-diff"), width=70)
+    assert max(map(len, text.splitlines())) <= 70
+    assert "fork: SHA-256 a became b" in text
+    assert "FAIL: 1 passed, 1 failed, 1 inconclusive, in 12.3 s (sabotaged: in-place-diff)" in " ".join(
+        text.split("\n")
+    )
+    assert "\x1b" not in text
+    assert "\x1b" in render(report(), color=True)
+
+
+def test_the_matrix_tells_caught_from_missed_and_from_not_applicable() -> None:
+    rows = (
+        MatrixRow(sabotage="a", summary="breaks a", must_fail=("x",), failed=("x", "y")),
+        MatrixRow(sabotage="b", summary="breaks b", must_fail=("x", "z"), failed=("x",)),
+        MatrixRow(sabotage="c", summary="breaks c", must_fail=("x",), failed=(), not_applicable="no reflinks"),
+    )
+    matrix = Matrix(host={}, rows=rows, seconds=1.0)
+    assert matrix.missed == ("b",)
+    assert matrix.exit_status == 1
+    assert Matrix(host={}, rows=(rows[0], rows[2]), seconds=1.0).exit_status == 0
+    text = render(matrix)
+    assert "MISSED" in text
+    assert "must fail: x, z" in text
+    assert "1 of 2 caught" in text
+    assert json.loads(encode(matrix))["sabotages"][1]["caught"] is False
