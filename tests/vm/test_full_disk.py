@@ -1,0 +1,89 @@
+"""A disk that fills up: a clear error, the guest running on, nothing kept, and nothing lost to the next snapshot (H12)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+from ramet.errors import NoSpaceError
+from ramet.linux.mounts import file_system_of
+from ramet.model import MIB, State
+from tests.conftest import requires
+from tests.vm.guests import sh
+from tools.loopfs import loopfs
+
+pytestmark = requires("loopfs", "qemu")
+SIZE_MIB = 640
+ROOM_LEFT_BYTES = 24 * MIB
+
+
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def small_host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    with loopfs(request.param, size_mib=SIZE_MIB) as mount:
+        host = Host(mount / "home")
+        host.image_build("micro")
+        yield host
+        for info in host.list():
+            host.remove(info.name, force=True)
+
+
+def _use_up(home: Path) -> Path:
+    ballast = home.parent / "ballast"
+    with ballast.open("wb") as stream:
+        found = os.statvfs(home)
+        os.posix_fallocate(stream.fileno(), 0, found.f_bavail * found.f_frsize - ROOM_LEFT_BYTES)
+    return ballast
+
+
+def _store(host: Host) -> dict[str, list[str]]:
+    return {place: sorted(p.name for p in (host.home / place).iterdir()) for place in ("instances", "snapshots", "tmp")}
+
+
+def test_every_verb_that_needs_room_fails_whole(small_host: Host) -> None:
+    host = small_host
+    host.create("web", disk_bytes=64 * MIB)
+    sh(host, "web", f"ramet-fill /ram/fill {32 * MIB} 1")
+    total = sh(host, "web", "ramet-fill --sum /ram/fill")
+    ballast = _use_up(host.home)
+    before = _store(host)
+    for attempt in range(2):
+        with pytest.raises(NoSpaceError, match="nothing was kept"):
+            host.standby("web")
+        assert host.get("web").state is State.RUNNING, attempt
+        assert sh(host, "web", "ramet-fill --sum /ram/fill") == total
+    with pytest.raises(NoSpaceError):
+        host.fork("web", ["one", "two"])
+    with pytest.raises(NoSpaceError):
+        host.snapshot_create("web", "golden")
+    assert host.get("web").state is State.RUNNING
+    assert _store(host) == before
+    assert not host.exists("one")
+    assert sh(host, "web", "cat /sys/fs/cgroup/workload/cgroup.freeze") == "0"
+    ballast.unlink()
+    host.standby("web")
+    host.restore("web")
+    assert sh(host, "web", "ramet-fill --sum /ram/fill") == total
+    host.remove("web", force=True)
+
+
+def test_a_restore_without_room_leaves_the_instance_asleep(small_host: Host) -> None:
+    """On ext4 the live disk is a copy, and so the restore fails; on XFS the clones need next to nothing."""
+    host = small_host
+    host.create("web", disk_bytes=128 * MIB)
+    sh(host, "web", f"echo kept >/ram/mark; ramet-fill /data/fill {48 * MIB} 1; sync")
+    host.standby("web")
+    ballast = _use_up(host.home)
+    if file_system_of(host.home) == "ext4":
+        with pytest.raises(NoSpaceError):
+            host.restore("web")
+        assert host.get("web").state is State.STANDBY
+        assert _store(host)["tmp"] == []
+        ballast.unlink()
+    host.restore("web")
+    ballast.unlink(missing_ok=True)
+    assert sh(host, "web", "cat /ram/mark") == "kept"
+    host.remove("web", force=True)

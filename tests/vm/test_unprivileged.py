@@ -1,0 +1,70 @@
+"""The whole of it as a user who is not root: QEMU needs neither root nor KVM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import requires
+
+NOBODY = 65534
+PYTHON = Path("/usr/bin/python3")
+SOURCE = Path(__file__).parents[2] / "src"
+PACKAGES = Path(sysconfig.get_path("purelib"))
+
+pytestmark = requires("root", "qemu")
+
+
+def _why_not() -> str | None:
+    """The system's Python must be able to import what is installed here, and nobody to read it."""
+    if not PYTHON.exists():
+        return f"there is no {PYTHON}"
+    ask = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])))"
+    said = subprocess.run(
+        [PYTHON, "-c", ask, *map(str, sys.version_info[:2])], capture_output=True, text=True, check=False
+    ).stdout
+    if said.strip() != "True":
+        return f"{PYTHON} has another version than this Python"
+    closed = [path for path in (*SOURCE.parents, *PACKAGES.parents) if not path.stat().st_mode & 0o001]
+    return f"{closed[0]} is closed to others" if closed else None
+
+
+@pytest.fixture
+def their_home(store_home: Path) -> Iterator[Path]:
+    """A store of nobody's, on ext4, with a copy of the image."""
+    home = store_home.parent / "nobody"
+    shutil.copytree(store_home / "images", home / "images")
+    for path in (home, *home.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    home.chmod(0o700)
+    home.parent.chmod(0o755)
+    home.parent.parent.chmod(0o755)
+    yield home
+    shutil.rmtree(home)
+
+
+def test_verify_passes_for_nobody(their_home: Path) -> None:
+    why = _why_not()
+    if why is not None:
+        pytest.skip(why)
+    environment = ["PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={PACKAGES}:{SOURCE}", f"RAMET_HOME={their_home}"]
+    done = subprocess.run(
+        [
+            *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "env", *environment),
+            *(str(PYTHON), "-m", "ramet.cli", "verify", "--json"),
+        ],
+        capture_output=True,
+        cwd="/",
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert json.loads(done.stdout)["verdict"] == "PASS"
