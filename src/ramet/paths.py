@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AGENT_PORTS = 8
+CONSOLE_SOCKET = "console.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotPaths:
+    """The files of a snapshot, published or in the making."""
+
     dir: Path
 
     @property
@@ -83,6 +86,8 @@ class InstancePaths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePaths:
+    """The store; its tree is drawn above."""
+
     home: Path
 
     @property

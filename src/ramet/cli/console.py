@@ -28,7 +28,7 @@ def console(app: App, name: str) -> None:
     """
     host = app.host()
     if app.json:
-        from ramet.instances.guest import CONSOLE_SOCKET
+        from ramet.paths import CONSOLE_SOCKET
 
         info = host.get(name)
         output.json({"name": info.name, "socket": os.path.join(info.run_dir, CONSOLE_SOCKET)})  # noqa: PTH118

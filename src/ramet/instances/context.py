@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ramet import config
-from ramet.errors import CorruptError, InUseError, NotFoundError
+from ramet.errors import CorruptError, InUseError, NotFoundError, UnsupportedError
 from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
@@ -43,8 +43,6 @@ class Store:
         """
         if hypervisor is Hypervisor.QEMU:
             return QemuDriver()
-        from ramet.errors import UnsupportedError
-
         raise UnsupportedError(
             f"This version of Ramet does not drive {hypervisor.value} yet.",
             capability=hypervisor.value,
@@ -96,28 +94,6 @@ class Store:
             except NotFoundError:
                 continue
         return sorted(found, key=lambda record: (record.created_at_unix_s, record.id))
-
-    @contextmanager
-    def exclusive(self, name: str, *, timeout_s: float = 60.0) -> Iterator[Locked]:
-        """Lock an instance and bring its record up to what is true.
-
-        Raises:
-            LockedError: if another command keeps it for ``timeout_s``.
-        """
-        from ramet.instances import observe
-
-        instance_id = self.find(name)
-        with locked(self.paths.locks, f"instance-{instance_id}", timeout_s=timeout_s):
-            yield Locked(self, observe.settle(self, self.read(instance_id)))
-
-    @contextmanager
-    def shared(self, name: str, *, timeout_s: float = 60.0) -> Iterator[InstanceRecord]:
-        """Lock an instance against change, for reading it; the record says what is true now."""
-        from ramet.instances import observe
-
-        instance_id = self.find(name)
-        with locked(self.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
-            yield observe.observed(self, self.read(instance_id))
 
     def hardware(self, record: InstanceRecord) -> Hardware:
         accelerator = record.vmm_build.accelerator if record.vmm_build else Accelerator.TCG

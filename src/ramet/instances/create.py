@@ -21,9 +21,9 @@ from ramet.errors import (
 )
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
-from ramet.hypervisors.base import BootFiles, LaunchSpec
+from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.hypervisors.qemu import kvm
-from ramet.instances import guest
+from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import MIB, Accelerator, Hypervisor, Image, InstanceRecord, State
 from ramet.paths import InstancePaths
@@ -75,11 +75,9 @@ def create(
         cpus=cpus,
         disk_bytes=disk_bytes,
         machine_id=uuid.uuid4().hex,
+        vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen)),
         pending="create",
     )
-    from ramet.hypervisors.base import Hardware
-
-    record = _with(record, vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen)))
     with locked(store.paths.locks, f"instance-{record.id}"):
         with work_in_progress(store.paths, record.id) as work:
             make_directories(work)
@@ -170,7 +168,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
         if instance.record.vmm is not None:
             process.kill_and_wait(instance.record.vmm)
             instance.change(durable=False, vmm=None)
-        guest.clear_live_files(paths, keep_disk=True)
+        live_files.clear(paths, keep_disk=True)
         raise
     instance.change(
         state=State.RUNNING,
@@ -262,9 +260,3 @@ def _make_disk(mkfs: str, path: Path, size_bytes: int) -> None:
         if "No space left" in err.stderr_tail:
             raise NoSpaceError("There is no room for the new disk.", hint="Free some room and try again.") from err
         raise
-
-
-def _with(record: InstanceRecord, **fields: object) -> InstanceRecord:
-    import msgspec
-
-    return msgspec.structs.replace(record, **fields)

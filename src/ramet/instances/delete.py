@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ramet import process
 from ramet.errors import StateError
-from ramet.instances import guest
 from ramet.instances.context import Store
+from ramet.instances.observe import exclusive, is_live
 from ramet.model import State
 from ramet.store import names
 from ramet.store.layout import discard
@@ -17,9 +17,9 @@ def remove(store: Store, name: str, *, force: bool) -> None:
     Raises:
         StateError: if it is running or paused and ``force`` was not given; nothing was touched.
     """
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         record = instance.record
-        if guest.is_live(record) and not force:
+        if is_live(record) and not force:
             raise StateError(
                 f"Cannot remove {record.name!r}: it is {record.state.value}.",
                 actual=record.state.value,

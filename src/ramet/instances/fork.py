@@ -15,6 +15,8 @@ from ramet import config
 from ramet.errors import ConfigError, ConflictError, StateError
 from ramet.instances import create, guest
 from ramet.instances.context import Store
+from ramet.instances.delete import remove
+from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
 from ramet.instances.standby import captured
@@ -73,7 +75,7 @@ def _from_snapshot(store: Store, snapshot_id: str, names: Sequence[str], count: 
 
 
 def _from_instance(store: Store, source: str, names: Sequence[str], count: int | None) -> Forked:
-    with store.shared(source) as record:
+    with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
         chosen = _names(store, record.name, names, count)
         if record.state is State.STOPPED:
@@ -90,9 +92,9 @@ def _from_instance(store: Store, source: str, names: Sequence[str], count: int |
 
 def _from_live(store: Store, source: str, names: tuple[str, ...]) -> Forked:
     """Pause the source, capture it, let it run on, and make the forks from the capture."""
-    with store.exclusive(source) as instance:
+    with exclusive(store, source) as instance:
         record = instance.record
-        if not guest.is_live(record):
+        if not is_live(record):
             raise StateError(
                 f"Cannot fork {source!r}: it became {record.state.value} meanwhile.",
                 actual=record.state.value,
@@ -196,8 +198,6 @@ def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
 
 
 def _undo(store: Store, instance_id: str) -> None:
-    from ramet.instances.delete import remove
-
     remove(store, instance_id, force=True)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ramet import config
 from ramet.errors import NotFoundError
 from ramet.guests import image as images
-from ramet.instances import create, delete, doctor, fork, guest, inspect, power, restore, snapshots, standby
+from ramet.instances import commands, create, delete, doctor, fork, inspect, power, restore, snapshots, standby
 from ramet.instances.context import Store
 from ramet.model import (
     MIB,
@@ -178,7 +178,7 @@ class Host:
         control: ExecControl | None = None,
     ) -> ExecResult:
         """Run a command in the guest. Output goes to the callbacks as it comes, or else into the result."""
-        return guest.execute(
+        return commands.execute(
             self._store,
             name,
             argv,
@@ -195,19 +195,19 @@ class Host:
 
     def ping(self, name: str) -> Ping:
         """Ask the agent for its boot nonce and tick."""
-        return guest.ping(self._store, name)
+        return commands.ping(self._store, name)
 
     def copy_in(self, name: str, src: Path, dst: str) -> int:
         """Copy a file into the guest; returns its bytes."""
-        return guest.copy_in(self._store, name, src, dst)
+        return commands.copy_in(self._store, name, src, dst)
 
     def copy_out(self, name: str, src: str, dst: Path) -> int:
         """Copy a file out of the guest; returns its bytes."""
-        return guest.copy_out(self._store, name, src, dst)
+        return commands.copy_out(self._store, name, src, dst)
 
     def console_socket(self, name: str) -> socket.socket:
         """A connection to the serial console; closing it detaches."""
-        return guest.console(self._store, name)
+        return commands.console(self._store, name)
 
     def logs(self, name: str) -> dict[str, Path]:
         """The paths of the ``console`` and ``vmm`` logs."""

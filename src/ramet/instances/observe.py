@@ -1,25 +1,52 @@
 """What is true now, whatever the record says.
 
 ``observed`` looks and changes nothing (for readers, who hold no lock); ``settle`` also mends what a killed command left (for
-verbs, who hold the lock).
+verbs, who hold the lock). ``exclusive`` and ``shared`` are how verbs get it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from ramet import process
 from ramet.errors import GuestError, VmmError
-from ramet.instances import guest
-from ramet.instances.context import Store
+from ramet.instances import guest, live_files
+from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State, VmmProcess
 from ramet.store import atomic
+from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
 LIVE = (State.RUNNING, State.PAUSED)
+
+
+def is_live(record: InstanceRecord) -> bool:
+    return record.state in LIVE
+
+
+@contextmanager
+def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Locked]:
+    """Lock an instance for a verb and bring its record up to what is true.
+
+    Raises:
+        LockedError: if another command keeps it for ``timeout_s``.
+    """
+    instance_id = store.find(name)
+    with locked(store.paths.locks, f"instance-{instance_id}", timeout_s=timeout_s):
+        yield Locked(store, settle(store, store.read(instance_id)))
+
+
+@contextmanager
+def shared(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[InstanceRecord]:
+    """Lock an instance against change, for reading it; the record says what is true now."""
+    instance_id = store.find(name)
+    with locked(store.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
+        yield observed(store, store.read(instance_id))
 
 
 def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
@@ -51,7 +78,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     if record.state not in LIVE and record.vmm is not None:
         process.kill_and_wait(record.vmm)
         record = msgspec.structs.replace(record, vmm=None)
-        guest.clear_live_files(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
+        live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
     if record != was:
         atomic.write_json(store.paths.instance(record.id).record, record)
         store.collect(*({was.snapshot, was.mapped_snapshot, was.diff_base} - {None}))
@@ -75,8 +102,8 @@ def _mend(store: Store, record: InstanceRecord) -> InstanceRecord:
         return _thaw(store, record, record.vmm)
     if record.state not in LIVE:
         _reap_strays(paths.run)
-        guest.restore_set_aside_disk(paths)
-        guest.clear_live_files(paths, keep_disk=record.state is not State.STANDBY)
+        live_files.put_back_set_aside_disk(paths)
+        live_files.clear(paths, keep_disk=record.state is not State.STANDBY)
     return record
 
 

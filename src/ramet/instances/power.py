@@ -5,9 +5,10 @@ from __future__ import annotations
 from ramet import process
 from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError
 from ramet.guests.client import AgentClient
-from ramet.instances import guest
+from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.instances.create import boot
+from ramet.instances.observe import exclusive
 from ramet.model import Method, State
 from ramet.snapshots import manifest as manifests
 from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
@@ -27,7 +28,7 @@ def reached(store: Store, instance: Locked, verb: Verb) -> bool:
 
 def pause(store: Store, name: str) -> None:
     """Freeze the workload, sync, stop the vCPUs. If the guest cannot be frozen in time it runs on and this raises."""
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         if reached(store, instance, Verb.PAUSE):
             return
         require(Verb.PAUSE, instance.record.state, name=name)
@@ -38,7 +39,7 @@ def pause(store: Store, name: str) -> None:
 
 def resume(store: Store, name: str) -> None:
     """Start the vCPUs, then thaw the workload."""
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         if reached(store, instance, Verb.RESUME):
             return
         require(Verb.RESUME, instance.record.state, name=name)
@@ -53,7 +54,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
     Raises:
         GuestTimeoutError: if the guest is still up after ``timeout_s`` and ``force`` was not given; it runs on.
     """
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         state = instance.record.state
         if reached(store, instance, Verb.STOP):
             return
@@ -67,13 +68,13 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             instance.change(
                 state=State.STOPPED, pending=None, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None
             )
-            guest.clear_live_files(instance.paths, keep_disk=True)
+            live_files.clear(instance.paths, keep_disk=True)
         store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def start(store: Store, name: str) -> None:
     """Boot the live disk with the image that the instance was created with."""
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         if reached(store, instance, Verb.START):
             return
         if instance.record.state is State.STANDBY:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import ConfigError, ConflictError, StateError, UnsupportedError, host_errors
-from ramet.instances import guest
+from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.instances.create import launch_spec
+from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, Manifest, Method, State
 from ramet.paths import SnapshotPaths
@@ -30,14 +31,14 @@ def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bo
         StateError: in a state from which memory or disk would be lost without having been told so.
         IncompatibleError, CorruptError: if the snapshot cannot be loaded here; nothing was touched.
     """
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         if snapshot is None and reached(store, instance, Verb.RESTORE):
             return
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
         with store.reading(chosen) as paths:
             manifest = _check(instance, paths)
-            if guest.is_live(before):
+            if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
@@ -50,7 +51,7 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
     name = record.name
     if snapshot is not None:
         chosen = store.find_snapshot(snapshot)
-        if guest.is_live(record) and not (discard_memory and discard_disk):
+        if is_live(record) and not (discard_memory and discard_disk):
             raise StateError(
                 f"Cannot roll {name!r} back: it is {record.state.value}, and would lose its memory and its disk.",
                 actual=record.state.value,
@@ -92,12 +93,12 @@ def _end_live(instance: Locked) -> None:
     if vmm is not None:
         process.kill_and_wait(vmm)
     instance.change(vmm=None)
-    guest.clear_live_files(instance.paths, keep_disk=True)
+    live_files.clear(instance.paths, keep_disk=True)
 
 
 def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None:
     paths = instance.paths
-    aside = guest.set_aside_path(paths)
+    aside = live_files.set_aside_path(paths)
     keep_old_disk = instance.record.state is not State.STANDBY and paths.disk.exists()
     with host_errors(f"prepare {paths.work}"):
         if keep_old_disk:
@@ -118,8 +119,8 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
             instance.change(durable=False, vmm=None)
             raise
     except BaseException:
-        guest.clear_live_files(paths, keep_disk=False)
-        guest.restore_set_aside_disk(paths)
+        live_files.clear(paths, keep_disk=False)
+        live_files.put_back_set_aside_disk(paths)
         raise
     with host_errors(f"clean up {paths.work}"):
         aside.unlink(missing_ok=True)

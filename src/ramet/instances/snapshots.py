@@ -10,6 +10,7 @@ from ramet import config
 from ramet.errors import ConflictError, InUseError
 from ramet.instances import guest
 from ramet.instances.context import Locked, Store
+from ramet.instances.observe import exclusive
 from ramet.instances.standby import captured
 from ramet.model import SnapshotInfo, State
 from ramet.snapshots import manifest as manifests
@@ -30,7 +31,7 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
         config.check_name(name, what="snapshot")
         if names.lookup(store.paths.snapshot_names, name) is not None:
             raise ConflictError(f"There is already a snapshot called {name!r}.", hint="`ramet snapshot ls` lists them.")
-    with store.exclusive(instance_name) as instance:
+    with exclusive(store, instance_name) as instance:
         record = instance.record
         require(Verb.SNAPSHOT, record.state, name=instance_name)
         name = name or _free_name(store, record.name)

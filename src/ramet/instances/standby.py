@@ -9,8 +9,9 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import ConflictError
 from ramet.hypervisors.base import Monitor
-from ramet.instances import guest
+from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
+from ramet.instances.observe import exclusive
 from ramet.instances.power import reached
 from ramet.model import Manifest, SnapshotKind, State
 from ramet.paths import InstancePaths, SnapshotPaths
@@ -27,7 +28,7 @@ def standby(store: Store, name: str) -> None:
         StateError: if it neither runs nor is paused.
         HostError: NoSpaceError for a full disk, for example; the guest runs on and nothing was kept.
     """
-    with store.exclusive(name) as instance:
+    with exclusive(store, name) as instance:
         if reached(store, instance, Verb.STANDBY):
             return
         require(Verb.STANDBY, instance.record.state, name=name)
@@ -57,7 +58,7 @@ def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
         raise
     # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
     process.kill_and_wait(vmm)
-    guest.clear_live_files(instance.paths, keep_disk=False)
+    live_files.clear(instance.paths, keep_disk=False)
     instance.change(vmm=None, pending=None)
 
 

@@ -15,6 +15,7 @@ SCHEMA_VERSION = 1
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
 INDENT = 15
+ABOUT_INDENT = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +191,9 @@ def _render_report(report: Report, columns: int, color: bool) -> str:
         lines += [f"  Could not be removed: {what}" for what in run.left_behind]
         lines.append("")
     about = {**report.host, **({"sabotage": report.sabotage} if report.sabotage else {})}
-    lines += [f"{key:<12} {value}" for key, value in about.items()]
+    for key, value in about.items():
+        first, *rest = _wrapped(value, columns, ABOUT_INDENT)
+        lines += [f"{key:<{ABOUT_INDENT}}{first.strip()}", *rest]
     lines += ["", _total(report, color)]
     return "\n".join(lines)
 
@@ -243,4 +246,5 @@ def _painted(verdict: Verdict, color: bool, *, pad: int = 0) -> str:
 
 def _wrapped(text: str, columns: int, indent: int) -> list[str]:
     lead = " " * indent
-    return textwrap.wrap(text, max(columns, indent + 30), initial_indent=lead, subsequent_indent=lead)
+    width = max(columns, indent + 30)
+    return textwrap.wrap(text, width, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False)

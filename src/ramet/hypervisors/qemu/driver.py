@@ -18,11 +18,10 @@ from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
 from ramet.hypervisors.qemu.tsc import host_tsc_khz
 from ramet.linux.unixsock import listen_in
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
-from ramet.paths import AGENT_PORTS
+from ramet.paths import AGENT_PORTS, CONSOLE_SOCKET
 
 log = logging.getLogger("ramet.qemu")
 PACKAGE = "qemu-system-x86"
-CONSOLE_SOCKET = "console.sock"
 PIDFILE = "qemu.pid"
 LOAD_DEADLINE_S = 30.0
 LOG_TAIL_BYTES = 3000

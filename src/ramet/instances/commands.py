@@ -1,0 +1,118 @@
+"""What is asked of a running guest: commands, files, the console.
+
+No lock is held, so that a long command does not keep its instance from sleeping.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ramet.errors import ConfigError, NotFoundError, VmmDiedError, host_errors
+from ramet.guests.client import AgentClient, ExecControl
+from ramet.instances import observe
+from ramet.instances.context import Store
+from ramet.linux.unixsock import connect_in
+from ramet.model import ExecResult, Ping
+from ramet.paths import CONSOLE_SOCKET
+from ramet.states import Verb, require
+
+
+def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
+    """A session with the agent of a running instance; no lock is held, so that a long one does not keep it from sleeping.
+
+    Raises:
+        StateError: if it is not running.
+    """
+    record = observe.observed(store, store.read(store.find(name)))
+    require(verb, record.state, name=name)
+    return AgentClient.open(store.paths.instance(record.id).run)
+
+
+def execute(
+    store: Store,
+    name: str,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    stdin: int | bytes | None = None,
+    stdout: Callable[[bytes], None] | None = None,
+    stderr: Callable[[bytes], None] | None = None,
+    timeout_s: float | None = None,
+    pty: tuple[int, int] | None = None,
+    detach: bool = False,
+    control: ExecControl | None = None,
+) -> ExecResult:
+    """Run a command in the guest; see ``Host.exec``."""
+    if not argv or not argv[0]:
+        raise ConfigError("There is no command to run.", hint="Write it after --: ramet exec NAME -- uname -a")
+    with agent_of(store, name, Verb.EXEC) as agent:
+        return agent.exec(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout_s=timeout_s,
+            pty=pty,
+            detach=detach,
+            control=control,
+        )
+
+
+def ping(store: Store, name: str) -> Ping:
+    with agent_of(store, name, Verb.EXEC) as agent:
+        return agent.ping()
+
+
+def copy_in(store: Store, name: str, src: Path, dst: str) -> int:
+    """Copy a file of the host into the guest; returns its bytes. In the guest it appears whole or not at all."""
+    try:
+        src_fd = os.open(src, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as err:
+        raise NotFoundError(f"There is no file {src} on this host.") from err
+    except OSError as err:
+        raise ConfigError(f"Could not open {src}: {err.strerror}.") from err
+    try:
+        mode = os.fstat(src_fd).st_mode
+        if Path(f"/proc/self/fd/{src_fd}").is_dir():
+            raise ConfigError(
+                f"{src} is a directory; cp copies files.",
+                hint=f"Send a tree as a stream: tar c {src} | ramet exec {name} -- tar x -C /data",
+            )
+        with agent_of(store, name, Verb.COPY) as agent:
+            return agent.put(src_fd, dst, mode=mode & 0o777)
+    finally:
+        os.close(src_fd)
+
+
+def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
+    """Copy a file of the guest to the host; returns its bytes. ``dst`` appears whole or not at all."""
+    if not dst.parent.is_dir():
+        raise NotFoundError(f"There is no directory {dst.parent} on this host.")
+    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"):
+        handle, temporary = tempfile.mkstemp(prefix=f".{dst.name[:100]}.", dir=dst.parent)
+        try:
+            meta = agent.get(src, handle)
+            os.fchmod(handle, meta.mode & 0o777)
+            size = os.fstat(handle).st_size
+            Path(temporary).rename(dst)
+            return size
+        finally:
+            os.close(handle)
+            Path(temporary).unlink(missing_ok=True)
+
+
+def console(store: Store, name: str) -> socket.socket:
+    """A connection to the guest's serial console; closing it detaches."""
+    record = observe.observed(store, store.read(store.find(name)))
+    require(Verb.CONSOLE, record.state, name=name)
+    try:
+        return connect_in(store.paths.instance(record.id).run, CONSOLE_SOCKET)
+    except OSError as err:
+        raise VmmDiedError(f"Could not reach the console of {name!r}: {err.strerror}.") from err

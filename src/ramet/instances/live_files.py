@@ -1,0 +1,35 @@
+"""The files of a live instance, and what is left of them when its VMM is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ramet.errors import host_errors
+from ramet.paths import InstancePaths
+from ramet.store import atomic
+
+
+def clear(paths: InstancePaths, *, keep_disk: bool) -> None:
+    """Remove what a VMM that is gone has left: sockets, its memory file and, unless it is the truth now, its disk."""
+    with host_errors(f"clear {paths.work}"):
+        for path in paths.run.iterdir():
+            if path.suffix == ".sock":
+                path.unlink(missing_ok=True)
+        paths.memory.unlink(missing_ok=True)
+        paths.vmstate.unlink(missing_ok=True)
+        if not keep_disk:
+            paths.disk.unlink(missing_ok=True)
+
+
+def set_aside_path(paths: InstancePaths) -> Path:
+    """Where the live disk waits while a rollback may still fail."""
+    return paths.work / "disk.before-rollback.raw"
+
+
+def put_back_set_aside_disk(paths: InstancePaths) -> None:
+    """Put the live disk back that an unfinished rollback had set aside."""
+    aside = set_aside_path(paths)
+    if aside.exists():
+        with host_errors(f"put {paths.disk} back"):
+            aside.rename(paths.disk)
+            atomic.fsync_directory(paths.work)
