@@ -10,6 +10,7 @@ from ramet.errors import RametError
 from ramet.guests import image as images
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.hypervisors.qemu import kvm
+from ramet.linux.landlock import abi_version
 from ramet.linux.pagemap import has_pagemap_scan
 from ramet.model import MIB, Capability
 from ramet.paths import StorePaths
@@ -27,6 +28,7 @@ def examine(paths: StorePaths) -> list[Capability]:
         _reflink(paths),
         _pagemap(),
         _ptrace(),
+        _landlock(),
         _vsock(),
         _room(paths),
     ]
@@ -123,6 +125,15 @@ def _ptrace() -> Capability:
     return Capability(
         name="guest memory", available=True, why=f"ptrace_scope is {scope}", meaning="dirty pages can be read"
     )
+
+
+def _landlock() -> Capability:
+    meaning = "nothing yet: VMMs are not confined by it"
+    try:
+        version = abi_version()
+    except OSError as err:
+        return Capability(name="Landlock", available=False, why=f"the kernel says: {err.strerror}", meaning=meaning)
+    return Capability(name="Landlock", available=True, why=f"the kernel has ABI {version}", meaning=meaning)
 
 
 def _vsock() -> Capability:

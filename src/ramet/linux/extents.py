@@ -57,6 +57,7 @@ def fiemap(fd: int, *, sync: bool = True) -> list[Extent]:
 
 
 def allocated_bytes(extents: Sequence[Extent]) -> int:
+    """Bytes in all extents, shared ones too."""
     return sum(extent.length for extent in extents)
 
 

@@ -12,18 +12,22 @@ def _ioc(direction: int, kind: int, number: int, size: int) -> int:
 
 
 def io(kind: int, number: int) -> int:
+    """``_IO``: no argument."""
     return _ioc(0, kind, number, 0)
 
 
 def ior(kind: int, number: int, size: int) -> int:
+    """``_IOR``: the kernel writes ``size`` bytes for us to read."""
     return _ioc(_READ, kind, number, size)
 
 
 def iow(kind: int, number: int, size: int) -> int:
+    """``_IOW``: the kernel reads ``size`` bytes that we have written."""
     return _ioc(_WRITE, kind, number, size)
 
 
 def iowr(kind: int, number: int, size: int) -> int:
+    """``_IOWR``: both."""
     return _ioc(_READ | _WRITE, kind, number, size)
 
 

@@ -7,7 +7,6 @@ import fcntl
 import struct
 
 F_OFD_SETLK = 37
-F_OFD_SETLKW = 38
 FLOCK = struct.Struct("=hhxxxxqqi4x")
 """struct flock: l_type, l_whence, l_start, l_len, l_pid (which must be 0)."""
 
@@ -22,7 +21,3 @@ def try_lock(fd: int, *, exclusive: bool = True) -> bool:
             return False
         raise
     return True
-
-
-def unlock(fd: int) -> None:
-    fcntl.fcntl(fd, F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, 0, 0, 0, 0))
