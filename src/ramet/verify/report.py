@@ -183,7 +183,7 @@ def _render_report(report: Report, columns: int, color: bool) -> str:
     """Per scenario each check with its verdict and one line of evidence; the total at the end."""
     lines: list[str] = []
     for run in report.scenarios:
-        lines += [f"{run.name}: {run.summary}", ""]
+        lines += [*_wrapped(f"{run.name}: {run.summary}", columns, 0), ""]
         for result in run.results:
             lines += _check_lines(result, columns, color)
         if run.cut_short:
