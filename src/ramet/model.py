@@ -43,6 +43,8 @@ class Failure(StrEnum):
 
 
 class Hypervisor(StrEnum):
+    """Which VMM an instance runs on."""
+
     QEMU = "qemu"
     FIRECRACKER = "firecracker"
 

@@ -19,21 +19,34 @@ ANSWER_S = 20.0
 
 
 def run_in_child(function: Callable[[], object]) -> int:
-    """Run a function in a forked process; returns its exit code, negative for a signal, 1 for an exception (printed)."""
+    """Run a function in a forked process to its end; returns its exit code."""
+    return exit_codes([fork(function)])[0]
+
+
+def fork(function: Callable[[], object]) -> int:
+    """Start a forked process that runs a function; returns its pid, for ``exit_codes``."""
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _end_with(function)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _end_with(function, parent)
+    return pid
+
+
+def exit_codes(pids: Sequence[int]) -> list[int]:
+    """Wait for forked processes: 0, 1 for an exception (printed), or minus a signal's number, for each."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 @contextmanager
 def holding(function: Callable[[Callable[[], None]], object]) -> Iterator[int]:
     """A process that calls ``function(ready)``; the block runs, with its pid, once it has called ``ready``. Killed after it."""
     reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def hold() -> None:
         os.close(reader)
-        _end_with(lambda: function(lambda: _say_ready_and_stay(writer)))
+        function(lambda: _say_ready_and_stay(writer))
+
+    pid = fork(hold)
     os.close(writer)
     try:
         assert os.read(reader, 1) == b"r", "the child ended before it was ready"
@@ -42,6 +55,12 @@ def holding(function: Callable[[Callable[[], None]], object]) -> Iterator[int]:
         os.close(reader)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def own_descriptors() -> set[str]:
+    """The numbers of the open descriptors of this process, to compare with those of later."""
+    listed = [entry.name for entry in Path("/proc/self/fd").iterdir()]
+    return {name for name in listed if Path(f"/proc/self/fd/{name}").is_symlink()}  # without the one that listed them
 
 
 def identity(pid: int) -> VmmProcess:
@@ -56,10 +75,12 @@ class Mapper:
 
     def __init__(self, path: Path, *, pieces: Sequence[tuple[int, int]] = (), flags: int = mmap.MAP_PRIVATE) -> None:
         self._connection, theirs = Pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
+
+        def serve() -> None:
             self._connection.close()
-            _end_with(lambda: _Mapped(path, pieces or ((0, path.stat().st_size),), flags).serve(theirs))
+            _Mapped(path, pieces or ((0, path.stat().st_size),), flags).serve(theirs)
+
+        self.pid = fork(serve)
         theirs.close()
         self._ask("ready")
         self.vmm = identity(self.pid)
@@ -132,7 +153,8 @@ def _say_ready_and_stay(writer: int) -> NoReturn:
         signal.pause()
 
 
-def _end_with(function: Callable[[], Any]) -> NoReturn:
+def _end_with(function: Callable[[], Any], parent: int) -> NoReturn:
+    process._die_with_parent(parent)
     status = 1
     try:
         function()

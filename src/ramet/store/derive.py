@@ -77,6 +77,9 @@ def _build(src_fd: int, dst: Path, *, allow: frozenset[Method], mode: int, durab
     try:
         method = _fill(src_fd, dst_fd, before.st_size, allow)
         _require_unchanged(before, os.fstat(src_fd), dst)
+        made = os.fstat(dst_fd).st_size
+        if made != before.st_size:
+            raise HostError(f"Could not derive {dst}: it has {made} bytes, and its source {before.st_size}.")
         if durable:
             os.fsync(dst_fd)
         try:

@@ -1,0 +1,170 @@
+"""Memory that is not captured: not mapped once and privately, of a VMM that is gone, or where the host refuses."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ramet.errors import HostError, VmmDiedError, VmmError
+from ramet.linux import procmem
+from ramet.linux.pagemap import Region
+from ramet.model import PAGE_BYTES
+from ramet.snapshots import capture as module
+from ramet.snapshots.capture import find_dirty
+from tests.unit.children import Mapper, own_descriptors
+from tests.unit.snapshots.memory_files import ONES, PAGES, Fingerprint, capture, full_base, hole
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, PAGES - 1)],
+        [(1, PAGES - 1)],
+        [(0, 20), (30, PAGES - 30)],
+        [(0, PAGES // 2), (0, PAGES // 2)],
+        [(0, PAGES), (8, 8)],
+        [(0, 40), (30, PAGES - 30)],
+    ],
+    ids=["end missing", "beginning missing", "gap", "half twice", "part twice", "overlap"],
+)
+def test_a_file_that_is_not_mapped_exactly_once_is_refused(tmp_path: Path, pieces: list[tuple[int, int]]) -> None:
+    """Part of it would be stale, or of two answers one would win; the sum of the lengths alone does not tell."""
+    base, result = full_base(tmp_path / "base"), tmp_path / "result"
+    scaled = [(PAGE_BYTES * start, PAGE_BYTES * length) for start, length in pieces]
+    with Mapper(base, pieces=scaled) as child, pytest.raises(VmmError, match="does not map each of the"):
+        capture(child, base, result)
+    assert not result.exists()
+
+
+def test_a_file_that_is_not_mapped_at_all_is_refused(tmp_path: Path) -> None:
+    base = full_base(tmp_path / "base")
+    other = full_base(tmp_path / "other")
+    with Mapper(other) as child, pytest.raises(VmmError, match="0 mappings"):
+        capture(child, base, tmp_path / "result")
+
+
+def test_a_shared_mapping_is_refused(tmp_path: Path) -> None:
+    """H06: the guest writes into the file itself, and nothing would be found dirty."""
+    base = full_base(tmp_path / "base")
+    with Mapper(base, flags=mmap.MAP_SHARED) as child:
+        child.write(0, ONES)
+        with pytest.raises(VmmError, match="shared"):
+            capture(child, base, tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+
+
+# -- a VMM that is gone, or ends meanwhile ------------------------------------------------------------------------
+
+
+def test_a_vmm_that_is_gone_or_another_process(tmp_path: Path) -> None:
+    """H45: also a zombie, and a recycled pid whose process maps the same file."""
+    base = full_base(tmp_path / "base")
+    with Mapper(base) as child:
+        earlier = msgspec.structs.replace(child.vmm, start_time_ticks=child.vmm.start_time_ticks - 1)
+        with pytest.raises(VmmDiedError):
+            find_dirty(earlier, base)
+        child.end()
+        with pytest.raises(VmmDiedError):
+            find_dirty(child.vmm, base)
+    with pytest.raises(VmmDiedError):
+        find_dirty(child.vmm, base)
+
+
+def test_a_vmm_that_ends_during_the_scan_has_not_written_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H12: kernels differ in what they answer for a process whose memory has just gone; an empty list must not pass."""
+    base = full_base(tmp_path / "base")
+
+    def nothing(pid: int, start: int, end: int) -> list[Region]:
+        child.end()
+        return []
+
+    monkeypatch.setattr(module, "written_regions", nothing)
+    with Mapper(base) as child:
+        child.write(0, ONES)
+        with pytest.raises(VmmDiedError, match="ended"):
+            capture(child, base, tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_vmm_that_ends_during_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = full_base(tmp_path / "base")
+    before = own_descriptors()
+    real = procmem.read_into
+
+    def read_into(fd: int, address: int, buffer: memoryview) -> None:
+        child.end()
+        real(fd, address, buffer)
+
+    monkeypatch.setattr(procmem, "read_into", read_into)
+    with Mapper(base) as child:
+        child.write(0, ONES)
+        with pytest.raises(VmmDiedError, match="ended while its memory was read"):
+            capture(child, base, tmp_path / "result")
+    assert own_descriptors() == before
+
+
+@pytest.mark.parametrize("call", ["open_memory", "read_into"])
+def test_memory_that_we_may_not_read_is_said_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Yama's ptrace_scope refuses /proc/PID/mem, and not /proc/PID/pagemap."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(procmem, call, refuse)
+    base = full_base(tmp_path / "base")
+    with Mapper(base) as child:
+        child.write(0, ONES)
+        with pytest.raises(HostError, match="does not let us read the memory") as caught:
+            capture(child, base, tmp_path / "result")
+    assert "ptrace" in str(caught.value.hint)
+
+
+def test_memory_that_cannot_be_read_although_the_vmm_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(procmem, "read_into", fail)
+    base = full_base(tmp_path / "base")
+    with Mapper(base) as child:
+        child.write(0, ONES)
+        with pytest.raises(HostError, match="Could not read the memory of process"):
+            capture(child, base, tmp_path / "result")
+
+
+def test_a_mapped_file_that_is_gone_is_a_host_error(tmp_path: Path) -> None:
+    base = full_base(tmp_path / "base")
+    with Mapper(base) as child:
+        base.unlink()
+        with pytest.raises(HostError, match="No such file"):
+            find_dirty(child.vmm, base)
+
+
+def test_an_empty_mapped_file_is_refused(tmp_path: Path) -> None:
+    base = full_base(tmp_path / "base")
+    empty = hole(tmp_path / "empty", 0)
+    with Mapper(base) as child, pytest.raises(HostError, match="cannot be mapped"):
+        find_dirty(child.vmm, empty)
+
+
+def test_a_write_error_is_the_host_s_and_the_base_is_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = full_base(tmp_path / "base")
+    before = Fingerprint.of(base)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with Mapper(base) as child:
+        child.write(0, ONES)
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(HostError, match=r"write guest memory to .*result: No space left") as caught:
+            capture(child, base, tmp_path / "result")
+    assert caught.value.code == "no-space"
+    assert Fingerprint.of(base) == before

@@ -1,0 +1,69 @@
+"""Pages that were swapped out are found and read like the others (H14). No guest is run, but swap is switched on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ramet.linux import pagemap, procfs
+from ramet.linux.pagemap import Method, Region
+from ramet.process import wait_until
+from tests.conftest import requires
+from tests.unit.children import Mapper
+from tests.unit.snapshots.memory_files import PAGES, capture, full_base
+from tools import loopfs
+
+pytestmark = requires("loopfs", "root")
+
+MADV_PAGEOUT = 21
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def swap() -> Iterator[None]:
+    """64 MiB of swap on a file of its own, for the tests of this file."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    tools = {name: shutil.which(name, path=path) for name in ("mkswap", "swapon", "swapoff")}
+    if not all(tools.values()):
+        pytest.skip(f"needs mkswap, swapon and swapoff: {tools}")
+    with loopfs.loopfs("ext4", size_mib=256) as mount:
+        file = mount / "swap"
+        with file.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, 64 << 20)
+        file.chmod(0o600)
+        subprocess.run([str(tools["mkswap"]), str(file)], check=True, capture_output=True)
+        try:
+            subprocess.run([str(tools["swapon"]), str(file)], check=True, capture_output=True)
+        except subprocess.CalledProcessError as err:
+            pytest.skip(f"this kernel does not swap to a file here: {err.stderr.decode().strip()}")
+        try:
+            yield
+        finally:
+            subprocess.run([str(tools["swapoff"]), str(file)], check=True)
+
+
+def swapped_bytes(pid: int) -> int:
+    return procfs.smaps_rollup(pid)["Swap"]
+
+
+@pytest.mark.usefixtures("swap")
+@pytest.mark.parametrize("method", [pytest.param("scan", marks=requires("pagemap-scan")), pytest.param("pagemap")])
+def test_swapped_pages_are_written_pages(tmp_path: Path, method: Method) -> None:
+    base = full_base(tmp_path / "base")
+    with Mapper(base) as child:
+        child.write(4 * PAGE, os.urandom(20 * PAGE))
+        child.write(40 * PAGE, os.urandom(PAGE))
+        view = child.read()
+        child.advise(0, PAGES * PAGE, MADV_PAGEOUT)
+        wait_until(lambda: swapped_bytes(child.pid) >= 10 * PAGE, 10, what="pages in swap")
+        [mapping] = procfs.mappings_of_file(child.pid, base)
+        found = pagemap.written_regions(child.pid, mapping.start, mapping.end, method=method)
+        expected = [(4, 24), (40, 41)]
+        assert found == [Region(mapping.start + low * PAGE, mapping.start + high * PAGE) for low, high in expected]
+        capture(child, base, tmp_path / "result")
+        assert (tmp_path / "result").read_bytes() == view
