@@ -31,6 +31,8 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
+    """What a first boot loads: kernel (an ELF), initramfs and command line of an image."""
+
     kernel: Path
     initrd: Path
     cmdline: str

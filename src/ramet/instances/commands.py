@@ -66,6 +66,7 @@ def execute(
 
 
 def ping(store: Store, name: str) -> Ping:
+    """Ask the agent of a running instance for its boot nonce and tick."""
     with agent_of(store, name, Verb.EXEC) as agent:
         return agent.ping()
 

@@ -183,6 +183,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
 
 
 def boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:
+    """A first boot of the instance's live disk with an image."""
     return launch_spec(
         instance,
         memory=instance.paths.memory,
@@ -209,6 +210,7 @@ def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmsta
 
 
 def console_tail(paths: InstancePaths, limit: int = 1500) -> str:
+    """The last ``limit`` bytes of the guest's console, for an error; empty if there are none."""
     try:
         return paths.console_log.read_bytes()[-limit:].decode(errors="replace")
     except FileNotFoundError:

@@ -26,6 +26,7 @@ LIVE = (State.RUNNING, State.PAUSED)
 
 
 def is_live(record: InstanceRecord) -> bool:
+    """Whether it runs or is paused: it has a VMM."""
     return record.state in LIVE
 
 

@@ -82,6 +82,7 @@ def remove(store: Store, text: str) -> None:
 
 
 def show(store: Store, text: str) -> SnapshotInfo:
+    """One snapshot, by name or id."""
     return info(store, store.find_snapshot(text), store.references())
 
 

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
+    """What a check came to. Not looked is INCONCLUSIVE."""
+
     PASS = "PASS"  # noqa: S105 - a verdict, not a password
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"

@@ -207,12 +207,15 @@ def _look_at_mappings(world: World, role: str, pid: int, own: Sequence[evidence.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
+    """Who a guest believes to be."""
+
     hostname: str
     machine_id: str
     generation: str
 
 
 def identity(world: World, role: str) -> Identity:
+    """Ask a guest who it is."""
     lines = world.guest(role, "hostname; cat /etc/machine-id /run/ramet/generation").split("\n")
     return Identity(hostname=lines[0], machine_id=lines[1], generation=lines[2])
 
@@ -353,6 +356,7 @@ class Traces:
 
 
 def traces(world: World, role: str) -> Traces:
+    """What a live instance consists of on the host."""
     info = world.info(role)
     pid = _pid(info)
     directories = (Path(info.run_dir).parent, world.snapshot_dir(role))

@@ -109,15 +109,15 @@ def _write_differing_pages(onto: Path, source: Path) -> None:
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def hard_link_memory(world: World) -> None:
+def _hard_link_memory(world: World) -> None:
     _replace(_file(world, "fork", "memory"), lambda new: new.hardlink_to(_source_file(world, "memory")))
 
 
-def diff_in_place(world: World) -> None:
+def _diff_in_place(world: World) -> None:
     _write_differing_pages(_source_file(world, "memory"), _file(world, "fork", "memory"))
 
 
-def full_copy(world: World) -> None:
+def _full_copy(world: World) -> None:
     path = _file(world, "fork", "memory")
 
     def copy(new: Path) -> None:
@@ -129,48 +129,48 @@ def full_copy(world: World) -> None:
     _replace(path, copy)
 
 
-def other_disk(world: World) -> None:
+def _other_disk(world: World) -> None:
     path = _file(world, "fork", "disk.raw")
     _replace(path, lambda new: shutil.copyfile(path, new))
     _overwrite(path, _token(world, "source").encode(), STRANGE_TOKEN)
 
 
-def flip_vmstate(world: World) -> None:
+def _flip_vmstate(world: World) -> None:
     _flip_byte(_source_file(world, "vmstate"))
 
 
-def break_fork_vmstate(world: World) -> None:
+def _break_fork_vmstate(world: World) -> None:
     _flip_byte(_file(world, "fork", "vmstate"))
 
 
-def loosen_modes(world: World) -> None:
+def _loosen_modes(world: World) -> None:
     _file(world, "fork", "memory").chmod(0o644)
 
 
-def lose_fork_diff(world: World) -> None:
+def _lose_fork_diff(world: World) -> None:
     """The page with the fork's sentinel shows the base again, as if the dirty scan had missed it."""
     _overwrite(_file(world, "fork", "memory"), _token(world, "fork").encode(), _token(world, "source").encode())
 
 
-def lose_source_diff(world: World) -> None:
+def _lose_source_diff(world: World) -> None:
     _overwrite(_file(world, "source", "memory"), _token(world, "source").encode(), STRANGE_TOKEN)
 
 
-def write_late(world: World) -> None:
+def _write_late(world: World) -> None:
     _overwrite(_source_file(world, "memory"), _token(world, "source").encode(), STRANGE_TOKEN)
 
 
-def write_into_sleeper(world: World) -> None:
+def _write_into_sleeper(world: World) -> None:
     _overwrite(
         _file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), _token(world, "source").encode()
     )
 
 
-def write_late_into_sleeper(world: World) -> None:
+def _write_late_into_sleeper(world: World) -> None:
     _overwrite(_file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), STRANGE_TOKEN)
 
 
-def write_under_runner(world: World) -> None:
+def _write_under_runner(world: World) -> None:
     """The known trap: what a running fork maps is written in place, and shows through every page that it has not copied."""
     info = world.info("runner")
     assert info.pid is not None
@@ -179,26 +179,26 @@ def write_under_runner(world: World) -> None:
     _overwrite(mapped[0], world.scratch["token-runner"].encode(), STRANGE_TOKEN)
 
 
-def leave_something(world: World) -> None:
+def _leave_something(world: World) -> None:
     Path(world.scratch["gone-fork"]).mkdir(mode=0o700)
 
 
-def remember_fork_dir(world: World) -> None:
+def _remember_fork_dir(world: World) -> None:
     world.scratch["gone-fork"] = str(Path(world.info("fork").run_dir).parent)
 
 
-def clear_what_was_left(world: World) -> None:
+def _clear_what_was_left(world: World) -> None:
     Path(world.scratch["gone-fork"]).rmdir()
 
 
 # -- guests -------------------------------------------------------------------------------------------------------
 
 
-def fill_nothing(world: World) -> None:
+def _fill_nothing(world: World) -> None:
     world.fill_bytes = 0
 
 
-def reboot(world: World) -> None:
+def _reboot(world: World) -> None:
     """A fresh boot of the fork's disk, made up to look like a restore: the sentinels are put back into its RAM."""
     name = world.name("fork")
     world.host.stop(name, force=True)
@@ -207,7 +207,7 @@ def reboot(world: World) -> None:
     world.fill("fork", seed=1, size_bytes=world.fill_bytes)
 
 
-def take_identity(world: World) -> None:
+def _take_identity(world: World) -> None:
     world.guest(
         "fork",
         'hostname "$1"; echo "$2" >/etc/machine-id',
@@ -215,11 +215,11 @@ def take_identity(world: World) -> None:
     )
 
 
-def stop_clock(world: World) -> None:
+def _stop_clock(world: World) -> None:
     world.guest("fork", "date -s @1000000000")
 
 
-def fix_randomness(world: World) -> None:
+def _fix_randomness(world: World) -> None:
     world.guest(
         "source",
         "echo 00000000-0000-4000-8000-000000000000 >/run/uuid; mount --bind /run/uuid /proc/sys/kernel/random/uuid",
@@ -266,7 +266,7 @@ def unwrap_qemu(world: World) -> None:
         del os.environ[QEMU_VARIABLE]
 
 
-def share_disk(world: World) -> None:
+def _share_disk(world: World) -> None:
     """The fork's VMM opens the source's published disk."""
     disk = _source_file(world, "disk.raw")
     if os.geteuid() != 0:
@@ -274,7 +274,7 @@ def share_disk(world: World) -> None:
     _wrap_qemu(world, f"s#file=[^,]*disk.raw#file={disk}#")
 
 
-def share_mapping(world: World) -> None:
+def _share_mapping(world: World) -> None:
     _wrap_qemu(world, "s#share=off#share=on#")
 
 
@@ -290,70 +290,70 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork's memory file is a hard link to the source's",
             scenario="base",
             caught_by=("fork-own-inodes",),
-            strikes={Point.FORKED: hard_link_memory},
+            strikes={Point.FORKED: _hard_link_memory},
         ),
         Sabotage(
             name="in-place-diff",
             summary="the fork's diff snapshot is written into the source's memory file",
             scenario="base",
             caught_by=("source-memory-unchanged", "source-restores"),
-            strikes={Point.FORK_SLEPT: diff_in_place},
+            strikes={Point.FORK_SLEPT: _diff_in_place},
         ),
         Sabotage(
             name="shared-disk",
             summary="the fork's VMM opens the source's disk instead of its own",
             scenario="base",
             caught_by=("vmm-cannot-write-others", "source-disk-unchanged"),
-            strikes={Point.FORK_RESTORING: share_disk, Point.FORK_RESTORED: unwrap_qemu},
+            strikes={Point.FORK_RESTORING: _share_disk, Point.FORK_RESTORED: unwrap_qemu},
         ),
         Sabotage(
             name="reboot",
             summary="the fork is booted afresh and made up to look restored",
             scenario="base",
             caught_by=("fork-same-boot",),
-            strikes={Point.FORK_RESTORED: reboot},
+            strikes={Point.FORK_RESTORED: _reboot},
         ),
         Sabotage(
             name="shared-mapping",
             summary="the fork's VMM maps its memory file MAP_SHARED",
             scenario="base",
             caught_by=("vmm-maps-privately",),
-            strikes={Point.FORK_RESTORING: share_mapping, Point.FORK_RESTORED: unwrap_qemu},
+            strikes={Point.FORK_RESTORING: _share_mapping, Point.FORK_RESTORED: unwrap_qemu},
         ),
         Sabotage(
             name="other-disk",
             summary="the fork gets a disk that is not the source's",
             scenario="base",
             caught_by=("fork-sees-source",),
-            strikes={Point.FORKED: other_disk},
+            strikes={Point.FORKED: _other_disk},
         ),
         Sabotage(
             name="broken-vmstate",
             summary="a byte of the fork's device state is flipped",
             scenario="base",
             caught_by=("fork-wakes",),
-            strikes={Point.FORKED: break_fork_vmstate},
+            strikes={Point.FORKED: _break_fork_vmstate},
         ),
         Sabotage(
             name="flipped-byte",
             summary="a host process flips a byte of the source's device state while the fork runs",
             scenario="base",
             caught_by=("source-state-unchanged",),
-            strikes={Point.FORK_RESTORED: flip_vmstate},
+            strikes={Point.FORK_RESTORED: _flip_vmstate},
         ),
         Sabotage(
             name="lost-diff",
             summary="a dirty page is missing from the fork's diff snapshot",
             scenario="base",
             caught_by=("fork-diff-complete",),
-            strikes={Point.FORK_SLEPT: lose_fork_diff},
+            strikes={Point.FORK_SLEPT: _lose_fork_diff},
         ),
         Sabotage(
             name="full-copy",
             summary="the fork's memory file is a plain copy where a reflink is claimed",
             scenario="base",
             caught_by=("fork-disk-usage",),
-            strikes={Point.FORK_SLEPT: full_copy},
+            strikes={Point.FORK_SLEPT: _full_copy},
             needs_reflinks=True,
         ),
         Sabotage(
@@ -361,35 +361,35 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the source's memory is left almost empty, so that a copy would cost nothing",
             scenario="base",
             caught_by=("source-dirtied",),
-            strikes={Point.FILLING: fill_nothing},
+            strikes={Point.FILLING: _fill_nothing},
         ),
         Sabotage(
             name="loose-modes",
             summary="a published file is readable by everybody",
             scenario="base",
             caught_by=("snapshot-modes",),
-            strikes={Point.FORKED: loosen_modes},
+            strikes={Point.FORKED: _loosen_modes},
         ),
         Sabotage(
             name="same-identity",
             summary="the fork keeps the source's host name and machine-id",
             scenario="base",
             caught_by=("own-identity",),
-            strikes={Point.FORK_RESTORED: take_identity},
+            strikes={Point.FORK_RESTORED: _take_identity},
         ),
         Sabotage(
             name="stale-clock",
             summary="the fork's wall clock is wrong",
             scenario="base",
             caught_by=("wall-clock",),
-            strikes={Point.FORK_RESTORED: stop_clock},
+            strikes={Point.FORK_RESTORED: _stop_clock},
         ),
         Sabotage(
             name="same-randomness",
             summary="the kernel's random UUID is the same in every fork",
             scenario="base",
             caught_by=("own-randomness",),
-            strikes={Point.BOOTED: fix_randomness},
+            strikes={Point.BOOTED: _fix_randomness},
         ),
         Sabotage(
             name="leaky-delete",
@@ -397,9 +397,9 @@ SABOTAGES: dict[str, Sabotage] = {
             scenario="base",
             caught_by=("nothing-left",),
             strikes={
-                Point.FORK_SLEPT: remember_fork_dir,
-                Point.FORK_DELETED: leave_something,
-                Point.SOURCE_RESTORING: clear_what_was_left,
+                Point.FORK_SLEPT: _remember_fork_dir,
+                Point.FORK_DELETED: _leave_something,
+                Point.SOURCE_RESTORING: _clear_what_was_left,
             },
         ),
         Sabotage(
@@ -407,35 +407,35 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the source's memory file is written after the last look, before the source wakes",
             scenario="base",
             caught_by=("source-restores",),
-            strikes={Point.SOURCE_RESTORING: write_late},
+            strikes={Point.SOURCE_RESTORING: _write_late},
         ),
         Sabotage(
             name="reverse-in-place-diff",
             summary="the source's second snapshot is written into the sleeping fork's memory file",
             scenario="reverse",
             caught_by=("sleeping-fork-unchanged",),
-            strikes={Point.SOURCE_SLEPT: write_into_sleeper},
+            strikes={Point.SOURCE_SLEPT: _write_into_sleeper},
         ),
         Sabotage(
             name="written-under-a-running-fork",
             summary="the file that a running fork maps is written in place",
             scenario="reverse",
             caught_by=("running-fork-unnoticed",),
-            strikes={Point.SOURCE_SLEPT: write_under_runner},
+            strikes={Point.SOURCE_SLEPT: _write_under_runner},
         ),
         Sabotage(
             name="late-write-to-a-fork",
             summary="the sleeping fork's memory file is written after the last look, before it wakes",
             scenario="reverse",
             caught_by=("sleeping-fork-wakes",),
-            strikes={Point.SLEEPER_RESTORING: write_late_into_sleeper},
+            strikes={Point.SLEEPER_RESTORING: _write_late_into_sleeper},
         ),
         Sabotage(
             name="lost-source-diff",
             summary="a dirty page is missing from the source's second snapshot",
             scenario="reverse",
             caught_by=("source-diff-complete",),
-            strikes={Point.SOURCE_WAKING_AGAIN: lose_source_diff},
+            strikes={Point.SOURCE_WAKING_AGAIN: _lose_source_diff},
         ),
     )
 }
