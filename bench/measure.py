@@ -1,0 +1,75 @@
+"""Samples: sides taken in turns, so that drift of the host meets all of them alike, and what is said of them afterwards."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Sample = Mapping[str, float]
+"""What one turn of one side measured: name to value, seconds or bytes."""
+Side = Callable[[], Sample]
+
+
+class Samples(dict[str, list[float]]):
+    """All values of each name, in the order in which they were taken."""
+
+    def add(self, sample: Sample) -> None:
+        for name, value in sample.items():
+            self.setdefault(name, []).append(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Median, extremes and number of samples."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """The summary of at least one value."""
+    return Summary(median=statistics.median(values), low=min(values), high=max(values), count=len(values))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of all values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * share // 1)
+    return ordered[max(int(rank), 1) - 1]
+
+
+def alternate(sides: Sequence[Side], *, rounds: int, each_round: Callable[[int], None] | None = None) -> Samples:
+    """Take every side once a round, ``rounds`` times; each round begins with another side (A B C, B C A, ...)."""
+    found = Samples()
+    for number in range(rounds):
+        if each_round:
+            each_round(number)
+        for step in range(len(sides)):
+            found.add(sides[(number + step) % len(sides)]())
+    return found
+
+
+@dataclass(slots=True)
+class Watch:
+    """A running clock: ``lap()`` is the time since the last lap, ``total()`` since the start, in seconds."""
+
+    began: float
+    last: float
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        passed, self.last = now - self.last, now
+        return passed
+
+    def total(self) -> float:
+        return time.perf_counter() - self.began
+
+
+def watch() -> Watch:
+    """A clock that starts now."""
+    now = time.perf_counter()
+    return Watch(began=now, last=now)
