@@ -60,7 +60,8 @@ NEXT_STEP: Final[dict[State, str]] = {
     State.PAUSED: "It is paused: `ramet resume` lets it run on.",
     State.STANDBY: "It sleeps: `ramet restore` wakes it.",
     State.STOPPED: "It is stopped: `ramet start` boots it.",
-    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk, `ramet restore --discard-disk` rolls back.",
+    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk; where it had slept before, "
+    "`ramet restore --discard-disk` rolls back.",
 }
 
 

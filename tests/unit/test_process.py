@@ -41,6 +41,16 @@ def wait_for_log(tmp_path: Path, text: str) -> None:
     process.wait_until(lambda: text in (tmp_path / "vmm.log").read_text().splitlines(), 20, what=f"{text} in the log")
 
 
+def wait_for_descriptors(vmm: VmmProcess, expected: dict[str, str]) -> None:
+    """A program that has just begun opens libraries; one that is inherited and should not be never goes away."""
+
+    def as_expected() -> bool:
+        entries = [Path(entry.path) for entry in os.scandir(f"/proc/{vmm.pid}/fd")]
+        return {entry.name: str(entry.readlink()) for entry in entries if entry.is_symlink()} == expected
+
+    process.wait_until(as_expected, 5, what=f"exactly these descriptors: {expected}")
+
+
 # -- run ----------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +82,10 @@ def test_a_helper_that_a_signal_ended_has_a_negative_status() -> None:
     assert caught.value.status == -signal.SIGSEGV
 
 
-def test_a_missing_program_and_a_missing_directory_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_program_and_a_missing_directory_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an unreadable directory in it would be EACCES
     with pytest.raises(UnsupportedError, match="'ramet-no-such-program': it does not exist"):
         process.run(["ramet-no-such-program"], timeout_s=20)
     with pytest.raises(HostError, match="there is no directory"):
@@ -170,21 +183,25 @@ def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     vmm = spawned(["sh", "-c", "pwd; ulimit -c; echo ready; exec sleep 600"])
     wait_for_log(tmp_path, "ready")
     assert os.getsid(vmm.pid) == vmm.pid != os.getsid(0)
-    fds = {entry.name: str(entry.readlink()) for entry in Path(f"/proc/{vmm.pid}/fd").iterdir()}
-    assert fds == {"0": "/dev/null", "1": str(tmp_path / "vmm.log"), "2": str(tmp_path / "vmm.log")}
+    log = str(tmp_path / "vmm.log")
+    wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log})
     first, *rest = (tmp_path / "vmm.log").read_text().splitlines()
     assert first == "$ sh -c 'pwd; ulimit -c; echo ready; exec sleep 600'", "a person can replay it"
     assert rest == [str(tmp_path), "0", "ready"]
     assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
 
 
-def test_only_the_descriptors_that_were_passed_are_inherited(spawned: Callable[..., VmmProcess]) -> None:
+def test_only_the_descriptors_that_were_passed_are_inherited(
+    tmp_path: Path, spawned: Callable[..., VmmProcess]
+) -> None:
     with ExitStack() as stack:
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.callback(os.close, writer)
         vmm = spawned(SLEEPER, pass_fds=(reader,))
-        assert {entry.name for entry in Path(f"/proc/{vmm.pid}/fd").iterdir()} == {"0", "1", "2", str(reader)}
+        log = str(tmp_path / "vmm.log")
+        pipe = str(Path(f"/proc/self/fd/{reader}").readlink())
+        wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log, str(reader): pipe})
 
 
 def test_a_log_is_continued(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:

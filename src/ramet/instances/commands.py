@@ -27,7 +27,11 @@ def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
     Raises:
         StateError: if it is not running.
     """
-    record = observe.observed(store, store.read(store.find(name)))
+    instance_id = store.find(name)
+    record = observe.look(store, instance_id)
+    if record.pending is not None and observe.is_live(record):
+        with observe.exclusive(store, name) as instance:  # a verb is at work, or died and left the guest frozen
+            record = instance.record
     require(verb, record.state, name=name)
     return AgentClient.open(store.paths.instance(record.id).run)
 
@@ -111,7 +115,7 @@ def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
 
 def console(store: Store, name: str) -> socket.socket:
     """A connection to the guest's serial console; closing it detaches."""
-    record = observe.observed(store, store.read(store.find(name)))
+    record = observe.look(store, store.find(name))
     require(Verb.CONSOLE, record.state, name=name)
     try:
         return connect_in(store.paths.instance(record.id).run, CONSOLE_SOCKET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ramet import config
-from ramet.errors import CorruptError, InUseError, NotFoundError, UnsupportedError
+from ramet.errors import CorruptError, HostError, InUseError, LockedError, NotFoundError, UnsupportedError, host_errors
 from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
@@ -18,6 +19,7 @@ from ramet.store import atomic, names
 from ramet.store.layout import discard, is_id, open_store
 from ramet.store.locks import locked
 
+log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
 
 
@@ -164,7 +166,10 @@ class Store:
                 discard(self.paths, directory)
 
     def collect(self, *snapshot_ids: str | None) -> None:
-        """Delete those snapshots that nothing references any more, and keep the others."""
+        """Delete those snapshots that nothing references any more, and keep the others.
+
+        What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and stays in ``snapshot ls``.
+        """
         for snapshot_id in dict.fromkeys(snapshot_ids):
             if snapshot_id is None:
                 continue
@@ -172,6 +177,8 @@ class Store:
                 self.delete_snapshot(snapshot_id)
             except InUseError:
                 continue
+            except (LockedError, CorruptError, HostError) as err:
+                log.warning("snapshot %s was left: %s", snapshot_id, err.message)
 
 
 class Locked:
@@ -190,20 +197,25 @@ class Locked:
         return self.store.driver(self.record.hypervisor)
 
     def change(self, *, durable: bool = True, **fields: object) -> InstanceRecord:
-        """Replace fields of the record, atomically. ``durable=False`` skips the fsync, for what only matters to this boot."""
-        self.record = msgspec.structs.replace(self.record, **fields)
-        atomic.write_json(self.paths.record, self.record, durable=durable)
-        return self.record
+        """Replace fields of the record, atomically. ``durable=False``: a power cut may bring the old ones back.
+
+        Raises:
+            HostError: if it could not be written; the record is as it was.
+        """
+        record = msgspec.structs.replace(self.record, **fields)
+        with host_errors(f"record the state of {record.name!r}"):
+            atomic.write_json(self.paths.record, record, durable=durable)
+        self.record = record  # only what was written is believed
+        return record
 
     @contextmanager
     def pending(self, verb: str) -> Iterator[None]:
-        """Mark that a verb is at work. Its own clean-up has run when the mark goes; a killed command leaves it.
+        """Mark that a verb is at work. The mark goes when the block succeeds; a failed or killed one leaves it, and the next
+        command on the instance makes sure of its clean-up (``observe.settle``), which may have failed too.
 
         A host that crashes takes the VMM with it, so the mark need not be durable.
         """
         self.change(durable=False, pending=verb)
-        try:
-            yield
-        finally:
-            if self.record.pending is not None:
-                self.change(durable=False, pending=None)
+        yield
+        if self.record.pending is not None:
+            self.change(durable=False, pending=None)

@@ -148,6 +148,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
     """
     store, paths, record = instance.store, instance.paths, instance.record
     built, image_dir = images.resolve(store.paths.images, record.image)
+    build = instance.driver.build(store.hardware(record))  # another one than at the last boot, after an upgrade
     _make_empty_memory(paths.memory, record.memory_mib)
     store.say(f"{record.name}: booting")
     try:
@@ -155,7 +156,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
         instance.change(durable=False, vmm=vmm)
         try:
             _wait_for_agent(instance, timeout_s)
-            guest.give_identity(paths.run, record, generation=record.generation + 1, thaw_after=False)
+            guest.give_identity(paths.run, record, generation=record.generation + 1)
         except (GuestError, VmmError) as err:
             raise LaunchError(
                 f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",
@@ -172,6 +173,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
         raise
     instance.change(
         state=State.RUNNING,
+        vmm_build=build,
         failure=None,
         failure_detail=None,
         pending=None,

@@ -5,6 +5,7 @@ All or nothing: if one fork of several fails, those made before it are removed a
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ramet import config
-from ramet.errors import ConfigError, ConflictError, StateError
+from ramet.errors import ConfigError, ConflictError, RametError, StateError
 from ramet.instances import create, guest
 from ramet.instances.context import Store
 from ramet.instances.delete import remove
@@ -30,6 +31,7 @@ from ramet.store.derive import derive
 from ramet.store.layout import discard, new_id, work_in_progress
 from ramet.store.locks import locked
 
+log = logging.getLogger("ramet.fork")
 ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 FORKS_MAX = 1000
 Clock = Callable[[], float]
@@ -180,7 +182,7 @@ def _from_disk(store: Store, plan: _Plan) -> Forked:
                 work_in_progress(store.paths, record.id) as work,
             ):
                 create.make_directories(work)
-                method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD)
+                method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
                 create.establish(store, work, record)
             made.append(record)
         return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
@@ -192,13 +194,17 @@ def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
     try:
         yield made
     except BaseException:
-        for record in made:
-            _undo(store, record.id)
+        _undo(store, [record.id for record in made])
         raise
 
 
-def _undo(store: Store, instance_id: str) -> None:
-    remove(store, instance_id, force=True)
+def _undo(store: Store, instance_ids: Sequence[str]) -> None:
+    """Remove forks that were made before one failed; one that cannot be removed does not keep the others."""
+    for instance_id in instance_ids:
+        try:
+            remove(store, instance_id, force=True)
+        except RametError as err:
+            log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
 
 
 def _start(store: Store, made: Forked) -> None:
@@ -209,8 +215,7 @@ def _start(store: Store, made: Forked) -> None:
             else:
                 restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False)
     except BaseException:
-        for instance_id in made.ids:
-            _undo(store, instance_id)
+        _undo(store, made.ids)
         raise
 
 

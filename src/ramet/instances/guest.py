@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
 
+log = logging.getLogger("ramet.guest")
 QUIESCE_DEADLINE_S = 20.0
 THAW_DEADLINE_S = 20.0
 IDENTITY_DEADLINE_S = 30.0
@@ -67,19 +69,19 @@ def frozen(monitor: Monitor, run_dir: Path, *, already: bool) -> Iterator[None]:
         unfreeze(monitor, run_dir)
 
 
-def give_identity(run_dir: Path, record: InstanceRecord, *, generation: int, thaw_after: bool) -> None:
-    """Reseed the guest's randomness, set its clock, host name and machine-id; thaw only once it has acknowledged.
+def give_identity(run_dir: Path, record: InstanceRecord, *, generation: int) -> None:
+    """Reseed the guest's randomness, set its clock, host name and machine-id. Nothing is thawed.
 
     Raises:
         GuestError: if it did not acknowledge: its workload is still frozen and must not be let run.
     """
     with AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S) as agent:
-        agent.identity(
+        failed = agent.identity(
             generation=generation,
             hostname=record.name,
             machine_id=record.machine_id,
             seed=os.urandom(64),
             timeout_s=IDENTITY_DEADLINE_S,
         )
-        if thaw_after:
-            agent.thaw(timeout_s=THAW_DEADLINE_S)
+    if failed:
+        log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))

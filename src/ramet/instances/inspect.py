@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from ramet.errors import RametError, host_errors
+from ramet.errors import NotFoundError, RametError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Store
 from ramet.instances.standby import mapped_file
@@ -16,18 +17,21 @@ from ramet.model import DiskUse, InstanceInfo, InstanceRecord, MappedMemory, Sta
 
 def show(store: Store, name: str) -> InstanceInfo:
     """One instance."""
-    return info(store, store.read(store.find(name)), store.references())
+    return info(store, observe.look(store, store.find(name)), store.references())
 
 
 def all_instances(store: Store) -> list[InstanceInfo]:
     """Every instance, oldest first."""
     references = store.references()
-    return [info(store, record, references) for record in store.records()]
+    found = []
+    for record in store.records():
+        with suppress(NotFoundError):  # removed meanwhile
+            found.append(info(store, observe.look(store, record.id), references))
+    return found
 
 
 def info(store: Store, record: InstanceRecord, references: Mapping[str, tuple[str, ...]]) -> InstanceInfo:
-    """An instance as the surface gives it, with the state that is true now."""
-    record = observe.observed(store, record)
+    """An instance as the surface gives it; ``record`` says what is true now."""
     paths = store.paths.instance(record.id)
     snapshot = None
     if record.snapshot is not None and store.paths.snapshot(record.snapshot).dir.is_dir():
@@ -89,7 +93,10 @@ def disk_use(store: Store) -> list[DiskUse]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return [path for path in sorted(directory.iterdir()) if path.is_file() and not path.is_symlink()]
+    try:
+        return [path for path in sorted(directory.iterdir()) if path.is_file() and not path.is_symlink()]
+    except FileNotFoundError:
+        return []  # removed meanwhile
 
 
 def _use(name: str, kind: str, paths: list[Path]) -> DiskUse:

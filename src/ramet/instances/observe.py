@@ -44,8 +44,12 @@ def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) 
 
 @contextmanager
 def shared(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[InstanceRecord]:
-    """Lock an instance against change, for reading it; the record says what is true now."""
+    """Lock an instance against change, for reading it; the record says what is true now, and nothing is left half-way."""
     instance_id = store.find(name)
+    record = store.read(instance_id)
+    if record.pending is not None or (record.vmm is not None and not is_live(record)):
+        with exclusive(store, name, timeout_s=timeout_s):
+            pass
     with locked(store.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
         yield observed(store, store.read(instance_id))
 
@@ -67,6 +71,17 @@ def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
     )
 
 
+def look(store: Store, instance_id: str) -> InstanceRecord:
+    """What is true of an instance now, for a reader that holds no lock.
+
+    A verb may end the VMM between the reading of the record and the look at the process: then the record is read again.
+    """
+    record = store.read(instance_id)
+    while (seen := observed(store, record)) is not record and (again := store.read(instance_id)) != record:
+        record = again
+    return seen
+
+
 def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     """Bring the record up to what is true and mend what a killed command left. Call with the instance's exclusive lock.
 
@@ -74,7 +89,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     """
     was = record
     if record.pending is not None:
-        record = _mend(store, record)
+        record = _mend(store, record, record.pending)
     record = observed(store, record)
     if record.state not in LIVE and record.vmm is not None:
         process.kill_and_wait(record.vmm)
@@ -86,11 +101,14 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     return record
 
 
-def _mend(store: Store, record: InstanceRecord) -> InstanceRecord:
-    log.info("%s: `%s` was interrupted; tidying up", record.name, record.pending)
+def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
+    """Whatever is found here can be found again: a mending that was interrupted itself is begun anew."""
+    log.info("%s: `%s` did not end in order; tidying up", record.name, verb)
     paths = store.paths.instance(record.id)
     record = msgspec.structs.replace(record, pending=None)
     if record.state is State.CREATED:
+        if record.vmm is not None:
+            process.kill_and_wait(record.vmm)
         _reap_strays(paths.run)
         return msgspec.structs.replace(
             record,
@@ -99,25 +117,31 @@ def _mend(store: Store, record: InstanceRecord) -> InstanceRecord:
             failure=Failure.CREATE_FAILED,
             failure_detail="`ramet create` was killed before the guest had answered.",
         )
-    if record.state is State.RUNNING and record.vmm is not None and process.is_alive(record.vmm):
-        return _thaw(store, record, record.vmm)
-    if record.state not in LIVE:
-        _reap_strays(paths.run)
-        live_files.put_back_set_aside_disk(paths)
-        live_files.clear(paths, keep_disk=record.state is not State.STANDBY)
+    if record.state in LIVE:
+        live_files.set_aside_path(paths).unlink(missing_ok=True)  # the rollback has happened
+        if record.vmm is not None and process.is_alive(record.vmm):
+            return _run_on(store, record, verb)
+        return record
+    _reap_strays(paths.run)
+    live_files.put_back_set_aside_disk(paths)
+    live_files.clear(paths, keep_disk=record.state is not State.STANDBY)
     return record
 
 
-def _thaw(store: Store, record: InstanceRecord, vmm: VmmProcess) -> InstanceRecord:
+def _run_on(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
+    """Let a live guest run on that a verb left half-way between running and paused; one that is paused and stopped stays so."""
     paths = store.paths.instance(record.id)
     try:
         with store.driver(record.hypervisor).connect(paths.run) as monitor:
             if not monitor.vcpus_running():
+                if record.state is State.PAUSED:
+                    return record
                 monitor.resume_vcpus()
         guest.thaw(paths.run)
     except (VmmError, GuestError) as err:
-        log.warning("%s: could not resume the guest that an interrupted command left frozen: %s", record.name, err)
-    return record
+        log.warning("%s: could not resume the guest that `%s` left frozen: %s", record.name, verb, err)
+        return msgspec.structs.replace(record, pending=verb)  # the next command tries again
+    return msgspec.structs.replace(record, state=State.RUNNING)
 
 
 def _reap_strays(run_dir: Path) -> None:

@@ -34,7 +34,11 @@ def pause(store: Store, name: str) -> None:
         require(Verb.PAUSE, instance.record.state, name=name)
         with instance.pending("pause"), instance.driver.connect(instance.paths.run) as monitor:
             guest.freeze(monitor, instance.paths.run)
-            instance.change(state=State.PAUSED, pending=None)
+            try:
+                instance.change(state=State.PAUSED, pending=None)
+            except BaseException:
+                guest.unfreeze(monitor, instance.paths.run)
+                raise
 
 
 def resume(store: Store, name: str) -> None:
@@ -65,9 +69,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
         with instance.pending("stop"):
             _shut_down(store, instance, timeout_s=timeout_s, force=force)
             before = instance.record
-            instance.change(
-                state=State.STOPPED, pending=None, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None
-            )
+            instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
             live_files.clear(instance.paths, keep_disk=True)
         store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
@@ -97,7 +99,8 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
     vmm = instance.record.vmm
     if vmm is None:
         return
-    if not force or instance.record.state is State.RUNNING:
+    asked = not force or instance.record.state is State.RUNNING
+    if asked:
         try:
             if instance.record.state is State.PAUSED:
                 with instance.driver.connect(instance.paths.run) as monitor:
@@ -110,7 +113,7 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
             # A guest that cannot be asked is no reason not to kill it, but only when told to.
             if not force and process.is_alive(vmm):
                 raise
-    if process.wait_gone(vmm, timeout_s):
+    if asked and process.wait_gone(vmm, timeout_s):
         return
     if not force:
         raise GuestTimeoutError(
@@ -118,7 +121,7 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
             hint="`ramet stop --force` kills it, as a power cut would.",
         )
     process.kill_and_wait(vmm)
-    store.note = "killed: it did not shut down in time"
+    store.note = "killed: it did not shut down in time" if asked else "killed: it was paused"
 
 
 def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
@@ -135,6 +138,6 @@ def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
     with instance.pending("stop"), store.reading(record.snapshot) as snapshot:
         manifests.load(snapshot)
         instance.paths.disk.unlink(missing_ok=True)
-        derive(snapshot.disk, instance.paths.disk, allow=ANY_METHOD)
+        derive(snapshot.disk, instance.paths.disk, allow=ANY_METHOD, durable=True)
         instance.change(state=State.STOPPED, pending=None, snapshot=None)
     store.collect(record.snapshot)

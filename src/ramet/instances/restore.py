@@ -127,12 +127,15 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
 
 
 def _let_run(instance: Locked, manifest: Manifest) -> None:
-    """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget."""
+    """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget.
+
+    The verb is still marked as pending: the disk that a rollback had set aside is yet to go.
+    """
     record, run_dir = instance.record, instance.paths.run
     generation = record.generation + 1
     with instance.driver.connect(run_dir) as monitor:
         monitor.resume_vcpus()
-    guest.give_identity(run_dir, record, generation=generation, thaw_after=True)
+    guest.give_identity(run_dir, record, generation=generation)
     instance.change(
         state=State.RUNNING,
         failure=None,
@@ -141,8 +144,8 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
         mapped_snapshot=manifest.id,
         diff_base=manifest.id,
         generation=generation,
-        pending=None,
     )
+    guest.thaw(run_dir)
 
 
 def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConflictError
+from ramet.errors import ConflictError, VmmError
 from ramet.hypervisors.base import Monitor
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
@@ -18,7 +18,8 @@ from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import capture as captures
 from ramet.snapshots.publish import describe, publish
 from ramet.states import Verb, require
-from ramet.store.layout import new_id, work_in_progress
+from ramet.store.layout import discard, new_id, work_in_progress
+from ramet.store.locks import locked
 
 
 def standby(store: Store, name: str) -> None:
@@ -40,18 +41,25 @@ def standby(store: Store, name: str) -> None:
 
 
 def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
-    was_paused = instance.record.state is State.PAUSED
-    vmm = instance.record.vmm
+    record = instance.record
+    was_paused = record.state is State.PAUSED
+    vmm = record.vmm
     if vmm is None:
         raise ConflictError(f"{instance.record.name!r} has no VMM: its record is damaged.")
     if not was_paused:
         guest.freeze(monitor, instance.paths.run)
     try:
-        with captured(instance, monitor) as (work, manifest):
+        with (
+            captured(instance, monitor) as (work, manifest),
+            locked(store.paths.locks, f"snapshot-{manifest.id}", exclusive=False),  # nothing refers to it yet
+        ):
             publish(work, store.paths.snapshot(manifest.id), manifest)
-        instance.change(
-            state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None, pending="standby"
-        )
+            try:
+                instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
+            except BaseException:
+                if store.read(record.id).snapshot != manifest.id:
+                    discard(store.paths, store.paths.snapshot(manifest.id).dir)
+                raise
     except BaseException:
         if instance.record.state is not State.STANDBY and not was_paused:
             guest.unfreeze(monitor, instance.paths.run)
@@ -69,6 +77,8 @@ def captured(instance: Locked, monitor: Monitor) -> Iterator[tuple[Path, Manifes
     vmm = record.vmm
     if vmm is None:
         raise ConflictError(f"{record.name!r} has no VMM: its record is damaged.")
+    if monitor.vcpus_running():
+        raise VmmError(f"The vCPUs of {record.name!r} run: nothing was captured of a guest that changes meanwhile.")
     snapshot_id = new_id()
     booted = record.mapped_snapshot is None
     with work_in_progress(store.paths, snapshot_id) as work:

@@ -34,11 +34,12 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace ``path``: readers see the old bytes or the new ones. On failure the old file stays and nothing else is left.
+    """Replace ``path``: readers see the old bytes or the new ones, also after a power cut. On failure the old file stays and
+    nothing else is left. ``durable=False``: a power cut soon after may bring the old bytes back.
 
     If the very last step fails, the fsync of the directory, the new bytes are there but may not survive a power cut.
     """
-    temporary = _write_temporary(path, data, mode, durable=durable)
+    temporary = _write_temporary(path, data, mode)
     try:
         temporary.rename(path)
     except BaseException:
@@ -53,7 +54,7 @@ def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
     On any failure ``path`` is not ours, and nothing else is left.
     """
-    temporary = _write_temporary(path, data, mode, durable=True)
+    temporary = _write_temporary(path, data, mode)
     try:
         path.hardlink_to(temporary)
         try:
@@ -147,15 +148,15 @@ def write_json(path: Path, value: msgspec.Struct, *, durable: bool = True) -> No
     write_atomic(path, data, durable=durable)
 
 
-def _write_temporary(path: Path, data: bytes, mode: int, *, durable: bool) -> Path:
+def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
+    """Written and fsynced. Never without: XFS may keep a later rename and lose the bytes, and an empty file is all there is."""
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:])
-        if durable:
-            os.fsync(fd)
+        os.fsync(fd)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -136,6 +136,12 @@ def identify(paths: Iterable[Path]) -> list[FileId]:
     return found
 
 
+def processes() -> list[int]:
+    """Every other process whose descriptors we may see."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
     """How a process can reach a file: ``fd 12 (read-write)``, ``mapping rw-p at 7f…``."""
@@ -147,16 +153,20 @@ class Reach:
 
 
 def reach(pid: int, files: Sequence[FileId]) -> list[Reach]:
-    """Every open descriptor and mapping of ``pid`` on one of ``files``."""
-    found = []
-    for descriptor in procfs.open_descriptors(pid):
+    """Every open descriptor and mapping of ``pid`` on one of ``files``; none if it has ended."""
+    found: list[Reach] = []
+    try:
+        descriptors, mappings = procfs.open_descriptors(pid), procfs.mappings(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return found
+    for descriptor in descriptors:
         for file in files:
             if file.is_descriptor(descriptor):
                 kind = "writable" if descriptor.writable else "read-only"
                 found.append(
                     Reach(file=file, how=f"descriptor {descriptor.fd} ({kind})", can_write=descriptor.writable)
                 )
-    for mapping in procfs.mappings(pid):
+    for mapping in mappings:
         for file in files:
             if file.is_mapping(mapping):
                 can_write = "s" in mapping.perms and "w" in mapping.perms

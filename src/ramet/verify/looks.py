@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import RametError
+from ramet.errors import GuestError, SnapshotError, VmmError
 from ramet.linux import reflink
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
@@ -20,6 +21,8 @@ from ramet.verify.world import DISK_BYTES, CutShortError, World
 
 __all__ = ["DISK_BYTES"]
 CLOCK_TOLERANCE_S = 2.0
+BROKEN = (SnapshotError, VmmError, GuestError)
+"""Errors that say that what was put to sleep did not come back. Others (no space, a lock) say nothing of isolation."""
 SOURCE_CLAIMS = {
     "memory": "source-memory-unchanged",
     "disk.raw": "source-disk-unchanged",
@@ -131,19 +134,15 @@ def disk_usage(world: World, role: str, source: str) -> None:
 
 def why_no_reflinks(directory: Path) -> str | None:
     """None if FICLONE works in ``directory``, by trying it; else the kernel's reason."""
-    source, clone = directory / ".verify-probe", directory / ".verify-probe-clone"
     try:
-        source.write_bytes(bytes(range(256)) * 16)
-        with source.open("rb") as reader, clone.open("wb") as writer:
-            os.fsync(reader.fileno())
-            reflink.ficlone(writer.fileno(), reader.fileno())
+        with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as clone:
+            source.write(bytes(range(256)) * 16)
+            source.flush()
+            reflink.ficlone(clone.fileno(), source.fileno())
     except OSError as err:
         if err.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
             return f"FICLONE: {os.strerror(err.errno)}"
         raise
-    finally:
-        source.unlink(missing_ok=True)
-        clone.unlink(missing_ok=True)
     return None
 
 
@@ -161,6 +160,9 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     reached = evidence.reach(pid, foreign)
     problems = [f"process {pid} of {role} has a {one.how} on {one.file.path}" for one in reached if one.can_write]
     count = len(foreign)
+    if count == 0:
+        problems.append(f"no file of {', '.join(others)} was found to look at")
+    problems += [f"process {other} has a {how}" for other, how in _writers(world, others)]
     world.ledger.look(
         "vmm-cannot-write-others",
         f"{at}: {role}",
@@ -168,6 +170,23 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
         found=f"process {pid} has no descriptor and no mapping that can write any of {count} files of other instances",
         enforced=True,
     )
+
+
+def _writers(world: World, roles: Sequence[str]) -> list[tuple[int, str]]:
+    """Processes, named by Ramet or not, that can write a published file of ``roles``."""
+    published = evidence.identify(
+        path for role in roles for path in world.own_files(role) if path.parent.name not in ("work", "run")
+    )
+    live = {
+        world.info(role).pid for role in roles
+    }  # without reflinks an instance's own VMM may: see vmm-maps-privately
+    return [
+        (pid, f"{one.how} on {one.file.path}")
+        for pid in evidence.processes()
+        if pid not in live
+        for one in evidence.reach(pid, published)
+        if one.can_write
+    ]
 
 
 def _look_at_mappings(world: World, role: str, pid: int, own: Sequence[evidence.FileId], at: str) -> None:
@@ -249,7 +268,7 @@ def restores(world: World, role: str) -> None:
     try:
         world.host.restore(world.name(role))
         tick = world.host.ping(world.name(role)).tick
-    except RametError as err:
+    except BROKEN as err:
         world.ledger.look("fork-wakes", f"{role} restored", [err.message], found="")
         raise CutShortError(f"{role} did not wake: {err.message}") from err
     world.ledger.look("fork-wakes", f"{role} restored", [], found=f"its agent answered (tick {tick})")
@@ -336,7 +355,7 @@ def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, fi
         total, expected = world.memory_sum(role), world.scratch[f"{role}-sum"]
         if total != expected:
             problems.append(f"the memory that it filled sums up to {total}, not {expected}")
-    except RametError as err:
+    except BROKEN as err:
         world.ledger.look(claim, at, [err.message.splitlines()[0]], found="")
         return
     filled = f"{_mib(world.fill_bytes)} sum up to {total.split()[0]}"

@@ -121,9 +121,14 @@ def _full_copy(world: World) -> None:
     path = _file(world, "fork", "memory")
 
     def copy(new: Path) -> None:
+        """Sparse, as a copy would be at its cheapest: holes stay holes, data is written."""
         with path.open("rb") as reader, new.open("wb") as writer:
-            while chunk := reader.read(1 << 20):
-                writer.write(chunk)
+            while chunk := reader.read(PAGE_BYTES):
+                if chunk.count(0) == len(chunk):
+                    writer.seek(len(chunk), os.SEEK_CUR)
+                else:
+                    writer.write(chunk)
+            writer.truncate(path.stat().st_size)
             os.fsync(writer.fileno())
 
     _replace(path, copy)
@@ -216,7 +221,8 @@ def _take_identity(world: World) -> None:
 
 
 def _stop_clock(world: World) -> None:
-    world.guest("fork", "date -s @1000000000")
+    """The time of the snapshot, as if nobody had set the clock."""
+    world.guest("fork", "date -s @$(($(date +%s) - 3600))")
 
 
 def _fix_randomness(world: World) -> None:
@@ -379,7 +385,7 @@ SABOTAGES: dict[str, Sabotage] = {
         ),
         Sabotage(
             name="stale-clock",
-            summary="the fork's wall clock is wrong",
+            summary="the fork's wall clock still shows the time of the snapshot",
             scenario="base",
             caught_by=("wall-clock",),
             strikes={Point.FORK_RESTORED: _stop_clock},

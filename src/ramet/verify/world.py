@@ -117,7 +117,7 @@ class World:
     def read_sentinels(self, role: str) -> tuple[str, str]:
         """The tokens in RAM and on disk; the disk's is read anew, not from the guest's page cache."""
         found = self.guest(
-            role, "sync; echo 3 >/proc/sys/vm/drop_caches; cat /ram/sentinel; echo; cat /data/sentinel"
+            role, "set -e; sync; echo 3 >/proc/sys/vm/drop_caches; cat /ram/sentinel; echo; cat /data/sentinel"
         ).split("\n")
         return found[0], found[-1]
 
@@ -211,4 +211,5 @@ def fresh_token() -> str:
 
 def fill_size(world: World, role: str) -> int:
     """How much the guest can fill: ``FILL_PERCENT`` of its RAM, or what it has free less a reserve."""
-    return min(world.memory_mib * MIB * FILL_PERCENT // 100, world.free_memory_bytes(role) - GUEST_RESERVE_BYTES)
+    free_bytes = max(world.free_memory_bytes(role) - GUEST_RESERVE_BYTES, 0)
+    return min(world.memory_mib * MIB * FILL_PERCENT // 100, free_bytes)

@@ -109,6 +109,21 @@ def test_a_vmm_that_ends_during_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
     assert own_descriptors() == before
 
 
+def test_a_vmm_that_has_ended_is_told_from_one_that_we_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is not root gets EACCES for a zombie's page map."""
+    base = full_base(tmp_path / "base")
+
+    def refuse(pid: int, start: int, end: int) -> list[Region]:
+        child.end()
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "written_regions", refuse)
+    with Mapper(base) as child, pytest.raises(VmmDiedError):
+        find_dirty(child.vmm, base)
+
+
 @pytest.mark.parametrize("call", ["open_memory", "read_into"])
 def test_memory_that_we_may_not_read_is_said_with_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str

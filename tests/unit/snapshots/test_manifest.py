@@ -153,6 +153,7 @@ def refused(snapshot: SnapshotPaths, words: str) -> None:
 def test_another_size_is_corrupt(snapshot: SnapshotPaths, name: str, change: int) -> None:
     """A truncated memory file would be a SIGBUS in the VMM (H75), a longer one somebody's write (H08)."""
     path = snapshot.dir / name
+    path.chmod(0o600)
     os.truncate(path, path.stat().st_size + change)
     refused(snapshot, f"{name} has .* bytes and was published with")
 
