@@ -237,14 +237,20 @@ def boot_id() -> str:
 
 
 def start_time_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (proc(5)), or None if there is no such process or it is a zombie."""
+    """Field 22 of /proc/PID/stat (proc(5)), or None if there is no such process or it has ended (a zombie)."""
     stat = _stat(pid)
     return None if stat is None or stat.has_ended else stat.start_time_ticks
 
 
 class _Stat(NamedTuple):
-    has_ended: bool
+    state: bytes
+    threads: int
     start_time_ticks: int
+
+    @property
+    def has_ended(self) -> bool:
+        """A zombie with threads left is a process whose main thread has ended, in QEMU's exit for example: its files are open."""
+        return self.state == b"X" or (self.state == b"Z" and self.threads <= 1)
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -254,7 +260,7 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The command name may hold spaces, parentheses, newlines and, cut at 15 bytes, half a character.
     fields = line[line.rindex(b")") + 2 :].split()
-    return _Stat(has_ended=fields[0] in (b"Z", b"X"), start_time_ticks=int(fields[19]))
+    return _Stat(state=fields[0], threads=int(fields[17]), start_time_ticks=int(fields[19]))
 
 
 def _open_pidfd(vmm: VmmProcess) -> int | None:

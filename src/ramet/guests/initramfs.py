@@ -24,18 +24,22 @@ class Entry:
 
 
 def directory(path: str, permissions: int = 0o755) -> Entry:
+    """A directory; its parents are entries of their own, before it."""
     return Entry(path=path, mode=stat.S_IFDIR | permissions)
 
 
 def file(path: str, data: bytes, permissions: int = 0o644) -> Entry:
+    """A regular file."""
     return Entry(path=path, mode=stat.S_IFREG | permissions, data=data)
 
 
 def symlink(path: str, target: str) -> Entry:
+    """A symbolic link."""
     return Entry(path=path, mode=stat.S_IFLNK | 0o777, data=target.encode())
 
 
 def character_device(path: str, major: int, minor: int) -> Entry:
+    """A device node, for which no root is needed here."""
     return Entry(path=path, mode=stat.S_IFCHR | 0o600, device=(major, minor))
 
 

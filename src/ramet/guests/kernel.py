@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from ramet import process
 from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
@@ -32,6 +33,11 @@ DOWNLOAD_TIMEOUT_S = 600
 UNPACK_TIMEOUT_S = 300
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ELF = b"\x7fELF"
+_GZIP = b"\x1f\x8b"
+SIZE_WORD = 4
+"""What the kernel's build appends to its payload, unless gzip has done so (scripts/Makefile.lib, size_append)."""
+HEADER_END = 0x250
+"""Of the parts of a bzImage's header that are read here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +101,16 @@ def extract_vmlinux(image: bytes) -> bytes:
     """
     if image[:4] == _ELF:
         return image
-    if image[0x202:0x206] != b"HdrS":
+    if image[0x202:0x206] != b"HdrS" or len(image) < HEADER_END:
         raise HostError("The kernel is neither an ELF file nor a bzImage.")
     setup_sectors = image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sectors + 1) * 512 + offset
     payload = image[start : start + length]
+    if len(payload) != length:
+        raise HostError("The kernel is shorter than its header says.")
+    if not payload.startswith((_GZIP, _ELF)):
+        payload = payload[:-SIZE_WORD]
     kernel = _decompress(payload)
     if kernel[:4] != _ELF:
         raise HostError("The kernel's payload is no ELF file.")
@@ -110,10 +120,12 @@ def extract_vmlinux(image: bytes) -> bytes:
 def load_order(depends: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) -> list[str]:
     """Modules with their dependencies before them; what ``depends`` does not know is built in."""
     order: list[str] = []
+    seen: set[str] = set()
 
     def visit(name: str) -> None:
-        if name in order or name not in depends:
+        if name in seen or name not in depends:
             return
+        seen.add(name)
         for needed in (*SOFT_DEPENDENCIES.get(name, ()), *depends[name]):
             visit(needed)
         order.append(name)
@@ -201,15 +213,20 @@ def _read_module(path: Path) -> bytes:
 
 
 def _decompress(data: bytes) -> bytes:
-    """Undo the compression that the first bytes name; trailing bytes are ignored, as the kernel's own size word is one."""
+    """Undo the compression that the first bytes name.
+
+    Raises:
+        HostError: if the data are damaged or end too soon.
+        UnsupportedError: for a compression that cannot be undone here.
+    """
     if data.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor().decompress(data)
-    if data.startswith(b"\x1f\x8b"):
-        return zlib.decompressobj(wbits=31).decompress(data)
+        return _stream(lzma.LZMADecompressor(), data)
+    if data.startswith(_GZIP):
+        return _stream(zlib.decompressobj(wbits=31), data)
     if data.startswith(b"\x28\xb5\x2f\xfd"):
         return _filter("zstd", data)
     if data.startswith(b"\x02\x21\x4c\x18"):
-        return _filter("lz4", data[:-4])
+        return _filter("lz4", data)
     if data[:4] == _ELF:
         return data
     raise UnsupportedError(
@@ -217,6 +234,23 @@ def _decompress(data: bytes) -> bytes:
         capability="kernel-compression",
         why="neither xz, gzip, zstd nor lz4",
     )
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _stream(decompressor: _Decompressor, data: bytes) -> bytes:
+    try:
+        found = decompressor.decompress(data)
+    except (lzma.LZMAError, zlib.error) as err:
+        raise HostError(f"The kernel or a module of it is damaged: {err}.") from err
+    if not decompressor.eof:
+        raise HostError("The kernel or a module of it is damaged: it ends too soon.")
+    return found
 
 
 def _filter(program: str, data: bytes) -> bytes:

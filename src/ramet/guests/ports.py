@@ -11,7 +11,7 @@ import socket
 import time
 from pathlib import Path
 
-from ramet.errors import GuestTimeoutError, VmmDiedError
+from ramet.errors import GuestTimeoutError, VmmDiedError, host_errors
 from ramet.linux import ofdlock
 from ramet.linux.unixsock import connect_in
 from ramet.paths import AGENT_PORTS
@@ -47,22 +47,37 @@ def take_port(run_dir: Path, *, deadline_s: float) -> Port:
             hint="Wait for other commands on this instance to end.",
         ) from err
     try:
-        sock = connect_in(run_dir, f"agent{number}.sock")
+        return Port(connect_in(run_dir, f"agent{number}.sock"), lock_fd)
     except OSError as err:
         os.close(lock_fd)
         raise VmmDiedError(f"The VMM is gone: its agent port does not answer ({err.strerror}).") from err
-    return Port(sock, lock_fd)
+    except BaseException:
+        os.close(lock_fd)
+        raise
 
 
 def _lock_any(run_dir: Path) -> tuple[int, int] | None:
-    first = time.monotonic_ns()  # spreads clients over the ports: a port just left needs a moment to hang up
+    first = time.monotonic_ns()  # spreads clients over the ports
     for step in range(AGENT_PORTS):
         number = (first + step) % AGENT_PORTS
-        try:
-            fd = os.open(run_dir / f"agent{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError as err:
-            raise VmmDiedError(f"The instance's directory {run_dir} is gone.") from err
-        if ofdlock.try_lock(fd):
-            return number, fd
-        os.close(fd)
+        lock_fd = _try_lock(run_dir / f"agent{number}.lock")
+        if lock_fd is not None:
+            return number, lock_fd
     return None
+
+
+def _try_lock(path: Path) -> int | None:
+    with host_errors("lock a port of the guest's agent"):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as err:
+            raise VmmDiedError(f"The instance's directory {path.parent} is gone.") from err
+        try:
+            locked = ofdlock.try_lock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+    if not locked:
+        os.close(fd)
+        return None
+    return fd

@@ -5,57 +5,67 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NoReturn
 
 from ramet.errors import GuestError
 
 MAGIC: Final = bytes((0xF5, 0xD2, 0xC1, 0xCD, 0xC5, 0xD4, 0xFA, 0xAF))
 PROTOCOL_VERSION: Final = 1
 EPOCH_BYTES: Final = 16
+HELLO_BYTES: Final = len(MAGIC) + 1 + EPOCH_BYTES
 HEADER_BYTES: Final = 5
 PAYLOAD_MAX: Final = 65536
 MESSAGE_MAX: Final = 1024 * 1024
 STDIN_WINDOW: Final = 256 * 1024
 MORE: Final = 0x40
 STRING_MAX: Final = 65535
+FLAG_PTY, FLAG_DETACH, FLAG_FILES = 1, 2, 4
+_BEGUN: Final = tuple(MAGIC[:length] for length in range(1, len(MAGIC)))
 
 
 class Request(IntEnum):
+    """What the host asks for."""
+
     PING = 1
     EXEC = 2
     STDIN = 3
     SIGNAL = 4
     RESIZE = 5
-    PUT = 6
-    DATA = 7
-    END = 8
-    GET = 9
-    QUIESCE = 10
-    THAW = 11
-    IDENTITY = 12
-    SHUTDOWN = 13
+    QUIESCE = 6
+    THAW = 7
+    IDENTITY = 8
+    SHUTDOWN = 9
 
 
 class Reply(IntEnum):
+    """What the agent answers."""
+
     OK = 0x20
     ERROR = 0x21
-    STDOUT = 0x22
-    STDERR = 0x23
-    EXIT = 0x24
+    STARTED = 0x22
+    STDOUT = 0x23
+    STDERR = 0x24
     WINDOW = 0x25
-    META = 0x26
-    DATA = 0x27
-    END = 0x28
-    STARTED = 0x29
+    EXIT = 0x26
+
+
+class GuestRefusedError(GuestError):
+    """The agent answered with an error of the guest's kernel; ``errno`` is the guest's."""
+
+    code = "guest-refused"
+
+    def __init__(self, message: str, *, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 def hello(epoch: bytes) -> bytes:
-    """What opens a session, in both directions."""
+    """What opens a session, in both directions. Its layout is the same in every version of the protocol."""
     return MAGIC + bytes((PROTOCOL_VERSION,)) + epoch
 
 
 def encode(kind: int, payload: bytes = b"") -> bytes:
-    """One message as frames; split wherever the magic would appear inside one frame."""
+    """One message as frames, none of which holds the magic, or ends where a hello could begin."""
     frames = []
     position = 0
     while True:
@@ -64,17 +74,17 @@ def encode(kind: int, payload: bytes = b"") -> bytes:
         if found >= 0:
             piece = piece[: found + len(MAGIC) // 2]
         position += len(piece)
-        more = position < len(payload)
+        more = position < len(payload) or piece.endswith(_BEGUN)
         frames.append(bytes((kind | MORE if more else kind,)) + len(piece).to_bytes(3, "little") + b"\0" + piece)
         if not more:
             return b"".join(frames)
 
 
 class Decoder:
-    """Bytes in, messages out. Everything before this session's own hello is dropped."""
+    """Bytes in, messages out. Everything before the answer to this session's own hello is dropped."""
 
     def __init__(self, epoch: bytes) -> None:
-        self._hello = hello(epoch)
+        self._epoch = epoch
         self._buffer = bytearray()
         self._synced = False
         self._message = bytearray()
@@ -89,7 +99,7 @@ class Decoder:
         """The messages that are complete now.
 
         Raises:
-            GuestError: if the guest sends what is no frame, or more than a message may hold.
+            GuestError: if the guest sends what is no frame, or more than a message may hold, or speaks another version.
         """
         self._buffer += data
         if not self._synced and not self._find_hello():
@@ -100,13 +110,24 @@ class Decoder:
         return found
 
     def _find_hello(self) -> bool:
-        at = self._buffer.find(self._hello)
-        if at < 0:
-            del self._buffer[: -(len(self._hello) - 1)]
-            return False
-        del self._buffer[: at + len(self._hello)]
-        self._synced = True
-        return True
+        while (at := self._buffer.find(MAGIC)) >= 0:
+            del self._buffer[:at]
+            if len(self._buffer) < HELLO_BYTES:
+                return False
+            if self._buffer[HELLO_BYTES - EPOCH_BYTES : HELLO_BYTES] == self._epoch:
+                version = self._buffer[len(MAGIC)]
+                if version != PROTOCOL_VERSION:
+                    raise GuestError(
+                        f"The guest's agent speaks version {version} of the protocol, this Ramet version "
+                        f"{PROTOCOL_VERSION}.",
+                        hint="Use the Ramet that built the guest's image, or build an image anew: ramet image build",
+                    )
+                del self._buffer[:HELLO_BYTES]
+                self._synced = True
+                return True
+            del self._buffer[: len(MAGIC)]
+        del self._buffer[: -(len(MAGIC) - 1)]
+        return False
 
     def _next(self) -> tuple[int, bytes] | None:
         while len(self._buffer) >= HEADER_BYTES:
@@ -114,12 +135,12 @@ class Decoder:
             length = int.from_bytes(self._buffer[1:4], "little")
             if kind >= 0x80 or self._buffer[4] != 0 or length > PAYLOAD_MAX:
                 raise GuestError(f"The guest's agent sent what is no frame: {bytes(self._buffer[:16]).hex()}.")
-            if len(self._buffer) < HEADER_BYTES + length:
-                return None
             if self._kind & MORE and (kind & ~MORE) != (self._kind & ~MORE):
                 raise GuestError("The guest's agent interleaved two messages.")
             if len(self._message) + length > MESSAGE_MAX:
                 raise GuestError(f"The guest's agent sent a message of more than {MESSAGE_MAX} bytes.")
+            if len(self._buffer) < HEADER_BYTES + length:
+                return None
             self._message += self._buffer[HEADER_BYTES : HEADER_BYTES + length]
             del self._buffer[: HEADER_BYTES + length]
             self._kind = kind
@@ -149,6 +170,24 @@ def strings(values: list[str]) -> bytes:
     return struct.pack("<I", len(values)) + b"".join(map(string, values))
 
 
+def printable(raw: bytes, *, limit: int = 400) -> str:
+    """What a guest says, fit to be shown: no control characters that a terminal would obey, and not endless."""
+    text = raw[: 4 * limit].decode("utf-8", "replace")
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else shown[:limit] + "…"
+
+
+def refuse(payload: bytes) -> NoReturn:
+    """Raise what an ERROR reply says.
+
+    Raises:
+        GuestRefusedError: always, unless the reply is none.
+    """
+    reader = Reader(payload)
+    number = reader.integer(4)
+    raise GuestRefusedError(f"In the guest: {reader.text()}.", errno=number)
+
+
 @dataclass(slots=True)
 class Reader:
     """A cursor over a reply's payload; every length is checked."""
@@ -167,7 +206,8 @@ class Reader:
         return int.from_bytes(self.take(size), "little")
 
     def text(self) -> str:
-        return self.take(self.integer(2)).decode("utf-8", "replace")
+        """A string, made printable."""
+        return printable(self.take(self.integer(2)))
 
     @property
     def left(self) -> int:

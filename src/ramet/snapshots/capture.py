@@ -144,14 +144,14 @@ def _reading(vmm: VmmProcess) -> Iterator[None]:
     """Translate what /proc/PID answers: not allowed, gone, or something else."""
     try:
         yield
-    except PermissionError as err:
-        raise HostError(
-            f"The kernel does not let us read the memory of process {vmm.pid}.",
-            hint="`ramet doctor` says what is missing (ptrace scope, or another user's VMM).",
-        ) from err
     except OSError as err:
-        if not process.is_alive(vmm):
+        if not process.is_alive(vmm):  # asked first: who is not root gets EACCES for a zombie
             raise VmmDiedError(f"The VMM (process {vmm.pid}) ended while its memory was read.") from err
+        if isinstance(err, PermissionError):
+            raise HostError(
+                f"The kernel does not let us read the memory of process {vmm.pid}.",
+                hint="`ramet doctor` says what is missing (ptrace scope, or another user's VMM).",
+            ) from err
         raise HostError(f"Could not read the memory of process {vmm.pid}: {err.strerror}.") from err
 
 

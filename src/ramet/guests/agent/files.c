@@ -1,151 +1,189 @@
-/* put and get. A file that is put appears whole or not at all: it is written beside its place, synced and renamed. */
+/* put and get are processes of the workload, like any command: a file system that is frozen, full or gone stops them and never the
+ * agent, and whoever ends the session ends them. */
 #define _GNU_SOURCE
-#include "agent.h"
+#include "files.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-void file_init(struct file_state *f)
+static uint8_t chunk[256 * 1024];
+static char *temporary; /* what a put that does not end well takes back */
+
+static int fail(const char *path, int error)
 {
-    memset(f, 0, sizeof *f);
-    f->fd = -1;
+    fprintf(stderr, "%.300s: %s\n", path, strerror(error));
+    return error > 0 && error < 256 ? error : EIO;
 }
 
-void file_cancel(struct session *s)
+static int write_all(int fd, const uint8_t *data, size_t len)
 {
-    struct file_state *f = &s->file;
-    if (f->fd >= 0)
-        close(f->fd);
-    if (f->receiving && f->temp_path)
-        unlink(f->temp_path);
-    free(f->final_path);
-    free(f->temp_path);
-    file_init(f);
-}
-
-static void fail(struct session *s, const char *path, int number)
-{
-    char text[512];
-    snprintf(text, sizeof text, "%.400s: %s", path ? path : "?", strerror(number));
-    file_cancel(s);
-    reply_error(s, number, text);
-}
-
-void file_put(struct session *s, struct cursor *c)
-{
-    static unsigned counter;
-    struct file_state *f = &s->file;
-    uint32_t mode = (uint32_t)get_int(c, 4) & 07777;
-    char *path = get_string(c);
-    struct stat found;
-    if (!cursor_done(c) || !path[0] || path[strlen(path) - 1] == '/') {
-        free(path);
-        reply_error(s, EINVAL, "malformed put request: it needs the name of a file");
-        return;
-    }
-    f->final_path = path;
-    if (stat(path, &found) == 0 && S_ISDIR(found.st_mode)) {
-        fail(s, path, EISDIR);
-        return;
-    }
-    const char *slash = strrchr(path, '/');
-    int dir_len = slash ? (int)(slash - path) + 1 : 0;
-    if (asprintf(&f->temp_path, "%.*s.ramet-put-%d-%u", dir_len, path, (int)gettid(),
-                 __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED)) < 0) {
-        f->temp_path = NULL;
-        fail(s, path, ENOMEM);
-        return;
-    }
-    f->fd = open(f->temp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (f->fd < 0) {
-        fail(s, path, errno);
-        return;
-    }
-    f->receiving = true;
-    f->mode = mode;
-    reply(s, REP_OK, NULL, 0);
-}
-
-void file_data(struct session *s, const uint8_t *data, size_t len)
-{
-    struct file_state *f = &s->file;
-    if (!f->receiving)
-        return; /* it failed while this was under way; the client has been told */
     while (len) {
-        ssize_t put = write(f->fd, data, len);
+        ssize_t put = write(fd, data, len);
         if (put < 0 && errno == EINTR)
             continue;
-        if (put <= 0) {
-            fail(s, f->final_path, put < 0 ? errno : EIO);
-            return;
-        }
+        if (put <= 0)
+            return put < 0 ? errno : EIO;
         data += put;
         len -= (size_t)put;
     }
+    return 0;
 }
 
-void file_end(struct session *s)
+static ssize_t read_some(int fd, uint8_t *data, size_t len)
 {
-    struct file_state *f = &s->file;
-    if (!f->receiving)
-        return;
-    if (fchmod(f->fd, f->mode) < 0 || fsync(f->fd) < 0 || rename(f->temp_path, f->final_path) < 0) {
-        fail(s, f->final_path, errno);
-        return;
+    ssize_t got;
+    do
+        got = read(fd, data, len);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static void take_back(int number)
+{
+    unlink(temporary);
+    _exit(128 + number);
+}
+
+static void take_back_if_ended(void)
+{
+    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE};
+    struct sigaction action = {.sa_handler = take_back};
+    sigfillset(&action.sa_mask);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigaction(numbers[i], &action, NULL);
+}
+
+/* The temporary file, beside its place. */
+static int open_temporary(const char *path)
+{
+    char *copy = strdup(path);
+    if (!copy || asprintf(&temporary, "%s/.ramet-put-XXXXXX", dirname(copy)) < 0)
+        temporary = NULL;
+    free(copy);
+    if (!temporary) {
+        errno = ENOMEM;
+        return -1;
     }
-    f->receiving = false;
-    file_cancel(s);
-    reply(s, REP_OK, NULL, 0);
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    int fd = mkostemp(temporary, O_CLOEXEC);
+    if (fd >= 0)
+        take_back_if_ended();
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return fd;
 }
 
-void file_get(struct session *s, struct cursor *c)
+/* Make the new name durable. */
+static void sync_directory(const char *path)
 {
-    struct file_state *f = &s->file;
+    char *copy = strdup(path);
+    int fd = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    free(copy);
+}
+
+static int receive(int fd, const char *path, mode_t mode)
+{
+    ssize_t got;
+    while ((got = read_some(0, chunk, sizeof chunk)) > 0) {
+        int error = write_all(fd, chunk, (size_t)got);
+        if (error)
+            return error;
+    }
+    if (got < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0 || rename(temporary, path) < 0)
+        return errno;
+    sync_directory(path);
+    return 0;
+}
+
+/* Write stdin into a file that appears whole or not at all: beside its place, synced, renamed. */
+static int put(const char *given, const char *mode_text)
+{
+    char *end, *path = realpath(given, NULL); /* of an existing file, links are followed */
+    unsigned long mode = strtoul(mode_text, &end, 8);
     struct stat found;
-    char *path = get_string(c);
-    if (!cursor_done(c)) {
-        free(path);
-        reply_error(s, EINVAL, "malformed get request");
-        return;
+    int error = 0;
+    if (!path && errno != ENOENT)
+        error = errno;
+    else if (*end || mode > 07777 || !given[0])
+        error = EINVAL;
+    else if (path ? stat(path, &found) < 0 : given[strlen(given) - 1] == '/')
+        error = path ? errno : EISDIR;
+    else if (path && !S_ISREG(found.st_mode))
+        error = S_ISDIR(found.st_mode) ? EISDIR : EINVAL;
+    if (!error) {
+        int fd = open_temporary(path ? path : given);
+        error = fd < 0 ? errno : receive(fd, path ? path : given, (mode_t)mode);
+        if (fd >= 0 && error)
+            unlink(temporary);
     }
-    f->final_path = path;
-    f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a fifo must not hang us */
-    if (f->fd < 0 || fstat(f->fd, &found) < 0) {
-        fail(s, path, errno);
-        return;
-    }
-    if (!S_ISREG(found.st_mode)) {
-        fail(s, path, S_ISDIR(found.st_mode) ? EISDIR : EINVAL);
-        return;
-    }
-    f->sending = true;
-    struct queue q = {0};
-    if (put_int(&q, (uint64_t)found.st_size, 8) && put_int(&q, found.st_mode & 07777, 4))
-        reply(s, REP_META, queue_at(&q), q.len);
-    queue_free(&q);
+    free(path);
+    return error ? fail(given, error) : 0;
 }
 
-/* Send while the client reads; /proc files have no size, so the end is the end of file. */
-void file_pump(struct session *s)
+static void put_header(uint8_t *out, uint64_t size, uint32_t mode)
 {
-    static _Thread_local uint8_t chunk[65536];
-    struct file_state *f = &s->file;
-    while (f->sending && s->out.len < OUT_HIGH_WATER) {
-        ssize_t got = read(f->fd, chunk, sizeof chunk);
-        if (got > 0) {
-            reply(s, REP_DATA, chunk, (size_t)got);
-        } else if (got < 0 && errno == EINTR) {
-            continue;
-        } else if (got < 0) {
-            fail(s, f->final_path, errno);
-        } else {
-            file_cancel(s);
-            reply(s, REP_END, NULL, 0);
-        }
+    for (int i = 0; i < 8; i++)
+        out[i] = (uint8_t)(size >> (8 * i));
+    for (int i = 0; i < 4; i++)
+        out[8 + i] = (uint8_t)(mode >> (8 * i));
+}
+
+/* Send as many bytes as the file had when it was opened; one without a size, as in /proc, to its end. */
+static int send_bytes(int fd, uint64_t size)
+{
+    uint64_t left = size ? size : UINT64_MAX;
+    while (left) {
+        ssize_t got = read_some(fd, chunk, left < sizeof chunk ? (size_t)left : sizeof chunk);
+        if (got < 0)
+            return errno;
+        if (got == 0)
+            return size ? ESTALE : 0; /* it became shorter meanwhile */
+        int error = write_all(1, chunk, (size_t)got);
+        if (error)
+            return error;
+        left -= (uint64_t)got;
     }
+    return 0;
+}
+
+/* Write a header (size: 8 bytes, mode: 4) and the file's bytes to stdout. */
+static int get(const char *path)
+{
+    struct stat found;
+    uint8_t header[12];
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a fifo must not hang us */
+    if (fd < 0 || fstat(fd, &found) < 0)
+        return fail(path, errno);
+    if (!S_ISREG(found.st_mode))
+        return fail(path, S_ISDIR(found.st_mode) ? EISDIR : EINVAL);
+    put_header(header, (uint64_t)found.st_size, found.st_mode & 07777);
+    int error = write_all(1, header, sizeof header);
+    if (!error)
+        error = send_bytes(fd, (uint64_t)found.st_size);
+    close(fd);
+    return error ? fail(path, error) : 0;
+}
+
+int files_main(int argc, char **argv)
+{
+    if (argc == 4 && strcmp(argv[1], "put") == 0)
+        return put(argv[3], argv[2]);
+    if (argc == 3 && strcmp(argv[1], "get") == 0)
+        return get(argv[2]);
+    fprintf(stderr, "usage: ramet-agent put MODE PATH | get PATH\n");
+    return EINVAL;
 }

@@ -1,114 +1,28 @@
-/* Frames in, frames out: pure functions over byte queues, with no system call in them, so that they can be fuzzed. */
+/* Frames in, frames out. No system call in here, so that all of it can be fuzzed. */
 #define _GNU_SOURCE
 #include "proto.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-/* Every byte is 0x80 or more; a header begins below 0x80 and ends with 0x00, so no header can be part of it. */
+/* Every byte is 0x80 or more; a header begins below 0x80 and ends with 0x00, so no part of a header is part of the magic. */
 const uint8_t ramet_magic[MAGIC_LEN] = {0xF5, 0xD2, 0xC1, 0xCD, 0xC5, 0xD4, 0xFA, 0xAF};
 
-uint64_t get_int(struct cursor *c, unsigned bytes)
+/* How many of the last bytes a magic could begin with. */
+static size_t magic_begun(const uint8_t *data, size_t len)
 {
-    const uint8_t *at = get_bytes(c, bytes);
-    uint64_t value = 0;
-    for (unsigned i = 0; at && i < bytes; i++)
-        value |= (uint64_t)at[i] << (8 * i);
-    return value;
+    for (size_t n = len < MAGIC_LEN ? len : MAGIC_LEN - 1; n; n--)
+        if (memcmp(data + len - n, ramet_magic, n) == 0)
+            return n;
+    return 0;
 }
 
-const uint8_t *get_bytes(struct cursor *c, size_t count)
+bool put_hello(struct queue *q, const uint8_t epoch[EPOCH_LEN])
 {
-    if (c->bad || count > c->left) {
-        c->bad = true;
-        return NULL;
-    }
-    const uint8_t *at = c->at;
-    c->at += count;
-    c->left -= count;
-    return at;
-}
-
-char *get_string(struct cursor *c)
-{
-    size_t len = (size_t)get_int(c, 2);
-    const uint8_t *at = get_bytes(c, len);
-    if (!at || memchr(at, 0, len)) {
-        c->bad = true;
-        return NULL;
-    }
-    char *text = malloc(len + 1);
-    if (!text) {
-        c->bad = true;
-        return NULL;
-    }
-    memcpy(text, at, len);
-    text[len] = 0;
-    return text;
-}
-
-bool cursor_done(const struct cursor *c)
-{
-    return !c->bad && c->left == 0;
-}
-
-bool queue_add(struct queue *q, const void *data, size_t len)
-{
-    if (len == 0)
-        return true;
-    if (q->start + q->len + len > q->cap) {
-        if (q->len)
-            memmove(q->data, q->data + q->start, q->len);
-        q->start = 0;
-        if (q->len + len > q->cap) {
-            size_t cap = q->cap ? q->cap : 4096;
-            while (cap < q->len + len)
-                cap *= 2;
-            uint8_t *grown = realloc(q->data, cap);
-            if (!grown)
-                return false;
-            q->data = grown;
-            q->cap = cap;
-        }
-    }
-    memcpy(q->data + q->start + q->len, data, len);
-    q->len += len;
-    return true;
-}
-
-void queue_drop(struct queue *q, size_t len)
-{
-    q->start += len;
-    q->len -= len;
-    if (q->len == 0)
-        q->start = 0;
-}
-
-void queue_clear(struct queue *q)
-{
-    q->start = q->len = 0;
-}
-
-void queue_free(struct queue *q)
-{
-    free(q->data);
-    memset(q, 0, sizeof *q);
-}
-
-bool put_int(struct queue *q, uint64_t value, unsigned bytes)
-{
-    uint8_t raw[8];
-    for (unsigned i = 0; i < bytes; i++)
-        raw[i] = (uint8_t)(value >> (8 * i));
-    return queue_add(q, raw, bytes);
-}
-
-bool put_string(struct queue *q, const char *text)
-{
-    size_t len = strlen(text);
-    if (len > 65535)
-        len = 65535;
-    return put_int(q, len, 2) && queue_add(q, text, len);
+    uint8_t hello[HELLO_LEN];
+    memcpy(hello, ramet_magic, MAGIC_LEN);
+    hello[MAGIC_LEN] = PROTOCOL_VERSION;
+    memcpy(hello + MAGIC_LEN + 1, epoch, EPOCH_LEN);
+    return queue_add(q, hello, HELLO_LEN);
 }
 
 static bool put_frame(struct queue *q, uint8_t type, const uint8_t *data, size_t len)
@@ -120,15 +34,15 @@ static bool put_frame(struct queue *q, uint8_t type, const uint8_t *data, size_t
 bool put_message(struct queue *q, uint8_t type, const void *data, size_t len)
 {
     const uint8_t *at = data;
-    size_t rollback = q->len;
+    size_t before = q->len;
     for (;;) {
         size_t piece = len > PAYLOAD_MAX ? PAYLOAD_MAX : len;
         const uint8_t *found = piece ? memmem(at, piece, ramet_magic, MAGIC_LEN) : NULL;
         if (found)
             piece = (size_t)(found - at) + MAGIC_LEN / 2;
-        bool last = piece == len;
+        bool last = piece == len && (len == 0 || magic_begun(at, piece) == 0);
         if (!put_frame(q, last ? type : (uint8_t)(type | MORE), at, piece)) {
-            q->len = rollback;
+            q->len = before;
             return false;
         }
         if (last)
@@ -148,7 +62,8 @@ void parser_reset(struct parser *p)
     queue_clear(&p->in);
     queue_clear(&p->message);
     p->scanned = 0;
-    p->synced = p->in_hello = false;
+    p->synced = p->in_hello = p->complete = false;
+    p->type = 0;
 }
 
 void parser_free(struct parser *p)
@@ -157,11 +72,17 @@ void parser_free(struct parser *p)
     queue_free(&p->message);
 }
 
+static void drop(struct parser *p, size_t len)
+{
+    queue_drop(&p->in, len);
+    p->scanned = p->scanned > len ? p->scanned - len : 0;
+}
+
 /* Look for the last magic in what arrived since the last look; a hello cuts off everything before it. */
 static void find_hello(struct parser *p)
 {
-    size_t from = p->scanned;
-    while (p->in.len >= MAGIC_LEN && from + MAGIC_LEN <= p->in.len) {
+    size_t from = p->in_hello && p->scanned < MAGIC_LEN ? MAGIC_LEN : p->scanned;
+    while (p->in.len >= from + MAGIC_LEN) {
         const uint8_t *base = queue_at(&p->in);
         const uint8_t *found = memmem(base + from, p->in.len - from, ramet_magic, MAGIC_LEN);
         if (!found)
@@ -171,57 +92,72 @@ static void find_hello(struct parser *p)
         p->in_hello = true;
         from = MAGIC_LEN;
     }
-    p->scanned = p->in.len >= MAGIC_LEN - 1 ? p->in.len - (MAGIC_LEN - 1) : 0;
-    if (p->in_hello && p->scanned < MAGIC_LEN)
-        p->scanned = MAGIC_LEN;
+    size_t sure = p->in.len >= MAGIC_LEN ? p->in.len - (MAGIC_LEN - 1) : 0;
+    p->scanned = sure > from ? sure : from < p->in.len ? from : p->in.len;
+}
+
+static enum event take_hello(struct parser *p)
+{
+    if (p->in.len < HELLO_LEN)
+        return EV_NONE;
+    const uint8_t *at = queue_at(&p->in);
+    p->synced = at[MAGIC_LEN] == PROTOCOL_VERSION;
+    memcpy(p->epoch, at + MAGIC_LEN + 1, EPOCH_LEN);
+    drop(p, HELLO_LEN);
+    p->in_hello = false;
+    p->type = 0;
+    return p->synced ? EV_HELLO : EV_VERSION;
+}
+
+static enum event lose(struct parser *p)
+{
+    p->synced = false;
+    p->type = 0;
+    queue_clear(&p->message);
+    return EV_GARBAGE;
+}
+
+/* Put frames together. The last bytes may be the beginning of a hello that cuts off what came before: until the next byte
+ * decides it they are not touched, not even to complete the half frame of a client that was killed. */
+static enum event take_frames(struct parser *p)
+{
+    for (;;) {
+        const uint8_t *at = queue_at(&p->in);
+        size_t have = p->in.len - magic_begun(at, p->in.len);
+        if (have < HEADER_LEN)
+            return EV_NONE;
+        uint8_t type = at[0];
+        size_t len = (size_t)at[1] | (size_t)at[2] << 8 | (size_t)at[3] << 16;
+        bool continues = p->type & MORE;
+        if (type >= 0x80 || at[4] != 0 || len > PAYLOAD_MAX || p->message.len + len > MESSAGE_MAX ||
+            (continues && (type & ~MORE) != (p->type & ~MORE)))
+            return lose(p);
+        if (have < HEADER_LEN + len)
+            return EV_NONE;
+        if (!queue_add(&p->message, at + HEADER_LEN, len))
+            return lose(p);
+        drop(p, HEADER_LEN + len);
+        p->type = type;
+        if (!(type & MORE)) {
+            p->complete = true;
+            return EV_MESSAGE;
+        }
+    }
 }
 
 enum event parser_next(struct parser *p)
 {
-    if (p->message_type && !(p->message_type & MORE))
+    if (p->complete) {
         queue_clear(&p->message);
+        p->complete = false;
+        p->type = 0;
+    }
     find_hello(p);
-    if (p->in_hello) {
-        if (p->in.len < HELLO_LEN)
-            return EV_NONE;
-        const uint8_t *at = queue_at(&p->in);
-        bool known = at[MAGIC_LEN] == PROTOCOL_VERSION;
-        memcpy(p->epoch, at + MAGIC_LEN + 1, EPOCH_LEN);
-        queue_drop(&p->in, HELLO_LEN);
-        p->scanned = p->scanned > HELLO_LEN ? p->scanned - HELLO_LEN : 0;
-        p->in_hello = false;
-        p->message_type = 0;
-        p->synced = known;
-        return known ? EV_HELLO : EV_GARBAGE;
-    }
-    if (!p->synced) {
-        if (p->in.len > MAGIC_LEN - 1)
-            queue_drop(&p->in, p->in.len - (MAGIC_LEN - 1));
-        p->scanned = 0;
-        return EV_NONE;
-    }
-    for (;;) {
-        if (p->in.len < HEADER_LEN)
-            return EV_NONE;
-        const uint8_t *at = queue_at(&p->in);
-        uint8_t type = at[0];
-        size_t len = (size_t)at[1] | (size_t)at[2] << 8 | (size_t)at[3] << 16;
-        bool continues = p->message_type & MORE;
-        if (type >= 0x80 || at[4] != 0 || len > PAYLOAD_MAX || p->message.len + len > MESSAGE_MAX ||
-            (continues && (type & ~MORE) != (p->message_type & ~MORE))) {
-            p->synced = false;
-            queue_clear(&p->message);
-            return EV_GARBAGE;
-        }
-        if (p->in.len < HEADER_LEN + len)
-            return EV_NONE;
-        if (!queue_add(&p->message, at + HEADER_LEN, len))
-            return EV_NOMEM;
-        size_t used = HEADER_LEN + len;
-        queue_drop(&p->in, used);
-        p->scanned = p->scanned > used ? p->scanned - used : 0;
-        p->message_type = type;
-        if (!(type & MORE))
-            return EV_MESSAGE;
-    }
+    if (p->in_hello)
+        return take_hello(p);
+    if (p->synced)
+        return take_frames(p);
+    if (p->in.len > MAGIC_LEN - 1)
+        drop(p, p->in.len - (MAGIC_LEN - 1));
+    return EV_NONE;
 }

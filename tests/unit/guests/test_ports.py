@@ -1,0 +1,136 @@
+"""The agent's ports: one client each, under a lock that goes with its holder (H72)."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from ramet.errors import GuestTimeoutError, HostError, VmmDiedError
+from ramet.guests.ports import take_port
+from ramet.linux.unixsock import listen_in
+from ramet.paths import AGENT_PORTS
+
+TAKE_ONE = """
+import sys
+from pathlib import Path
+from ramet.guests.ports import take_port
+port = take_port(Path(sys.argv[1]), deadline_s=10)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """What a VMM would listen on."""
+    with ExitStack() as stack:
+        for number in range(AGENT_PORTS):
+            stack.enter_context(closing(listen_in(tmp_path, f"agent{number}.sock")))
+        yield tmp_path
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_every_client_has_a_port_of_its_own(run_dir: Path) -> None:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(closing(take_port(run_dir, deadline_s=1))) for _ in range(AGENT_PORTS)]
+        assert len({port.sock.getpeername() for port in taken}) == AGENT_PORTS
+
+
+def test_all_busy_is_an_error_at_the_deadline(run_dir: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(AGENT_PORTS):
+            stack.enter_context(closing(take_port(run_dir, deadline_s=1)))
+        begin = time.monotonic()
+        with pytest.raises(GuestTimeoutError, match=r"stayed busy for 0\.1 s"):
+            take_port(run_dir, deadline_s=0.1)
+        assert 0.1 <= time.monotonic() - begin < 2
+
+
+def test_port_that_becomes_free_is_taken(run_dir: Path) -> None:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(closing(take_port(run_dir, deadline_s=1))) for _ in range(AGENT_PORTS)]
+        peer = taken[3].sock.getpeername()
+        threading.Timer(0.05, taken[3].close).start()
+        with closing(take_port(run_dir, deadline_s=10)) as port:
+            assert port.sock.getpeername() != b""
+            assert Path(str(peer)).name == Path(str(port.sock.getpeername())).name
+
+
+def test_closing_twice_is_fine_and_frees_the_port(run_dir: Path) -> None:
+    before = open_descriptors()
+    port = take_port(run_dir, deadline_s=1)
+    port.close()
+    port.close()
+    assert open_descriptors() == before
+
+
+def test_lock_goes_with_a_killed_process(run_dir: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(AGENT_PORTS - 1):
+            stack.enter_context(closing(take_port(run_dir, deadline_s=1)))
+        argv = [sys.executable, "-c", TAKE_ONE, str(run_dir)]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"taken\n"
+            with pytest.raises(GuestTimeoutError):
+                take_port(run_dir, deadline_s=0.05)
+            child.kill()
+        take_port(run_dir, deadline_s=1).close()
+
+
+def test_helper_processes_do_not_inherit_the_lock(run_dir: Path) -> None:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(closing(take_port(run_dir, deadline_s=1))) for _ in range(AGENT_PORTS)]
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
+            taken[0].close()
+            take_port(run_dir, deadline_s=1).close()
+
+
+def test_nobody_listens(run_dir: Path) -> None:
+    for number in range(AGENT_PORTS):
+        (run_dir / f"agent{number}.sock").unlink()
+    before = open_descriptors()
+    with pytest.raises(VmmDiedError, match="does not answer"):
+        take_port(run_dir, deadline_s=1)
+    assert open_descriptors() == before
+
+
+def test_socket_that_nobody_holds(tmp_path: Path) -> None:
+    for number in range(AGENT_PORTS):
+        listen_in(tmp_path, f"agent{number}.sock").close()
+    with pytest.raises(VmmDiedError, match="refused"):
+        take_port(tmp_path, deadline_s=1)
+
+
+def test_directory_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(VmmDiedError, match="is gone"):
+        take_port(tmp_path / "nowhere", deadline_s=1)
+
+
+def test_lock_that_cannot_be_made(run_dir: Path) -> None:
+    for number in range(AGENT_PORTS):
+        (run_dir / f"agent{number}.lock").mkdir()
+    with pytest.raises(HostError, match="lock a port"):
+        take_port(run_dir, deadline_s=1)
+
+
+def test_clients_spread_over_the_ports(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that was just left needs a moment until its VMM has noticed: the next client should not wait for that."""
+    seen = set()
+    for start in range(AGENT_PORTS):
+        monkeypatch.setattr("ramet.guests.ports.time.monotonic_ns", lambda start=start: start)
+        with closing(take_port(run_dir, deadline_s=1)) as port:
+            assert isinstance(port.sock, socket.socket)
+            seen.add(port.sock.getpeername())
+    assert len(seen) == AGENT_PORTS
