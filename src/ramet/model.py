@@ -40,6 +40,8 @@ class Failure(StrEnum):
 
     VMM_LOST = "vmm-lost"
     CREATE_FAILED = "create-failed"
+    RECORD_DAMAGED = "record-damaged"
+    """Its instance.json cannot be read; made up for showing, never written."""
 
 
 class Hypervisor(StrEnum):

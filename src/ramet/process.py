@@ -101,6 +101,13 @@ def run(
         UnsupportedError: if the program does not exist.
         HostError: if it could not be started, or did not end within ``timeout_s``; its group has been killed.
     """
+    if (
+        signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    ):  # wait(2) then gives no status, and subprocess takes that for 0
+        raise HostError(
+            f"Could not run {argv[0]!r}: this process ignores SIGCHLD, so it would not learn how that ended.",
+            hint="Set it back: signal.signal(signal.SIGCHLD, signal.SIG_DFL)",
+        )
     log.debug("run: %s", shlex.join(argv))
     try:
         child = subprocess.Popen(

@@ -10,7 +10,16 @@ from pathlib import Path
 import msgspec
 
 from ramet import config
-from ramet.errors import CorruptError, HostError, InUseError, LockedError, NotFoundError, UnsupportedError, host_errors
+from ramet.errors import (
+    ConfigError,
+    CorruptError,
+    HostError,
+    InUseError,
+    LockedError,
+    NotFoundError,
+    UnsupportedError,
+    host_errors,
+)
 from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
@@ -21,6 +30,18 @@ from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
+
+
+def check_new_name(name: str, *, what: str = "instance") -> str:
+    """Return ``name`` if something new can be called so.
+
+    Raises:
+        ConfigError: if it cannot be a name, or has the form of an id, which would hide whatever has that id.
+    """
+    config.check_name(name, what=what)
+    if is_id(name):
+        raise ConfigError(f"{name!r} has the form of an id.", hint="Use a name that is not 12 hexadecimal digits.")
+    return name
 
 
 class Store:
@@ -88,14 +109,28 @@ class Store:
         return record
 
     def records(self) -> list[InstanceRecord]:
-        """All records, oldest first; an instance that vanishes meanwhile is left out."""
-        found = []
+        """All records, oldest first; an instance that vanishes meanwhile is left out.
+
+        Raises:
+            CorruptError: if one cannot be believed: what it refers to is unknown.
+        """
+        found, damaged = self.readable_records()
+        for err in damaged.values():
+            raise err
+        return found
+
+    def readable_records(self) -> tuple[list[InstanceRecord], dict[str, CorruptError]]:
+        """The records that can be believed, oldest first, and by id why the others cannot."""
+        found: list[InstanceRecord] = []
+        damaged: dict[str, CorruptError] = {}
         for directory in self.paths.instances.iterdir():
             try:
                 found.append(self.read(directory.name))
             except NotFoundError:
                 continue
-        return sorted(found, key=lambda record: (record.created_at_unix_s, record.id))
+            except CorruptError as err:
+                damaged[directory.name] = err
+        return sorted(found, key=lambda record: (record.created_at_unix_s, record.id)), damaged
 
     def hardware(self, record: InstanceRecord) -> Hardware:
         accelerator = record.vmm_build.accelerator if record.vmm_build else Accelerator.TCG
@@ -129,10 +164,13 @@ class Store:
                 raise NotFoundError(f"There is no snapshot {snapshot_id!r}.", hint="`ramet snapshot ls` lists them.")
             yield paths
 
-    def references(self) -> dict[str, tuple[str, ...]]:
-        """Who depends on each snapshot, in words: instances that sleep on it, map it, or diff against it; and its names."""
+    def references(self, *, lenient: bool = False) -> dict[str, tuple[str, ...]]:
+        """Who depends on each snapshot, in words: instances that sleep on it, map it, or diff against it; and its names.
+
+        ``lenient`` is for showing alone: it passes over records that cannot be read, whose references are unknown.
+        """
         found: dict[str, list[str]] = {}
-        for record in self.records():
+        for record in self.readable_records()[0] if lenient else self.records():
             roles: dict[str, list[str]] = {}
             for snapshot_id, role in (
                 (record.snapshot, "sleeps on it" if record.vmm is None else "rolls back to it"),

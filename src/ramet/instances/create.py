@@ -24,7 +24,7 @@ from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.hypervisors.qemu import kvm
 from ramet.instances import guest, live_files
-from ramet.instances.context import Locked, Store
+from ramet.instances.context import Locked, Store, check_new_name
 from ramet.model import MIB, Accelerator, Hypervisor, Image, InstanceRecord, State
 from ramet.paths import InstancePaths
 from ramet.store import atomic, names
@@ -55,7 +55,7 @@ def create(
         ConflictError: if the name is taken.
         LaunchError: if the VMM or the guest did not come up.
     """
-    config.check_name(name)
+    check_new_name(name)
     config.check_memory(memory_mib, host_mib=config.host_memory_mib())
     _check_shape(cpus, disk_bytes)
     if names.lookup(store.paths.instance_names, name) is not None:

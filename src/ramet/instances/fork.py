@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ramet import config
 from ramet.errors import ConfigError, ConflictError, RametError, StateError
 from ramet.instances import create, guest
-from ramet.instances.context import Store
+from ramet.instances.context import Store, check_new_name
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
@@ -57,7 +57,7 @@ class _Plan:
 def fork(store: Store, source: str, names: Sequence[str], *, count: int | None, start: bool) -> Forked:
     """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
     for name in names:
-        config.check_name(name)
+        check_new_name(name)
     if source.startswith("snapshot:"):
         made = _from_snapshot(store, store.find_snapshot(source), names, count)
     else:

@@ -7,42 +7,70 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ramet.errors import NotFoundError, RametError, host_errors
+from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Store
 from ramet.instances.standby import mapped_file
 from ramet.linux import extents, procfs
-from ramet.model import DiskUse, InstanceInfo, InstanceRecord, MappedMemory, State
+from ramet.model import DiskUse, Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State
+from ramet.store import names
 
 
 def show(store: Store, name: str) -> InstanceInfo:
     """One instance."""
-    return info(store, observe.look(store, store.find(name)), store.references())
+    return info(store, observe.look(store, store.find(name)), store.references(lenient=True))
 
 
 def all_instances(store: Store) -> list[InstanceInfo]:
-    """Every instance, oldest first."""
-    references = store.references()
+    """Every instance, oldest first; then those whose record is damaged, as failed ones that say so."""
+    references = store.references(lenient=True)
+    records, damaged = store.readable_records()
     found = []
-    for record in store.records():
+    for record in records:
         with suppress(NotFoundError):  # removed meanwhile
             found.append(info(store, observe.look(store, record.id), references))
-    return found
+    return found + [_damaged(store, instance_id, err) for instance_id, err in sorted(damaged.items())]
+
+
+def _damaged(store: Store, instance_id: str, err: CorruptError) -> InstanceInfo:
+    """What can be said of an instance whose record cannot be read: its name, and what is wrong."""
+    called = {target: name for name, target in names.all_names(store.paths.instance_names).items()}
+    name = called.get(instance_id, instance_id)
+    paths = store.paths.instance(instance_id)
+    record = InstanceRecord(
+        id=instance_id,
+        name=name,
+        state=State.FAILED,
+        failure=Failure.RECORD_DAMAGED,
+        failure_detail=f"{err.message} To remove the instance: ramet rm --force {name}",
+        created_at_unix_s=paths.dir.stat().st_mtime,
+        hypervisor=Hypervisor.QEMU,
+        image="unknown",
+        memory_mib=0,
+        cpus=0,
+        disk_bytes=0,
+        machine_id="0" * 32,
+    )
+    return info(store, record, {})
 
 
 def info(store: Store, record: InstanceRecord, references: Mapping[str, tuple[str, ...]]) -> InstanceInfo:
     """An instance as the surface gives it; ``record`` says what is true now."""
     paths = store.paths.instance(record.id)
     snapshot = None
+    detail = record.failure_detail
     if record.snapshot is not None and store.paths.snapshot(record.snapshot).dir.is_dir():
-        snapshot = snapshots.info(store, record.snapshot, references)
+        try:
+            snapshot = snapshots.info(store, record.snapshot, references)
+        except (CorruptError, NotFoundError) as err:
+            detail = detail or f"Its snapshot {record.snapshot} cannot be used: {err.message}"
     live = record.state in observe.LIVE
     return InstanceInfo(
         id=record.id,
         name=record.name,
         state=record.state,
         failure=record.failure,
-        failure_detail=record.failure_detail,
+        failure_detail=detail,
         hypervisor=record.hypervisor,
         accelerator=record.vmm_build.accelerator if record.vmm_build else None,
         pid=record.vmm.pid if live and record.vmm else None,
@@ -82,7 +110,7 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
 def disk_use(store: Store) -> list[DiskUse]:
     """What each instance, snapshot and image occupies, by physical extents."""
     found = []
-    for record in store.records():
+    for record in store.readable_records()[0]:
         paths = store.paths.instance(record.id)
         found.append(_use(record.name, "instance", [*_files(paths.work), *_files(paths.logs)]))
     for snapshot in snapshots.all_snapshots(store):

@@ -15,6 +15,8 @@ def clear(paths: InstancePaths, *, keep_disk: bool) -> None:
         for path in paths.run.iterdir():
             if path.suffix == ".sock":
                 path.unlink(missing_ok=True)
+        for path in paths.work.glob(".*.????????"):  # what a killed derive left
+            path.unlink(missing_ok=True)
         paths.memory.unlink(missing_ok=True)
         paths.vmstate.unlink(missing_ok=True)
         if not keep_disk:

@@ -109,7 +109,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
     if record.state is State.CREATED:
         if record.vmm is not None:
             process.kill_and_wait(record.vmm)
-        _reap_strays(paths.run)
+        reap_strays(paths.run)
         return msgspec.structs.replace(
             record,
             vmm=None,
@@ -122,7 +122,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
         if record.vmm is not None and process.is_alive(record.vmm):
             return _run_on(store, record, verb)
         return record
-    _reap_strays(paths.run)
+    reap_strays(paths.run)
     live_files.put_back_set_aside_disk(paths)
     live_files.clear(paths, keep_disk=record.state is not State.STANDBY)
     return record
@@ -144,7 +144,7 @@ def _run_on(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
     return msgspec.structs.replace(record, state=State.RUNNING)
 
 
-def _reap_strays(run_dir: Path) -> None:
+def reap_strays(run_dir: Path) -> None:
     """Kill VMMs that hold this instance's pid file in their command line: their command died before it could record them."""
     needle = f"\0{run_dir}/".encode()
     for entry in Path("/proc").iterdir():

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConfigError, ConflictError, StateError, UnsupportedError, host_errors
+from ramet.errors import ConfigError, ConflictError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.instances.create import launch_spec
@@ -167,4 +167,8 @@ def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
 def _is_shared(instance: Locked, snapshot_id: str) -> bool:
     """Whether a name or another instance refers to the snapshot: then no VMM gets a writable descriptor on it."""
     mine = f"instance {instance.record.name} ("
-    return any(not who.startswith(mine) for who in instance.store.references().get(snapshot_id, ()))
+    try:
+        dependents = instance.store.references().get(snapshot_id, ())
+    except CorruptError:
+        return True  # what a damaged record refers to is unknown
+    return any(not who.startswith(mine) for who in dependents)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 from ramet import config
-from ramet.errors import ConflictError, InUseError
+from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest
-from ramet.instances.context import Locked, Store
+from ramet.instances.context import Locked, Store, check_new_name
 from ramet.instances.observe import exclusive
 from ramet.instances.standby import captured
 from ramet.model import SnapshotInfo, State
@@ -20,6 +21,8 @@ from ramet.store import names
 from ramet.store.layout import discard
 from ramet.store.locks import locked
 
+log = logging.getLogger("ramet.snapshots")
+
 
 def create(store: Store, instance_name: str, name: str | None) -> str:
     """Take a named snapshot; returns its id. A running instance is paused for the capture and runs on, whatever happens.
@@ -28,7 +31,7 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
         ConflictError: if the name is taken; nothing was touched.
     """
     if name is not None:
-        config.check_name(name, what="snapshot")
+        check_new_name(name, what="snapshot")
         if names.lookup(store.paths.snapshot_names, name) is not None:
             raise ConflictError(f"There is already a snapshot called {name!r}.", hint="`ramet snapshot ls` lists them.")
     with exclusive(store, instance_name) as instance:
@@ -83,15 +86,20 @@ def remove(store: Store, text: str) -> None:
 
 def show(store: Store, text: str) -> SnapshotInfo:
     """One snapshot, by name or id."""
-    return info(store, store.find_snapshot(text), store.references())
+    return info(store, store.find_snapshot(text), store.references(lenient=True))
 
 
 def all_snapshots(store: Store) -> list[SnapshotInfo]:
-    """Every snapshot, oldest first."""
-    references = store.references()
-    found = [
-        info(store, directory.name, references) for directory in store.paths.snapshots.iterdir() if directory.is_dir()
-    ]
+    """Every snapshot, oldest first; one whose manifest is damaged is left out, with a warning."""
+    references = store.references(lenient=True)
+    found = []
+    for directory in sorted(store.paths.snapshots.iterdir()):
+        try:
+            found.append(info(store, directory.name, references))
+        except NotFoundError:
+            continue  # removed meanwhile
+        except CorruptError as err:
+            log.warning("snapshot %s is not listed: %s", directory.name, err.message)
     return sorted(found, key=lambda snapshot: (snapshot.created_at_unix_s, snapshot.id))
 
 

@@ -1,0 +1,314 @@
+"""VMMs as processes: they outlive us, and are never mistaken for another process (H45)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ramet import process
+from ramet.errors import HostError, LaunchError
+from ramet.model import VmmProcess
+from tests.unit.children import exit_codes, fork, identity, own_descriptors
+
+SLEEPER = ["sleep", "600"]
+SYS_EXIT = 60
+"""exit(2) on x86-64: of the calling thread alone."""
+STUBBORN = ["sh", "-c", "trap '' TERM; echo ready; exec sleep 600"]
+
+
+@pytest.fixture
+def spawned(tmp_path: Path) -> Iterator[Callable[..., VmmProcess]]:
+    """Starts VMMs of a kind; kills what is left of them."""
+    started: list[VmmProcess] = []
+
+    def start(argv: list[str], *, pass_fds: tuple[int, ...] = ()) -> VmmProcess:
+        started.append(process.spawn(argv, log_path=tmp_path / "vmm.log", pass_fds=pass_fds, cwd=tmp_path))
+        return started[-1]
+
+    yield start
+    for vmm in started:
+        process.kill_and_wait(vmm)
+
+
+def wait_for_log(tmp_path: Path, text: str) -> None:
+    process.wait_until(lambda: text in (tmp_path / "vmm.log").read_text().splitlines(), 20, what=f"{text} in the log")
+
+
+def wait_for_descriptors(vmm: VmmProcess, expected: dict[str, str]) -> None:
+    """A program that has just begun opens libraries; one that is inherited and should not be never goes away."""
+
+    def as_expected() -> bool:
+        entries = [Path(entry.path) for entry in os.scandir(f"/proc/{vmm.pid}/fd")]
+        return {entry.name: str(entry.readlink()) for entry in entries if entry.is_symlink()} == expected
+
+    process.wait_until(as_expected, 5, what=f"exactly these descriptors: {expected}")
+
+
+@pytest.fixture
+def core_dumps() -> Iterator[None]:
+    """Core dumps are allowed, as far as the host lets us."""
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    wanted = (
+        (4096, max(limits[1], 4096)) if os.geteuid() == 0 and limits[1] != resource.RLIM_INFINITY else (limits[1],) * 2
+    )
+    resource.setrlimit(resource.RLIMIT_CORE, wanted)
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
+@pytest.mark.usefixtures("core_dumps")
+def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
+    tmp_path: Path, spawned: Callable[..., VmmProcess]
+) -> None:
+    """H76: a core dump would write a guest's memory to the host."""
+    vmm = spawned(["sh", "-c", "pwd; ulimit -c; echo ready; exec sleep 600"])
+    wait_for_log(tmp_path, "ready")
+    assert os.getsid(vmm.pid) == vmm.pid != os.getsid(0)
+    log = str(tmp_path / "vmm.log")
+    wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log})
+    first, *rest = (tmp_path / "vmm.log").read_text().splitlines()
+    assert first == "$ sh -c 'pwd; ulimit -c; echo ready; exec sleep 600'", "a person can replay it"
+    assert rest == [str(tmp_path), "0", "ready"]
+    assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
+
+
+def test_only_the_descriptors_that_were_passed_are_inherited(
+    tmp_path: Path, spawned: Callable[..., VmmProcess]
+) -> None:
+    with ExitStack() as stack:
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        stack.callback(os.close, writer)
+        vmm = spawned(SLEEPER, pass_fds=(reader,))
+        log = str(tmp_path / "vmm.log")
+        pipe = str(Path(f"/proc/self/fd/{reader}").readlink())
+        wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log, str(reader): pipe})
+
+
+def test_a_log_is_continued(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
+    (tmp_path / "vmm.log").write_text("earlier\n")
+    spawned(["sh", "-c", "echo now"])
+    wait_for_log(tmp_path, "now")
+    assert (tmp_path / "vmm.log").read_text() == "earlier\n$ sh -c 'echo now'\nnow\n"
+
+
+def test_a_vmm_starts_with_signals_at_their_defaults(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
+    """From nohup(1), from ``&`` in a script, from a thread that blocks signals: what is ignored stays ignored across exec."""
+    ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE)
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+    try:
+        vmm = spawned(SLEEPER)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    sets = dict(
+        line.split(":\t") for line in Path(f"/proc/{vmm.pid}/status").read_text().splitlines() if line[:3] == "Sig"
+    )
+    assert (int(sets["SigBlk"], 16), int(sets["SigIgn"], 16)) == (0, 0)
+    assert process.kill_and_wait(vmm, ask_s=20) == "asked"
+
+
+def test_a_vmm_that_another_thread_starts_is_the_same(spawned: Callable[..., VmmProcess]) -> None:
+    """And it outlives that thread, with which a helper would die."""
+    made: list[VmmProcess] = []
+    thread = threading.Thread(target=lambda: made.append(spawned(SLEEPER)))
+    thread.start()
+    thread.join()
+    assert process.is_alive(made[0])
+    assert not process.wait_gone(made[0], 0.05)
+
+
+@pytest.mark.parametrize("argv", [["/nowhere/vmm"], ["/dev/null"]], ids=["missing", "not executable"])
+def test_a_program_that_cannot_be_executed_is_a_launch_error(
+    tmp_path: Path, argv: list[str], spawned: Callable[..., VmmProcess]
+) -> None:
+    before = own_descriptors()
+    with pytest.raises(LaunchError, match=f"Could not start {argv[0]}"):
+        spawned(argv)
+    assert own_descriptors() == before
+
+
+def test_a_log_that_cannot_be_written_is_a_launch_error(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="Could not start true: No such file"):
+        process.spawn(["true"], log_path=tmp_path / "missing" / "log", pass_fds=(), cwd=tmp_path)
+
+
+def test_a_vmm_that_ends_at_once_is_found_with_its_status(spawned: Callable[..., VmmProcess]) -> None:
+    vmm = spawned(["sh", "-c", "exit 7"])
+    assert process.wait_gone(vmm, 20)
+    assert process.exit_status(vmm) == 7
+    assert not process.is_alive(vmm)
+    assert process.kill_and_wait(vmm) == "gone"
+
+
+def test_argv_that_is_not_utf_8_is_logged_as_it_is(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
+    """A store may lie under a path of any bytes."""
+    spawned(["echo", os.fsdecode(b"/store/\xff")])
+    process.wait_until(lambda: b"\n/store/\xff\n" in (tmp_path / "vmm.log").read_bytes(), 20, what="the output")
+
+
+# -- alive, and its end ------------------------------------------------------------------------------------------------
+
+
+def test_alive_means_this_very_process(spawned: Callable[..., VmmProcess]) -> None:
+    vmm = spawned(SLEEPER)
+    assert process.is_alive(vmm)
+    recycled = msgspec.structs.replace(vmm, start_time_ticks=vmm.start_time_ticks - 1)
+    rebooted = msgspec.structs.replace(vmm, boot_id="00000000-0000-0000-0000-000000000000")
+    for other in (recycled, rebooted):
+        assert not process.is_alive(other)
+        assert process.exit_status(other) is None
+        assert process.wait_gone(other, 0)
+        assert process.kill_and_wait(other, ask_s=1) == "gone"
+    assert process.is_alive(vmm), "the process that has the number now was not touched"
+
+
+def test_a_number_that_a_thread_has_now_is_no_process() -> None:
+    """Threads and processes share their numbers; pidfd_open(2) refuses a thread's with EINVAL, newer kernels with ENOENT."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        vmm = VmmProcess(pid=thread.native_id, start_time_ticks=1, boot_id=process.boot_id())
+        assert process.kill_and_wait(vmm) == "gone"
+        assert process.wait_gone(vmm, 0)
+        assert not process.is_alive(vmm)
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_zombie_is_not_alive() -> None:
+    pid = fork(lambda: None)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert process.start_time_ticks(pid) is None
+        vmm = VmmProcess(pid=pid, start_time_ticks=_raw_start_time(pid), boot_id=process.boot_id())
+        assert not process.is_alive(vmm)
+        assert process.wait_gone(vmm, 0)
+        assert process.kill_and_wait(vmm) == "gone"
+    finally:
+        exit_codes([pid])
+
+
+def test_a_process_whose_main_thread_has_ended_is_alive() -> None:
+    """/proc/PID/stat says Z for it, and its other threads hold its memory and its files: QEMU's exit passes through that."""
+    libc = ctypes.CDLL(None)
+
+    def lose_the_main_thread() -> None:
+        threading.Thread(target=signal.pause).start()
+        libc.syscall(SYS_EXIT, 0)
+
+    pid = fork(lose_the_main_thread)
+    try:
+        process.wait_until(lambda: b") Z " in Path(f"/proc/{pid}/stat").read_bytes(), 20, what="the main thread's end")
+        vmm = VmmProcess(pid=pid, start_time_ticks=_raw_start_time(pid), boot_id=process.boot_id())
+        assert process.is_alive(vmm)
+        assert not process.wait_gone(vmm, 0.05)
+        assert process.kill_and_wait(vmm) == "killed"
+        assert not process.is_alive(vmm)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        exit_codes([pid])
+
+
+def test_ask_then_kill(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
+    assert process.kill_and_wait(spawned(SLEEPER), ask_s=20) == "asked"
+    assert process.kill_and_wait(spawned(SLEEPER)) == "killed"
+    stubborn = spawned(STUBBORN)
+    wait_for_log(tmp_path, "ready")
+    assert process.kill_and_wait(stubborn, ask_s=0.05) == "killed"
+    assert process.exit_status(stubborn) == -signal.SIGKILL
+    assert process.kill_and_wait(stubborn) == "gone"
+
+
+def test_a_child_is_reaped_and_a_process_that_is_not_ours_can_be_ended_too(spawned: Callable[..., VmmProcess]) -> None:
+    mine = spawned(SLEEPER)
+    process.kill_and_wait(mine)
+    assert not Path(f"/proc/{mine.pid}").exists()
+    pid = fork(signal.pause)
+    assert process.kill_and_wait(identity(pid)) == "killed"
+    assert exit_codes([pid]) == [-signal.SIGKILL]
+
+
+def test_a_process_that_does_not_end_is_an_error(
+    spawned: Callable[..., VmmProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the kernel cannot end (state D)."""
+    vmm = spawned(SLEEPER)
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: None)
+        with pytest.raises(HostError, match=r"still there 0\.05 s after SIGKILL"):
+            process.kill_and_wait(vmm, kill_s=0.05)
+    assert process.is_alive(vmm)
+
+
+def test_descriptors_beyond_what_select_can_take(spawned: Callable[..., VmmProcess]) -> None:
+    """A program that forks VMs by the thousand has more than 1,024 descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1100
+    if hard < wanted:
+        pytest.skip(f"the limit of descriptors here is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        vmm = spawned(SLEEPER)
+        assert not process.wait_gone(vmm, 0.01)
+        assert process.kill_and_wait(vmm) == "killed"
+
+
+def test_nothing_is_left_open(spawned: Callable[..., VmmProcess]) -> None:
+    before = own_descriptors()
+    vmm = spawned(SLEEPER)
+    process.wait_gone(vmm, 0)
+    process.wait_gone(msgspec.structs.replace(vmm, start_time_ticks=1), 0)
+    process.kill_and_wait(vmm)
+    process.kill_and_wait(vmm)
+    process.wait_gone(vmm, 0)
+    assert own_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "name", [b"a b", b") Z 1 2", b"(((", b"new\nline", "f\u00fcnfzehn Zeich\u00e9".encode()[:15]], ids=repr
+)
+def test_the_start_time_whatever_the_process_is_called(name: bytes) -> None:
+    """Any process may call itself anything, and the kernel cuts the name at 15 bytes, within a character if need be."""
+    reader, writer = os.pipe()
+
+    def rename() -> None:
+        Path("/proc/self/comm").write_bytes(name)
+        os.write(writer, b"x")
+        signal.pause()
+
+    plain = fork(signal.pause)
+    odd = fork(rename)
+    try:
+        os.read(reader, 1)
+        assert process.start_time_ticks(odd) == _raw_start_time(odd)
+        first = process.start_time_ticks(plain)
+        assert first is not None
+        assert 0 <= _raw_start_time(odd) - first < 100 * os.sysconf("SC_CLK_TCK")
+    finally:
+        for pid in (plain, odd):
+            os.kill(pid, signal.SIGKILL)
+        exit_codes([plain, odd])
+        os.close(reader)
+        os.close(writer)
+
+
+def _raw_start_time(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
