@@ -347,7 +347,7 @@ def test_ls_is_plain_columns_where_stdout_is_no_terminal(host: FakeHost, capsys:
     assert ESCAPE not in out
     header, web, db = out.splitlines()
     assert header.split()[:2] == ["NAME", "STATE"]
-    assert web.split()[:4] == ["web", "running", "256MiB", "1"]
+    assert web.split()[:5] == ["web", "running", "256", "MiB", "1"]
     assert db.split()[:2] == ["db", "failed(vmm-lost)"]
     assert "web" in db
 

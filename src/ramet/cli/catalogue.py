@@ -100,5 +100,6 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(EPILOG_STATUSES))
             formatter.write_paragraph()
             formatter.write_text(
-                "exec exits as the guest's command does; verify with 0 (no FAIL), 1 (FAIL), 2 (could not run)."
+                "exec exits as the guest's command does, or with 127 or 126 if it cannot be run; "
+                "verify with 0 (no FAIL), 1 (FAIL), 2 (could not run)."
             )

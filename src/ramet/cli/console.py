@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -10,6 +11,7 @@ import click
 
 from ramet.cli import output, terminal
 from ramet.cli.context import App, verb
+from ramet.errors import HostError
 
 DETACH = b"\x1d"
 """Ctrl-], as in telnet(1)."""
@@ -38,21 +40,20 @@ def console(app: App, name: str) -> None:
         if interactive:
             click.echo(f"ramet: attached to {name}; Ctrl-] detaches, Return wakes the prompt", err=True)
         with terminal.raw_mode():
-            ended = relay(connection, terminal.stdin_fd(), detaches=interactive)
+            ended = relay(connection, terminal.STDIN, detaches=interactive)
         if interactive:
             click.echo(f"\nramet: {'the console was closed' if ended else 'detached'}", err=True)
 
 
-def relay(connection: socket.socket, stdin_fd: int | None, *, detaches: bool) -> bool:
+def relay(connection: socket.socket, stdin_fd: int, *, detaches: bool) -> bool:
     """Carry bytes both ways until one side has had enough; returns whether that was the guest's.
 
     Ours has had enough after Ctrl-] or, where stdin has ended, once the console has been quiet for ``QUIET_S``.
     """
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    if stdin_fd is not None:
-        poll.register(stdin_fd, select.POLLIN)
-    reading = stdin_fd is not None
+    poll.register(stdin_fd, select.POLLIN)
+    reading = True
     while True:
         ready = [fd for fd, _ in poll.poll(None if reading else QUIET_S * 1000)]
         if not ready:
@@ -65,8 +66,8 @@ def relay(connection: socket.socket, stdin_fd: int | None, *, detaches: bool) ->
             if not data:
                 return True
             output.raw(data)
-        if stdin_fd is not None and reading and stdin_fd in ready:
-            typed = os.read(stdin_fd, CHUNK_BYTES)
+        if reading and stdin_fd in ready:
+            typed = _typed(stdin_fd)
             before, detach, _ = typed.partition(DETACH) if detaches else (typed, b"", b"")
             try:
                 connection.sendall(before)
@@ -77,3 +78,13 @@ def relay(connection: socket.socket, stdin_fd: int | None, *, detaches: bool) ->
             if not typed:
                 poll.unregister(stdin_fd)
                 reading = False
+
+
+def _typed(stdin_fd: int) -> bytes:
+    """What was typed; nothing once stdin has ended, which a terminal that closed says with EIO."""
+    try:
+        return os.read(stdin_fd, CHUNK_BYTES)
+    except OSError as err:
+        if err.errno == errno.EIO:
+            return b""
+        raise HostError(f"Could not read stdin: {err.strerror}.") from err

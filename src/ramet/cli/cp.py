@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ramet.cli import output
+from ramet.cli import output, terminal
 from ramet.cli.context import App, verb
-from ramet.errors import ConfigError, GuestError
+from ramet.errors import ConfigError, NotFoundError, host_errors
 
 if TYPE_CHECKING:
     from ramet.instances.host import Host
 
 _IN_GUEST = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 STREAM = "-"
+CHUNK_BYTES = 1 << 20
 
 
 class GuestPath(NamedTuple):
@@ -75,49 +79,79 @@ def cp(app: App, src: str, dst: str) -> None:
         )
     if isinstance(target, GuestPath):
         assert isinstance(source, str)
-        size_bytes = _copy_in(app, source, target)
+        place, size_bytes = _copy_in(app, source, target)
     else:
         assert isinstance(source, GuestPath)
-        size_bytes = _copy_out(app, source, target)
+        place, size_bytes = _copy_out(app, source, target)
         if target == STREAM:
             return  # the file is the output
     if app.json:
-        output.json({"source": src, "destination": dst, "size_bytes": size_bytes})
+        output.json({"source": src, "destination": place, "size_bytes": size_bytes})
     else:
-        output.line(f"{src} -> {dst}: {output.size(size_bytes)}")
+        output.line(f"{src} -> {place}: {output.size(size_bytes)}")
 
 
-def _copy_in(app: App, source: str, target: GuestPath) -> int:
-    path = Path("/dev/stdin") if source == STREAM else Path(source)
-    if source != STREAM and path.is_dir():
+def _copy_in(app: App, source: str, target: GuestPath) -> tuple[str, int]:
+    if source != STREAM and Path(source).is_dir():
         raise ConfigError(
             f"{source!r} is a directory, and cp copies files.",
             hint=f"Send it as a stream: tar c {source} | ramet exec {target.instance} -- tar x -C {target.path}",
         )
     host = app.host()
-    with app.working(f"Copying to {target}"):
+    with app.working(f"Copying to {target}"), _guest_knows_no(target):
         if target.path.endswith("/") or _is_directory(host, target):
             if source == STREAM:
                 raise ConfigError(f"{target} is a directory.", hint="Say what the file is to be called.")
-            target = target._replace(path=str(PurePosixPath(target.path, path.resolve().name)))
-        return host.copy_in(target.instance, path, target.path)
+            target = target._replace(path=str(PurePosixPath(target.path, Path(source).resolve().name)))
+        with _stdin_as_a_file() if source == STREAM else nullcontext(Path(source)) as path:
+            return str(target), host.copy_in(target.instance, path, target.path)
 
 
-def _copy_out(app: App, source: GuestPath, target: str) -> int:
+def _copy_out(app: App, source: GuestPath, target: str) -> tuple[str, int]:
     if source.path.endswith("/"):
         raise _is_a_directory(source)
     if target.endswith("/") and not Path(target).is_dir():
-        raise ConfigError(f"There is no directory {target!r} on this host.", hint=f"Make it: mkdir -p {target}")
+        raise NotFoundError(f"There is no directory {target} on this host.", hint=f"Make it: mkdir -p {target}")
     host = app.host()
-    with app.working(f"Copying from {source}"):
+    with app.working(f"Copying from {source}"), _guest_knows_no(source):
         if _is_directory(host, source):
             raise _is_a_directory(source)
         if target == STREAM:
-            return _copy_to_stdout(host, source)
+            return target, _copy_to_stdout(host, source)
         path = Path(target)
         if path.is_dir():
             path /= PurePosixPath(source.path).name
-        return host.copy_out(source.instance, source.path, path)
+        return str(path), host.copy_out(source.instance, source.path, path)
+
+
+@contextmanager
+def _guest_knows_no(place: GuestPath) -> Iterator[None]:
+    """A file or directory that the guest does not have is "not found", wherever it was to be.
+
+    Raises:
+        NotFoundError: in place of the guest's ENOENT.
+    """
+    from ramet.guests.client import GuestRefusedError
+
+    try:
+        yield
+    except GuestRefusedError as err:
+        if err.errno != errno.ENOENT:
+            raise
+        raise NotFoundError(err.message, hint=f"`ramet exec {place.instance} -- ls` shows what there is.") from err
+
+
+@contextmanager
+def _stdin_as_a_file() -> Iterator[Path]:
+    """All of stdin, in a temporary file: whole before anything is sent, whatever stdin is, with the mode of a new file."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="ramet-cp-") as directory:
+        path = Path(directory, "stdin")
+        with host_errors("copy stdin to a temporary file"), path.open("wb") as file:
+            while data := os.read(terminal.STDIN, CHUNK_BYTES):
+                file.write(data)
+        yield path
 
 
 def _is_a_directory(source: GuestPath) -> ConfigError:
@@ -136,7 +170,7 @@ def _copy_to_stdout(host: Host, source: GuestPath) -> int:
         size_bytes = host.copy_out(source.instance, source.path, path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            while data := os.read(fd, 1 << 20):
+            while data := os.read(fd, CHUNK_BYTES):
                 output.raw(data)
         finally:
             os.close(fd)
@@ -144,7 +178,9 @@ def _copy_to_stdout(host: Host, source: GuestPath) -> int:
 
 
 def _is_directory(host: Host, place: GuestPath) -> bool:
+    from ramet.guests.client import GuestRefusedError
+
     try:
         return host.exec(place.instance, ["test", "-d", place.path], timeout_s=30.0).exit_status == 0
-    except GuestError:
+    except GuestRefusedError:
         return False  # a guest without test(1), perhaps: the copy itself will say what is wrong

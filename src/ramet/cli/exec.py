@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output, terminal
+from ramet.cli import output, signals, terminal
 from ramet.cli.context import App, Verb, seconds, verb
-from ramet.errors import ConfigError
+from ramet.errors import ConfigError, InterruptedByUserError
 
 if TYPE_CHECKING:
     from ramet.guests.client import ExecControl
     from ramet.model import ExecResult
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-INTERRUPTS_BEFORE_GIVING_UP = 3
+FORWARDED = (*signals.ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDINGS_BEFORE_GIVING_UP = 3
+NOT_EXECUTABLE_STATUS, NOT_FOUND_STATUS = 126, 127
 
 
 class ExecVerb(Verb):
@@ -86,29 +87,36 @@ def exec(
 
     Output is streamed as it comes, stdin is passed on if it is no terminal (or with -t, -i), and signals are forwarded;
     the third Ctrl-C gives up waiting, and the command is ended. The status is the command's own, 128 + N if signal N
-    ended it, 124 past --timeout. With --json: an object at the end, with the output in it.
+    ended it, 124 past --timeout, 127 if the guest has no such command, 126 if it cannot be run. With --json: an object
+    at the end, with the output in it.
     """
     env = parse_env(variables)
     if detach and (tty or interactive):
         raise ConfigError("A detached command has neither a terminal nor stdin.", hint="Leave out -t and -i, or -d.")
     host = app.host()
     if detach:
-        result = host.exec(name, argv, env=env, cwd=workdir, timeout_s=timeout, detach=True)
+        with _not_started_as_shells_say_it():
+            result = host.exec(name, argv, env=env, cwd=workdir, timeout_s=timeout, detach=True)
         if app.json:
             _print_json(result)
         else:
             output.line(f"{name}: pid {result.pid}")
         return 0
     passes_stdin = tty or interactive or not os.isatty(terminal.STDIN)
-    with closing(make_control()) as control, forwarding(control, resizes=tty), _raw_if(tty):
+    with (
+        _not_started_as_shells_say_it(),
+        closing(make_control()) as control,
+        forwarding(control, resizes=tty),
+        _raw_if(tty),
+    ):
         result = host.exec(
             name,
             argv,
             env=env,
             cwd=workdir,
-            stdin=terminal.stdin_fd() if passes_stdin else None,
+            stdin=terminal.STDIN if passes_stdin else None,
             stdout=None if app.json else output.raw,
-            stderr=None if app.json else _to_stderr,
+            stderr=None if app.json else output.raw_error,
             timeout_s=timeout,
             pty=terminal.size() if tty else None,
             control=control,
@@ -143,18 +151,32 @@ def make_control() -> ExecControl:
 
 
 @contextmanager
+def _not_started_as_shells_say_it() -> Iterator[None]:
+    """Give the error of a command that could not be started the status that sh(1), env(1) and their like have for it."""
+    from ramet.guests.client import GuestRefusedError
+
+    try:
+        yield
+    except GuestRefusedError as err:
+        err.exit_status = NOT_FOUND_STATUS if err.errno == errno.ENOENT else NOT_EXECUTABLE_STATUS
+        raise
+
+
+@contextmanager
 def forwarding(control: ExecControl, *, resizes: bool) -> Iterator[None]:
     """Send our signals to the guest's command while the block runs, and the terminal's size when it changes.
 
-    The third SIGINT raises KeyboardInterrupt, for a command that does not care: the session ends and the agent ends the
-    command.
+    The third one that should have ended the command gives up waiting: the session ends, and the agent kills the command.
+
+    Raises:
+        InterruptedByUserError: then.
     """
-    interrupts = 0
+    endings = 0
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts >= INTERRUPTS_BEFORE_GIVING_UP:
+        nonlocal endings
+        endings += number in signals.ENDING
+        if endings >= ENDINGS_BEFORE_GIVING_UP:
             raise KeyboardInterrupt
         control.send_signal(number)
 
@@ -168,6 +190,10 @@ def forwarding(control: ExecControl, *, resizes: bool) -> Iterator[None]:
             if signal.getsignal(number) != signal.SIG_IGN:  # what nohup(1) or a shell ignores stays ignored
                 before[number] = signal.signal(number, handler)
         yield
+    except KeyboardInterrupt as err:
+        raise InterruptedByUserError(
+            f"Gave up waiting: the command did not end after {ENDINGS_BEFORE_GIVING_UP} signals. It has been killed."
+        ) from err
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -180,11 +206,6 @@ def _raw_if(tty: bool) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _to_stderr(data: bytes) -> None:
-    sys.stderr.buffer.write(data)
-    sys.stderr.buffer.flush()
 
 
 def _print_json(result: ExecResult) -> None:

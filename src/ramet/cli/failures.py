@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from contextlib import suppress
 
 import click
 
@@ -29,9 +30,10 @@ def describe(err: RametError) -> dict[str, object]:
 def say(message: str, hint: str | None = None) -> None:
     """Write an error to stderr: a line that begins with ``ramet: error:``, then details and the next step, indented."""
     first, *more = message.splitlines() or [""]
-    click.echo(visible(f"ramet: error: {first}"), err=True)
-    for line in [*more, *(hint.splitlines() if hint else [])]:
-        click.echo(visible(line if line.startswith(" ") else f"  {line}"), err=True)
+    with suppress(OSError):  # nobody reads it: the status still says it
+        click.echo(visible(f"ramet: error: {first}"), err=True)
+        for line in [*more, *(hint.splitlines() if hint else [])]:
+            click.echo(visible(line if line.startswith(" ") else f"  {line}"), err=True)
 
 
 def visible(text: str) -> str:
@@ -56,12 +58,13 @@ def output_is_gone() -> bool:
 
 
 def drop_output() -> None:
-    """Point stdout at /dev/null if it cannot be flushed: the interpreter would fail on it once more at its end."""
-    if sys.stdout is None:
-        return  # started with it closed
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.close(null)
+    """Point stdout and stderr at /dev/null if they cannot be flushed: the interpreter would fail on them at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue  # started with it closed
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -46,7 +46,8 @@ def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start
     took = output.duration(time.monotonic() - began)
     for info in report.instances:
         output.line(f"{info.name}: {output.coloured(info.state)} (forked from {source})")
-    how = f", disk and memory by {report.method}" if report.method else ""
+    files = "disk and memory" if all(info.snapshot for info in report.instances) else "disk"
+    how = f", {files} by {report.method}" if report.method else ""
     pause = report.source_pause_s
     paused = f"; {source} was paused for {output.duration(pause)}" if pause is not None else ""
     output.line(f"{len(report.instances)} made in {took}{how}{paused}")

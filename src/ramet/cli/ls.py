@@ -30,7 +30,7 @@ def ls(app: App, quiet: bool) -> None:
                 (
                     info.name,
                     output.instance_state(info.state, info.failure),
-                    output.memory(info.memory_mib).replace(" ", ""),
+                    output.memory(info.memory_mib),
                     str(info.cpus),
                     str(info.pid or "-"),
                     info.lineage[-1].name if info.lineage else "-",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 import ramet
-from ramet.cli import failures, output
+from ramet.cli import failures, output, signals, terminal
 from ramet.cli.catalogue import LazyGroup
 from ramet.cli.context import App
 from ramet.errors import InterruptedByUserError, RametError
@@ -50,10 +48,6 @@ def cli(app: App, home: Path | None, debug: bool) -> None:
         )
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. Not an ``Exception``: nothing on the way up may take it for an error to be handled."""
-
-
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit status; every error has been reported."""
     app = App()
@@ -81,10 +75,10 @@ def _reported(app: App, argv: Sequence[str]) -> int:
         return _fail(app, failures.describe(err), err.message, err.hint)
     except (KeyboardInterrupt, click.Abort) as err:
         app.trace()
-        by = "a signal" if isinstance(err, TerminatedError) else "Ctrl-C"
+        by = "a signal" if isinstance(err, signals.TerminatedError) else "Ctrl-C"
         stopped = InterruptedByUserError(
             f"Interrupted by {by}.",
-            hint="Each instance is as it was before, or as the verb would have left it: `ramet ls` shows which.",
+            hint="Nothing was left half done; `ramet ls` shows the state of each instance.",
         )
         return _fail(app, failures.describe(stopped), stopped.message, stopped.hint)
     except BrokenPipeError:
@@ -121,13 +115,8 @@ def _internal(app: App, err: Exception) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    terminal.claim_standard_descriptors()
     if COMPLETION_VARIABLE in os.environ:
         cli.main(prog_name="ramet", complete_var=COMPLETION_VARIABLE)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # one that nohup(1) ignores stays ignored
-            signal.signal(number, _terminated)
+    signals.install()
     sys.exit(run(sys.argv[1:]))
-
-
-def _terminated(_number: int, _frame: FrameType | None) -> None:
-    raise TerminatedError

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 import click
 
 from ramet.errors import HostError
 
-Style = Callable[[str], str]
 GAP = "  "
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLOURS = {
@@ -26,15 +26,19 @@ _COLOURS = {
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    if sys.stdout is None:
-        raise HostError("Could not write to standard output: it is closed.")
+def _writing(stream: TextIO | None, name: str) -> Iterator[TextIO]:
+    if stream is None:
+        raise HostError(f"Could not write to {name}: it is closed.")
     try:
-        yield
+        yield stream
     except BrokenPipeError:
         raise  # the reader has had enough: main ends quietly
     except OSError as err:
-        raise HostError(f"Could not write to standard output: {err.strerror}.") from err
+        raise HostError(f"Could not write to {name}: {err.strerror}.") from err
+
+
+def _stdout() -> AbstractContextManager[TextIO]:
+    return _writing(sys.stdout, "standard output")
 
 
 def line(text: str) -> None:
@@ -43,7 +47,7 @@ def line(text: str) -> None:
     Raises:
         HostError: if stdout takes no more (a full disk).
     """
-    with _writing():
+    with _stdout():
         click.echo(text)
 
 
@@ -53,9 +57,20 @@ def raw(data: bytes) -> None:
     Raises:
         HostError: if stdout takes no more.
     """
-    with _writing():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    with _stdout() as stream:
+        stream.buffer.write(data)
+        stream.buffer.flush()
+
+
+def raw_error(data: bytes) -> None:
+    """Write bytes to stderr as they are, at once.
+
+    Raises:
+        HostError: if stderr takes no more.
+    """
+    with _writing(sys.stderr, "standard error") as stream:
+        stream.buffer.write(data)
+        stream.buffer.flush()
 
 
 def json(value: object) -> None:
@@ -64,9 +79,8 @@ def json(value: object) -> None:
 
     try:
         encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
-    except (
-        UnicodeEncodeError
-    ):  # a path that is not UTF-8: its bytes become lone surrogates, which ASCII JSON can escape
+    except UnicodeEncodeError:
+        # A path that is not UTF-8: its bytes become lone surrogates, which ASCII JSON can escape.
         import json as standard_json
 
         encoded = standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode()
@@ -107,7 +121,7 @@ def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Se
         shown.add_column(header, justify="right" if header in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell, style=_COLOURS.get(cell.partition("(")[0], "")) for cell in row))
-    with _writing():
+    with _stdout():
         Console(highlight=False).print(shown)
 
 
@@ -124,6 +138,7 @@ def coloured(word: str) -> str:
 
 
 def on_terminal() -> bool:
+    """Whether stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -147,6 +162,7 @@ def size(size_bytes: int) -> str:
 
 
 def memory(memory_mib: int) -> str:
+    """A guest's memory as a size."""
     return size(memory_mib * 1024 * 1024)
 
 

@@ -13,17 +13,18 @@ import threading
 import time
 from types import TracebackType
 
+from ramet.cli import terminal
+
 GRACE_S = 1.0
 """A verb that is done sooner shows nothing."""
 TICK_S = 0.1
 FRAMES = "|/-\\"
 CLEAR = b"\r\x1b[2K"
-STDERR = 2
 
 
 def possible() -> bool:
     """Whether stderr is a terminal on which a line can be rewritten."""
-    return os.isatty(STDERR) and os.environ.get("TERM", "dumb") != "dumb"
+    return os.isatty(terminal.STDERR) and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class Spinner:
@@ -55,15 +56,15 @@ class Spinner:
             return
         try:
             for frame in itertools.cycle(FRAMES):
-                os.write(STDERR, CLEAR + self._line(frame).encode(errors="replace"))
+                os.write(terminal.STDERR, CLEAR + self._line(frame).encode(errors="replace"))
                 if self._done.wait(TICK_S):
                     break
-            os.write(STDERR, CLEAR)
+            os.write(terminal.STDERR, CLEAR)
         except OSError:
             return  # the terminal has gone; the verb goes on and nobody is left to be told
 
     def _line(self, frame: str) -> str:
-        columns = os.get_terminal_size(STDERR).columns or 80
+        columns = os.get_terminal_size(terminal.STDERR).columns or 80
         elapsed = f" {time.monotonic() - self._began:.1f} s"
         text = self._text.splitlines()[0] if self._text else ""
         return f"{frame} {text[: max(0, columns - len(elapsed) - 3)]}{elapsed}"

@@ -6,11 +6,24 @@ import os
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 STDIN = 0
 STDOUT = 1
+STDERR = 2
 DEFAULT_SIZE = (24, 80)
+
+
+def claim_standard_descriptors() -> None:
+    """Open /dev/null in place of a standard descriptor that we were started without.
+
+    The next file to be opened would get its number, and guest output, or a lock's file, would pass for stdin or stderr.
+    """
+    for fd in (STDIN, STDOUT, STDERR):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
 
 
 def size() -> tuple[int, int]:
@@ -34,13 +47,5 @@ def raw_mode() -> Iterator[None]:
         tty.setraw(STDIN, termios.TCSADRAIN)
         yield
     finally:
-        termios.tcsetattr(STDIN, termios.TCSADRAIN, before)
-
-
-def stdin_fd() -> int | None:
-    """Descriptor 0, or None if we were started with it closed (it could be any file by now)."""
-    try:
-        os.fstat(STDIN)
-    except OSError:
-        return None
-    return STDIN
+        with suppress(termios.error):  # the terminal may have closed
+            termios.tcsetattr(STDIN, termios.TCSADRAIN, before)

@@ -33,7 +33,13 @@ ALL = "all"
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario. Repeatable.")
 @click.option("--sabotage", metavar="NAME|all", help="Break isolation on purpose, to see that it is noticed.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Memory of the guests.")
-@click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), default="qemu", show_default=True)
+@click.option(
+    "--hypervisor",
+    type=click.Choice(["qemu", "firecracker"]),
+    default="qemu",
+    show_default=True,
+    help="What runs the guests.",
+)
 @click.option("--keep", is_flag=True, help="Keep the instances, to look at them.")
 @click.option(
     "--output", "report_path", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON here."
