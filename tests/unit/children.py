@@ -16,6 +16,8 @@ from ramet import process
 from ramet.model import VmmProcess
 
 ANSWER_S = 20.0
+LIBC_SIGNALS = 0b11 << 31
+"""Signals 32 and 33 in a mask of /proc/PID/status: glibc keeps them for itself, and nobody else can set them to anything."""
 
 
 def run_in_child(function: Callable[[], object]) -> int:
