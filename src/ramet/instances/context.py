@@ -164,6 +164,18 @@ class Store:
                 raise NotFoundError(f"There is no snapshot {snapshot_id!r}.", hint="`ramet snapshot ls` lists them.")
             yield paths
 
+    @contextmanager
+    def publishing(self, snapshot_id: str) -> Iterator[None]:
+        """Keep a snapshot that is published in the block from being deleted until something refers to it. If the block fails
+        before anything does, the snapshot goes.
+        """
+        try:
+            with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
+                yield
+        except BaseException:
+            self.collect(snapshot_id)
+            raise
+
     def references(self, *, lenient: bool = False) -> dict[str, tuple[str, ...]]:
         """Who depends on each snapshot, in words: instances that sleep on it, map it, or diff against it; and its names.
 

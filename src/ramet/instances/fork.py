@@ -28,7 +28,7 @@ from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
 from ramet.store import names as name_store
 from ramet.store.derive import derive
-from ramet.store.layout import discard, new_id, work_in_progress
+from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
@@ -137,7 +137,7 @@ def _derive_one(
     """One fork: its snapshot is published first, then the instance that refers to it."""
     assert record.snapshot is not None
     final = store.paths.snapshot(record.snapshot)
-    with locked(store.paths.locks, f"instance-{record.id}"), store_lock_on_new(store, record.snapshot):
+    with locked(store.paths.locks, f"instance-{record.id}"), store.publishing(record.snapshot):
         if take_files:
             mine = adopt(
                 manifest,
@@ -151,21 +151,10 @@ def _derive_one(
             with work_in_progress(store.paths, f"{record.snapshot}-fork") as work:
                 mine = derive_snapshot(files, manifest, work, fork=record)
                 publish(work, final, mine)
-        try:
-            with work_in_progress(store.paths, record.id) as work:
-                create.make_directories(work)
-                create.establish(store, work, record)
-        except BaseException:
-            discard(store.paths, final.dir)
-            raise
+        with work_in_progress(store.paths, record.id) as work:
+            create.make_directories(work)
+            create.establish(store, work, record)
     return mine.memory.method
-
-
-@contextmanager
-def store_lock_on_new(store: Store, snapshot_id: str) -> Iterator[None]:
-    """Keep a snapshot that nothing refers to yet from being collected."""
-    with locked(store.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
-        yield
 
 
 def _from_disk(store: Store, plan: _Plan) -> Forked:

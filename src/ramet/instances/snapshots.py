@@ -18,8 +18,6 @@ from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
 from ramet.states import Verb, require
 from ramet.store import names
-from ramet.store.layout import discard
-from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.snapshots")
 
@@ -56,13 +54,9 @@ def _capture(store: Store, instance: Locked, name: str) -> str:
             guest.frozen(monitor, instance.paths.run, already=already),
         ):
             work, manifest = stack.enter_context(captured(instance, monitor))
-        with locked(store.paths.locks, f"snapshot-{manifest.id}", exclusive=False):
+        with store.publishing(manifest.id):
             publish(work, store.paths.snapshot(manifest.id), manifest)
-            try:
-                names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
-            except BaseException:
-                discard(store.paths, store.paths.snapshot(manifest.id).dir)
-                raise
+            names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
     return manifest.id
 
 

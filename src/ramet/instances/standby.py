@@ -18,8 +18,7 @@ from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import capture as captures
 from ramet.snapshots.publish import describe, publish
 from ramet.states import Verb, require
-from ramet.store.layout import discard, new_id, work_in_progress
-from ramet.store.locks import locked
+from ramet.store.layout import new_id, work_in_progress
 
 
 def standby(store: Store, name: str) -> None:
@@ -49,19 +48,11 @@ def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
     if not was_paused:
         guest.freeze(monitor, instance.paths.run)
     try:
-        with (
-            captured(instance, monitor) as (work, manifest),
-            locked(store.paths.locks, f"snapshot-{manifest.id}", exclusive=False),  # nothing refers to it yet
-        ):
+        with captured(instance, monitor) as (work, manifest), store.publishing(manifest.id):
             publish(work, store.paths.snapshot(manifest.id), manifest)
-            try:
-                instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
-            except BaseException:
-                if store.read(record.id).snapshot != manifest.id:
-                    discard(store.paths, store.paths.snapshot(manifest.id).dir)
-                raise
+            instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
     except BaseException:
-        if instance.record.state is not State.STANDBY and not was_paused:
+        if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
             guest.unfreeze(monitor, instance.paths.run)
         raise
     # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
