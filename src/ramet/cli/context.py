@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
-from ramet.cli import progress
+from ramet.cli import failures, progress
 from ramet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def make_host(home: Path | None, say: Callable[[str], None]) -> Host:
     """The Host that a verb works with; imported here, so that ``--help`` and ``--version`` do not pay for it."""
     from ramet.instances.host import Host
 
+    _show_warnings()
     return Host(home, progress=say)
 
 
@@ -86,6 +87,19 @@ class App:
     def _progress(self, text: str) -> None:
         if self._say is not None:
             self._say(text)
+
+
+def _show_warnings() -> None:
+    """Let what the library logs as a warning reach the person as one; without ``--debug`` it would be printed bare."""
+    import logging
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            failures.warn(record.getMessage())
+
+    logger = logging.getLogger("ramet")
+    if not logger.hasHandlers():
+        logger.addHandler(Shown(logging.WARNING))
 
 
 def _say_line(text: str) -> None:

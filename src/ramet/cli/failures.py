@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import click
 
+from ramet.cli import progress
 from ramet.errors import RametError
 
 INTERNAL_STATUS = 70
@@ -34,6 +35,13 @@ def say(message: str, hint: str | None = None) -> None:
         click.echo(visible(f"ramet: error: {first}"), err=True)
         for line in [*more, *(hint.splitlines() if hint else [])]:
             click.echo(visible(line if line.startswith(" ") else f"  {line}"), err=True)
+
+
+def warn(message: str) -> None:
+    """Write a warning to stderr, on a line of its own."""
+    with suppress(OSError):
+        progress.clear_line()
+        click.echo(visible(f"ramet: warning: {message}"), err=True)
 
 
 def visible(text: str) -> str:

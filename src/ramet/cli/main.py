@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -101,7 +102,8 @@ def _fail(app: App, error: dict[str, object], message: str, hint: str | None) ->
     status = error["exit_status"]
     assert isinstance(status, int)
     if app.json:
-        output.json({"error": {"message": message, **({"hint": hint} if hint else {}), **error}})
+        with suppress(RametError):  # stdout may be what failed: it has been said on stderr
+            output.json({"error": {"message": message, **({"hint": hint} if hint else {}), **error}})
     return status
 
 

@@ -27,8 +27,16 @@ def possible() -> bool:
     return os.isatty(terminal.STDERR) and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def clear_line() -> None:
+    """Make room for something else to be written where a spinner is being drawn; its next frame follows below."""
+    if Spinner.drawing:
+        os.write(terminal.STDERR, CLEAR)
+
+
 class Spinner:
     """Context manager: after ``GRACE_S``, a line with the last text and the elapsed time; it is gone at the end."""
+
+    drawing = False
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -54,6 +62,7 @@ class Spinner:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if self._done.wait(GRACE_S):
             return
+        Spinner.drawing = True
         try:
             for frame in itertools.cycle(FRAMES):
                 os.write(terminal.STDERR, CLEAR + self._line(frame).encode(errors="replace"))
@@ -62,6 +71,8 @@ class Spinner:
             os.write(terminal.STDERR, CLEAR)
         except OSError:
             return  # the terminal has gone; the verb goes on and nobody is left to be told
+        finally:
+            Spinner.drawing = False
 
     def _line(self, frame: str) -> str:
         columns = os.get_terminal_size(terminal.STDERR).columns or 80

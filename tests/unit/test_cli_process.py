@@ -1,0 +1,112 @@
+"""The command as a process: signals, and standard descriptors that are closed, full or gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ramet.cli.signals import ENDING, Ending, TerminatedError
+
+HOST_STATUS = 8
+BROKEN_PIPE_STATUS = 141
+TIMEOUT_S = 30.0
+
+CLEANING = """
+import signal, sys
+from ramet.cli import signals
+signals.install()
+try:
+    print("ready", flush=True)
+    signal.pause()
+except KeyboardInterrupt as err:
+    print(type(err).__name__, flush=True)
+    sys.stdin.readline()                     # the other signals arrive before this
+    print("cleaned up", flush=True)
+"""
+
+
+def ramet(home: Path, redirections: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """Run it as a shell would with these redirections."""
+    script = f'exec "$@" {redirections}'
+    command = ["sh", "-c", script, "sh", sys.executable, "-m", "ramet.cli", "--home", str(home), *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.mark.parametrize("first", ENDING)
+def test_only_the_first_signal_raises(first: signal.Signals) -> None:
+    """A second Ctrl-C must not cut off the thaw that the first one began."""
+    with subprocess.Popen([sys.executable, "-c", CLEANING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(first)
+        raised = b"KeyboardInterrupt\n" if first == signal.SIGINT else b"TerminatedError\n"
+        assert child.stdout.readline() == raised
+        for number in ENDING:
+            child.send_signal(number)
+        out, _ = child.communicate(b"\n", timeout=TIMEOUT_S)
+    assert (child.returncode, out) == (0, b"cleaned up\n")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    script = "trap '' HUP; exec \"$@\""
+    code = "from ramet.cli import signals as s; s.install(); print(s.signal.getsignal(1) == s.signal.SIG_IGN)"
+    argv = ["sh", "-c", script, "sh", sys.executable, "-c", code]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+    assert said == "True\n"
+
+
+def test_a_termination_is_no_error_that_can_be_handled() -> None:
+    with pytest.raises(TerminatedError):
+        Ending()(signal.SIGTERM, None)
+    assert not issubclass(TerminatedError, Exception)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_descriptor_is_not_given_to_the_next_file(closed: str) -> None:
+    code = "import os; from ramet.cli import terminal; terminal.claim_standard_descriptors(); os._exit(os.open('/', 0))"
+    argv = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    assert subprocess.run(argv, timeout=TIMEOUT_S, check=False).returncode == 3
+
+
+@pytest.mark.parametrize("words", [("ls",), ("ls", "--json"), ("image", "ls"), ("doctor",)])
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path, words: tuple[str, ...], redirection: str) -> None:
+    done = ramet(tmp_path / "home", redirection, *words)
+    assert done.returncode == HOST_STATUS
+    assert done.stderr.startswith(b"ramet: error: Could not write to standard output: ")
+    assert len(done.stderr.splitlines()) == 1, "the interpreter complains once more"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_that_nobody_can_be_told_is_still_in_the_status(tmp_path: Path, redirection: str) -> None:
+    done = ramet(tmp_path / "home", redirection, "show", "web")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+
+
+@pytest.mark.parametrize("words", [("ls",), ("doctor",), ("doctor", "--json")])
+def test_a_reader_that_has_gone_ends_it_quietly(tmp_path: Path, words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "ramet.cli", "--home", str(tmp_path / "home"), *words]
+    with os.fdopen(writer) as gone:
+        done = subprocess.run(argv, stdout=gone, stderr=subprocess.PIPE, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE_STATUS, b"")
+
+
+def test_a_warning_of_the_library_is_one_line_for_a_person(tmp_path: Path) -> None:
+    """Without ``--debug`` logging would print it bare, and with control characters as they are."""
+    code = (
+        "import logging; from ramet.cli import context; context.make_host(None, print); "
+        "logging.getLogger('ramet.x').warning('hooks failed: %s', 'a\\x1b[2J')"
+    )
+    environment = {**os.environ, "RAMET_HOME": str(tmp_path / "home")}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    )
+    assert said.stderr == "ramet: warning: hooks failed: a\\x1b[2J\n"
