@@ -40,7 +40,7 @@ def streams() -> Iterator[bytes]:
     yield HELLO + wire.encode(Request.STDIN, wire.MAGIC + b"x" + wire.MAGIC[:3]) + wire.encode(Request.PING)
     yield HELLO + exec_request("half", "a", "frame")[:-9] + HELLO + wire.encode(Request.PING)
     yield b"noise" + wire.MAGIC + b"\x09" + EPOCH + HELLO + b"\x80garbage" + HELLO + wire.encode(0x3F)
-    yield HELLO + exec_request("cat") + wire.encode(Request.STDIN, bytes(9000)) * 30
+    yield HELLO + exec_request("cat") + wire.encode(Request.STDIN, bytes(9000)) * 6
 
 
 def late_streams() -> Iterator[tuple[bytes, bytes]]:
@@ -54,7 +54,7 @@ def late_streams() -> Iterator[tuple[bytes, bytes]]:
     )
     for start in (exec_request("cat"), limited, terminal):
         yield HELLO + start, late + wire.encode(Request.STDIN) + wire.encode(Request.PING)
-        yield HELLO + start, wire.encode(Request.STDIN, bytes(60_000)) * 5
+        yield HELLO + start, wire.encode(Request.STDIN, bytes(30_000)) * 3
         yield HELLO + start, HELLO + wire.encode(Request.PING)
 
 

@@ -214,15 +214,6 @@ int __wrap_pidfd_open(pid_t pid, unsigned flags)
     return child.pid_fd;
 }
 
-int __wrap_pidfd_send_signal(int fd, int number, siginfo_t *info, unsigned flags);
-int __wrap_pidfd_send_signal(int fd, int number, siginfo_t *info, unsigned flags)
-{
-    (void)info;
-    (void)flags;
-    CHECK(fd >= 0 && number == SIGKILL);
-    return 0;
-}
-
 int __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options);
 int __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 {

@@ -30,7 +30,7 @@ def fuzz(seconds: int, artifacts: Path, **variables: str) -> subprocess.Complete
 
 
 def test_nothing_is_found_in_a_few_seconds(tmp_path: Path) -> None:
-    done = fuzz(3, tmp_path)
+    done = fuzz(3, tmp_path, FUZZ_CFLAGS="-O0")
     assert done.returncode == 0, done.stdout + done.stderr
     executed = [int(count) for count in re.findall(r"stat::number_of_executed_units: (\d+)", done.stdout)]
     assert len(executed) == 2
@@ -39,7 +39,7 @@ def test_nothing_is_found_in_a_few_seconds(tmp_path: Path) -> None:
 
 
 def test_crash_is_a_failure_and_leaves_its_input(tmp_path: Path) -> None:
-    done = fuzz(2, tmp_path, FUZZ_CFLAGS="-DPLANTED_CRASH", FUZZ_TARGETS="parser:131072")
+    done = fuzz(2, tmp_path, FUZZ_CFLAGS="-O0 -DPLANTED_CRASH", FUZZ_TARGETS="parser:131072")
     assert done.returncode == 1
     [crash] = tmp_path.glob("fuzz-parser-crash-*")
     assert crash.stat().st_size >= 200

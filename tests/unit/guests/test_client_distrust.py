@@ -17,7 +17,7 @@ from ramet.errors import GuestError, GuestTimeoutError, NoSpaceError, RametError
 from ramet.guests import client as client_module
 from ramet.guests import transfer, wire
 from ramet.guests.client import AgentClient, GuestRefusedError
-from ramet.guests.wire import Reply, Request
+from ramet.guests.wire import Reply
 from tests.unit.guests.fake_agent import STARTED, FakeAgent, session
 
 MIB = 1 << 20
@@ -232,26 +232,6 @@ def test_memory_stays_bounded_whatever_is_sent() -> None:
         tracemalloc.stop()
     assert sent[0] > 20 * MIB
     assert peak < 8 * MIB
-
-
-def test_credit_beyond_the_window_is_no_credit() -> None:
-    """An agent that grants more than the window must not make the host send more than the window at once."""
-    received = [0]
-
-    def behave(agent: FakeAgent) -> None:
-        agent.greet()
-        agent.request()
-        agent.send(STARTED, *[wire.encode(Reply.WINDOW, b"\xff\xff\xff\xff")] * 10)
-        while received[0] < wire.STDIN_WINDOW:
-            kind, payload = agent.request()
-            assert kind == Request.STDIN
-            received[0] += len(payload)
-        agent.send(exit_reply(0, 0, 0))
-        agent.wait_for_hangup()
-
-    with session(behave) as client:
-        client.exec(["cat"], stdin=bytes(4 * MIB))
-    assert received[0] <= 2 * wire.STDIN_WINDOW
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

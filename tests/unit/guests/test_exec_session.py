@@ -84,6 +84,13 @@ def test_stdin_is_sent_up_to_the_window_and_goes_on_with_credit() -> None:
     assert script.sent[-1] == (Request.STDIN, b"")
 
 
+def test_credit_beyond_the_window_is_no_credit() -> None:
+    """An agent that grants too much does not make the host send, or hold, more than the window at once."""
+    script = Script([window(0xFFFFFFFF), window(0xFFFFFFFF)], [EXIT])
+    run(script, stdin=bytes(16 * wire.STDIN_WINDOW))
+    assert script.sent_before == [wire.STDIN_WINDOW, 2 * wire.STDIN_WINDOW]
+
+
 def test_descriptor_is_read_no_further_than_the_window() -> None:
     """What the guest does not take stays where it is."""
     read_fd, write_fd = os.pipe()

@@ -51,10 +51,11 @@ def test_all_busy_is_an_error_at_the_deadline(run_dir: Path) -> None:
     with ExitStack() as stack:
         for _ in range(AGENT_PORTS):
             stack.enter_context(closing(take_port(run_dir, deadline_s=1)))
-        begin = time.monotonic()
+        begin, before = time.monotonic(), open_descriptors()
         with pytest.raises(GuestTimeoutError, match=r"stayed busy for 0\.1 s"):
             take_port(run_dir, deadline_s=0.1)
         assert 0.1 <= time.monotonic() - begin < 2
+        assert open_descriptors() == before
 
 
 def test_port_that_becomes_free_is_taken(run_dir: Path) -> None:

@@ -13,8 +13,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define KILL_MS 1000   /* from SIGTERM to SIGKILL, past the time limit */
+#define KILL_MS 1000 /* from SIGTERM to SIGKILL, past the time limit */
+#ifndef LINGER_MS
 #define LINGER_MS 2000 /* what holds the pipes after the command's exit is listened to for no longer than this */
+#endif
 
 void exec_init(struct exec *e)
 {
@@ -44,7 +46,7 @@ static void fail_start(struct session *s, uint32_t step, int number)
     const struct command *cmd = &s->exec.command;
     snprintf(text, sizeof text, "%.300s: %s", step == STEP_CWD ? cmd->cwd : cmd->argv[0], strerror(number));
     reply_error(s, number, text);
-    if (s->exec.pid > 0)
+    if (s->exec.pid > 0 && !(s->exec.flags & FLAG_DETACH))
         reap_later(s->exec.pid);
     forget(s);
 }
@@ -115,26 +117,17 @@ static void read_report(struct session *s)
     if (got < 0)
         return;
     if (got == (ssize_t)sizeof report && report.step == STEP_NONE) {
-        if (e->flags & FLAG_DETACH && e->pid < 0 && report.pid > 0) {
-            e->pid = report.pid;
-            e->pid_fd = pidfd_open(e->pid, 0);
-        }
+        e->pid = report.pid;
         return;
     }
-    if (e->flags & FLAG_DETACH) {
-        pid_t pid = e->pid;
-        e->pid = -1; /* init reaps it */
-        if (got == 0 && pid > 0) {
-            e->pid = pid;
-            reply_started(s);
-            forget(s);
-            return;
-        }
-    }
-    if (got == 0 && e->pid > 0)
+    if (got > 0 || e->pid < 0) {
+        fail_start(s, got > 0 ? report.step : STEP_FORK, got > 0 ? report.error : EAGAIN);
+    } else if (e->flags & FLAG_DETACH) {
+        reply_started(s);
+        forget(s);
+    } else {
         begin_running(s);
-    else
-        fail_start(s, got == 0 ? STEP_FORK : report.step, got == 0 ? EAGAIN : report.error);
+    }
 }
 
 /* Look whether it exited, and leave it a zombie. All that it wrote itself is in its pipes by then. */
@@ -245,16 +238,13 @@ int64_t exec_wakes_ms(const struct session *s)
 void exec_cancel(struct session *s)
 {
     struct exec *e = &s->exec;
-    if (e->phase == EXEC_STARTING && e->flags & FLAG_DETACH) {
-        if (e->pid_fd >= 0)
-            pidfd_send_signal(e->pid_fd, SIGKILL, NULL, 0);
-    } else if (e->phase == EXEC_STARTING || e->phase == EXEC_RUNNING) {
-        /* our own put takes back what it has written */
-        int number = e->flags & FLAG_FILES ? SIGTERM : SIGKILL;
+    bool ours = !(e->flags & FLAG_DETACH); /* a detached one that has not begun sees that nobody listens, and ends */
+    if (ours && (e->phase == EXEC_STARTING || e->phase == EXEC_RUNNING)) {
+        int number = e->flags & FLAG_FILES ? SIGTERM : SIGKILL; /* our own put takes back what it has written */
         kill(-e->pid, number);
         kill(e->pid, number);
     }
-    if (e->phase != EXEC_NONE && !(e->flags & FLAG_DETACH))
+    if (ours && e->phase != EXEC_NONE)
         reap_later(e->pid);
     forget(s);
 }

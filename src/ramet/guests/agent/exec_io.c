@@ -29,10 +29,8 @@ void exec_pump_input(struct session *s)
             unwatch(s, &e->in_fd); /* it closed its stdin */
         }
     }
-    if (e->in_fd < 0) { /* what is left has no reader */
-        taken += e->input.len;
-        queue_clear(&e->input);
-    }
+    if (e->in_fd < 0)
+        queue_clear(&e->input); /* what is left has no reader, and its client gets no credit to send more */
     if (taken) {
         struct queue q = {0};
         if (put_int(&q, taken, 4))

@@ -150,7 +150,6 @@ enum event parser_next(struct parser *p)
     if (p->complete) {
         queue_clear(&p->message);
         p->complete = false;
-        p->type = 0;
     }
     find_hello(p);
     if (p->in_hello)

@@ -177,8 +177,6 @@ static void understand(struct session *s)
             s->closed = !s->serial;
             break;
         }
-        if (s->lost)
-            forget_client(s);
     }
 }
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -12,6 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#define REPORT_FD 3 /* in the child */
 
 extern char **environ;
 
@@ -42,26 +45,40 @@ static _Noreturn void fail_child(int report_fd, enum step step)
     _exit(put == (ssize_t)sizeof report ? 127 : 126);
 }
 
+/* Keep stdio and the report pipe, as descriptor 3, and nothing of the agent or of other sessions: a child that a frozen workload
+ * stops before its exec would hold their pipes open. */
+static bool keep_own_descriptors(const int stdio[3], int report_fd)
+{
+    for (int i = 0; i < 3; i++)
+        if (dup2(stdio[i], i) < 0)
+            return false;
+    if (report_fd != REPORT_FD && dup3(report_fd, REPORT_FD, O_CLOEXEC) < 0)
+        return false;
+    return close_range(REPORT_FD + 1, ~0u, 0) == 0;
+}
+
 /* In the child. If the workload is frozen it stays in workload_join until the thaw. */
 static _Noreturn void become(const struct command *cmd, const int stdio[3], int report_fd)
 {
     struct report report = {.pid = getpid()};
+    struct pollfd listener = {.fd = REPORT_FD}; /* POLLERR once its reading end is closed */
     reset_signals();
     setsid();
-    if (write(report_fd, &report, sizeof report) != (ssize_t)sizeof report)
-        _exit(126); /* nobody is left to hear of it */
+    if (!keep_own_descriptors(stdio, report_fd))
+        fail_child(report_fd, STEP_STDIO);
+    if (write(REPORT_FD, &report, sizeof report) != (ssize_t)sizeof report)
+        _exit(126);
     unprotect_from_oom();
     if ((errno = workload_join()) != 0)
-        fail_child(report_fd, STEP_WORKLOAD);
-    for (int i = 0; i < 3; i++)
-        if (dup2(stdio[i], i) < 0)
-            fail_child(report_fd, STEP_STDIO);
+        fail_child(REPORT_FD, STEP_WORKLOAD);
+    if (poll(&listener, 1, 0) != 0)
+        _exit(126); /* the client went away while the workload was frozen */
     if (cmd->flags & FLAG_PTY && ioctl(0, TIOCSCTTY, 0) < 0)
-        fail_child(report_fd, STEP_STDIO);
+        fail_child(REPORT_FD, STEP_STDIO);
     if (cmd->cwd[0] && chdir(cmd->cwd) < 0)
-        fail_child(report_fd, STEP_CWD);
+        fail_child(REPORT_FD, STEP_CWD);
     execve(cmd->program, cmd->argv, cmd->envp);
-    fail_child(report_fd, STEP_EXEC);
+    fail_child(REPORT_FD, STEP_EXEC);
 }
 
 /* The terminal's two sides: the master is ours to write to and, as a second descriptor, to read from. */
