@@ -97,6 +97,7 @@ def test_a_verb_whose_target_is_reached_succeeds_and_says_so(ramet: CommandLine,
     assert ramet.text("stop", "web") == "web: stopped (already stopped)\n"
 
 
+@on_one_file_system
 def test_forks_from_every_source(host: Host, ramet: CommandLine, running: InstanceInfo) -> None:
     report = ramet.json("fork", "web", "-n", "2", "--start")
     assert [(made["name"], made["state"]) for made in report["instances"]] == [
