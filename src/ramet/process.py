@@ -30,6 +30,7 @@ from ramet.model import VmmProcess
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
 
+YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
@@ -152,7 +153,8 @@ def _communicate(child: subprocess.Popen[bytes], stdin: bytes | None, timeout_s:
 
 
 def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: Path) -> VmmProcess:
-    """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path``, no core dumps.
+    """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path``, no core dumps from the moment
+    that this returns.
 
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
@@ -175,12 +177,14 @@ def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: 
                 cwd=cwd,
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
-                preexec_fn=_prepare_vmm,
+                preexec_fn=_prepare_vmm if _needs_preparing() else None,
             )
         finally:
             os.close(log_fd)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
+    with suppress(ProcessLookupError):
+        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
     stat = _stat(child.pid)
     assert stat is not None, "a child is there, if only as a zombie, until we reap it"
     vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())
@@ -307,8 +311,17 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _needs_preparing() -> bool:
+    """Whether anything is to be done between fork and exec. With nothing, subprocess starts a child by vfork(2), and the page
+    tables of a whole Python are not copied.
+    """
+    reset_by_subprocess = {signal.SIGPIPE, signal.SIGXFSZ}
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return bool(ignored - reset_by_subprocess or blocked or (os.geteuid() != 0 and YAMA_PTRACE_SCOPE.exists()))
+
+
 def _prepare_vmm() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Without Yama the kernel answers EINVAL, and nothing is needed then.
     if _libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
         os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")

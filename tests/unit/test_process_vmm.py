@@ -70,14 +70,15 @@ def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     tmp_path: Path, spawned: Callable[..., VmmProcess]
 ) -> None:
     """H76: a core dump would write a guest's memory to the host."""
-    vmm = spawned(["sh", "-c", "pwd; ulimit -c; echo ready; exec sleep 600"])
+    vmm = spawned(["sh", "-c", "pwd; echo ready; exec sleep 600"])
+    assert resource.prlimit(vmm.pid, resource.RLIMIT_CORE) == (0, 0)
     wait_for_log(tmp_path, "ready")
     assert os.getsid(vmm.pid) == vmm.pid != os.getsid(0)
     log = str(tmp_path / "vmm.log")
     wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log})
     first, *rest = (tmp_path / "vmm.log").read_text().splitlines()
-    assert first == "$ sh -c 'pwd; ulimit -c; echo ready; exec sleep 600'", "a person can replay it"
-    assert rest == [str(tmp_path), "0", "ready"]
+    assert first == "$ sh -c 'pwd; echo ready; exec sleep 600'", "a person can replay it"
+    assert rest == [str(tmp_path), "ready"]
     assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
 
 

@@ -26,7 +26,7 @@ DIGEST_ABBREVIATED = 8
 DESCRIPTION = "image.json"
 UNFINISHED = ".build-"
 TRASH = ".trash-"
-CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t random.trust_cpu=on"
+CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t random.trust_cpu=on rcupdate.rcu_expedited=1"
 KNOWN_NAMES = ("micro",)
 Say = Callable[[str], None]
 

@@ -156,7 +156,8 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
         instance.change(durable=False, vmm=vmm)
         try:
             _wait_for_agent(instance, timeout_s)
-            guest.give_identity(paths.run, record, generation=record.generation + 1)
+            with guest.identified(paths.run, record, generation=record.generation + 1):
+                pass  # nothing was frozen
         except (GuestError, VmmError) as err:
             raise LaunchError(
                 f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",

@@ -69,8 +69,9 @@ def frozen(monitor: Monitor, run_dir: Path, *, already: bool) -> Iterator[None]:
         unfreeze(monitor, run_dir)
 
 
-def give_identity(run_dir: Path, record: InstanceRecord, *, generation: int) -> None:
-    """Reseed the guest's randomness, set its clock, host name and machine-id. Nothing is thawed.
+@contextmanager
+def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Iterator[AgentClient]:
+    """Reseed the guest's randomness, set its clock, host name and machine-id; the session goes on in the block. Thaws nothing.
 
     Raises:
         GuestError: if it did not acknowledge: its workload is still frozen and must not be let run.
@@ -83,5 +84,6 @@ def give_identity(run_dir: Path, record: InstanceRecord, *, generation: int) -> 
             seed=os.urandom(64),
             timeout_s=IDENTITY_DEADLINE_S,
         )
-    if failed:
-        log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
+        if failed:
+            log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
+        yield agent

@@ -135,17 +135,17 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
     generation = record.generation + 1
     with instance.driver.connect(run_dir) as monitor:
         monitor.resume_vcpus()
-    guest.give_identity(run_dir, record, generation=generation)
-    instance.change(
-        state=State.RUNNING,
-        failure=None,
-        failure_detail=None,
-        snapshot=manifest.id,
-        mapped_snapshot=manifest.id,
-        diff_base=manifest.id,
-        generation=generation,
-    )
-    guest.thaw(run_dir)
+    with guest.identified(run_dir, record, generation=generation) as agent:
+        instance.change(
+            state=State.RUNNING,
+            failure=None,
+            failure_detail=None,
+            snapshot=manifest.id,
+            mapped_snapshot=manifest.id,
+            diff_base=manifest.id,
+            generation=generation,
+        )
+        agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
 
 
 def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:

@@ -43,25 +43,26 @@ class Descriptor:
 
 def mappings(pid: int) -> list[Mapping]:
     """All mappings, in address order; none for a process that has ended and was not reaped yet."""
-    found = []
-    # Bytes, split at newlines alone: the kernel escapes no other character, and str knows more line ends (CR, VT, U+2028).
-    for line in Path(f"/proc/{pid}/maps").read_bytes().removesuffix(b"\n").split(b"\n"):
-        if not line:
-            continue
-        span, perms, offset, dev, ino, *rest = line.split(maxsplit=5)
-        start, _, end = span.partition(b"-")
-        found.append(
-            Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                perms=perms.decode("ascii"),
-                offset=int(offset, 16),
-                dev=dev.decode("ascii"),
-                ino=int(ino),
-                path=os.fsdecode(rest[0]) if rest else "",
-            )
-        )
-    return found
+    return [_parse(line) for line in _maps_lines(pid)]
+
+
+def _maps_lines(pid: int) -> list[bytes]:
+    """Bytes, split at newlines alone: the kernel escapes no other character, and str knows more line ends (CR, VT, U+2028)."""
+    return [line for line in Path(f"/proc/{pid}/maps").read_bytes().split(b"\n") if line]
+
+
+def _parse(line: bytes) -> Mapping:
+    span, perms, offset, dev, ino, *rest = line.split(maxsplit=5)
+    start, _, end = span.partition(b"-")
+    return Mapping(
+        start=int(start, 16),
+        end=int(end, 16),
+        perms=perms.decode("ascii"),
+        offset=int(offset, 16),
+        dev=dev.decode("ascii"),
+        ino=int(ino),
+        path=os.fsdecode(rest[0]) if rest else "",
+    )
 
 
 def printed_device(fd: int) -> str:
@@ -84,7 +85,9 @@ def mappings_of_file(pid: int, path: Path) -> list[Mapping]:
         own = _printed(fd)
     finally:
         os.close(fd)
-    return [mapping for mapping in mappings(pid) if mapping.ino == own.ino and mapping.dev == own.dev]
+    shown = f" {own.dev} {own.ino} ".encode()  # a VMM has hundreds of mappings, and few lines hold this
+    found = (_parse(line) for line in _maps_lines(pid) if shown in line)
+    return [mapping for mapping in found if mapping.ino == own.ino and mapping.dev == own.dev]
 
 
 def _printed(fd: int) -> Mapping:
@@ -95,7 +98,9 @@ def _printed(fd: int) -> Mapping:
         raise OSError(errno.EINVAL, "an empty file cannot be mapped")
     with mmap.mmap(fd, 1, mmap.MAP_PRIVATE) as page:  # read and write: ctypes gives no address of a read-only one
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        return next(mapping for mapping in mappings(os.getpid()) if mapping.start <= address < mapping.end)
+        # A line that begins with our address: nothing maps offset -1, which the kernel could have joined it with.
+        begins = f"{address:08x}-".encode()
+        return next(_parse(line) for line in _maps_lines(os.getpid()) if line.startswith(begins))
 
 
 def open_descriptors(pid: int) -> list[Descriptor]:

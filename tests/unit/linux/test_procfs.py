@@ -92,11 +92,14 @@ def test_the_same_inode_number_on_another_device_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_file(tmp_path / "file", 2)
-    real = procfs.mappings
-    elsewhere = procfs.Mapping(
-        start=0, end=8192, perms="rw-p", offset=0, dev="ff:ff", ino=path.stat().st_ino, path=str(path)
-    )
-    monkeypatch.setattr(procfs, "mappings", lambda pid: [elsewhere] if pid == 1 else real(pid))
+    inode = path.stat().st_ino
+    with path.open("rb") as stream:
+        device = procfs.printed_device(stream.fileno())
+    real = procfs._maps_lines
+    looks_like_it = f"/a {device} {inode} /b"
+    elsewhere = f"1000-3000 rw-p 00000000 ff:ff {inode} {looks_like_it}".encode()
+    monkeypatch.setattr(procfs, "_maps_lines", lambda pid: [elsewhere] if pid == 1 else real(pid))
+    assert [mapping.dev for mapping in procfs.mappings(1)] == ["ff:ff"]
     assert procfs.mappings_of_file(1, path) == []
 
 

@@ -26,7 +26,7 @@ BUILD = VmmBuild(
     version="Debian 1:7.2+dfsg-7",
     accelerator=Accelerator.TCG,
     machine="microvm",
-    cpu_model="max",
+    cpu_model="max,erms=off,fsrm=off",
     devices="d1ge57",
 )
 
