@@ -33,6 +33,8 @@ def first(source: Source, *, rounds: int) -> Table:
     for sync in (True, False):
         sides += [partial(_capture, source, sync=sync), partial(_migrate, source, sync=sync)]
     found = alternate(sides, rounds=rounds)
+    _save_stream(source, sync=False)
+    os.sync()
     clock = watch()
     source.host.standby(source.name)
     found.add({STANDBY: clock.total()})
@@ -77,10 +79,15 @@ def _capture(source: Source, *, sync: bool) -> Sample:
 
 
 def _migrate(source: Source, *, sync: bool) -> Sample:
+    seconds = _save_stream(source, sync=sync)
+    source.stream.unlink()  # as the full snapshot is removed: the next side finds as much memory free
+    return {MIGRATE + SYNCED[sync]: seconds}
+
+
+def _save_stream(source: Source, *, sync: bool) -> float:
     info = source.host.get(source.name)
     assert info.live_disk is not None
-    seconds = stream.save(Path(info.run_dir), Path(info.live_disk), source.stream, sync=sync)
-    return {MIGRATE + SYNCED[sync]: seconds}
+    return stream.save(Path(info.run_dir), Path(info.live_disk), source.stream, sync=sync)
 
 
 def later(sources: Sequence[Source], *, dirty_mib: Sequence[int], rounds: int) -> list[Table]:

@@ -36,7 +36,7 @@ def take_port(run_dir: Path, *, deadline_s: float) -> Port:
     """Take a free port and connect to it.
 
     Raises:
-        GuestTimeoutError: if all ports stay busy for ``deadline_s``.
+        GuestTimeoutError: if all ports stay busy for ``deadline_s``, or the VMM hangs.
         VmmDiedError: if nobody listens: the VMM is gone.
     """
     try:
@@ -47,7 +47,13 @@ def take_port(run_dir: Path, *, deadline_s: float) -> Port:
             hint="Wait for other commands on this instance to end.",
         ) from err
     try:
-        return Port(connect_in(run_dir, f"agent{number}.sock"), lock_fd)
+        return Port(connect_in(run_dir, f"agent{number}.sock", deadline_s=deadline_s), lock_fd)
+    except TimeoutError as err:
+        os.close(lock_fd)
+        raise GuestTimeoutError(
+            f"The VMM hangs: its agent port {number} has accepted no connection for {deadline_s:g} s.",
+            hint="`ramet stop --force` ends it.",
+        ) from err
     except OSError as err:
         os.close(lock_fd)
         raise VmmDiedError(f"The VMM is gone: its agent port does not answer ({err.strerror}).") from err

@@ -6,11 +6,15 @@ wherever the directory is.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+CONNECT_DEADLINE_S = 10.0
 
 
 @contextmanager
@@ -37,13 +41,29 @@ def listen_in(directory: Path, name: str) -> socket.socket:
     return sock
 
 
-def connect_in(directory: Path, name: str) -> socket.socket:
-    """Return a stream socket connected to ``directory/name``."""
+def connect_in(directory: Path, name: str, *, deadline_s: float = CONNECT_DEADLINE_S) -> socket.socket:
+    """Return a stream socket connected to ``directory/name``.
+
+    Raises:
+        TimeoutError: if the listener's backlog stays full for ``deadline_s`` seconds: its process hangs.
+        OSError: if nobody listens.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # connect(2) would wait for ever; the time limit for sending is also its own, and passes with EAGAIN (unix(7), socket(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(max(deadline_s, 0.001)))
         with _short(directory, name) as path:
             sock.connect(path)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
+    except BlockingIOError as err:
+        sock.close()
+        raise TimeoutError(errno.ETIMEDOUT, f"it has accepted no connection for {deadline_s:g} s", name) from err
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval; no time at all means no limit."""
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))

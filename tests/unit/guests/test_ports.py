@@ -114,6 +114,17 @@ def test_socket_that_nobody_holds(tmp_path: Path) -> None:
         take_port(tmp_path, deadline_s=1)
 
 
+def test_vmm_that_hangs_does_not_keep_its_clients_for_ever(run_dir: Path) -> None:
+    """Connections that nobody accepts fill the backlogs; a blocking connect(2) would then never return."""
+
+    def use_ports() -> None:
+        for _ in range(3 * AGENT_PORTS):
+            take_port(run_dir, deadline_s=0.05).close()
+
+    with pytest.raises(GuestTimeoutError, match="The VMM hangs"):
+        use_ports()
+
+
 def test_directory_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(VmmDiedError, match="is gone"):
         take_port(tmp_path / "nowhere", deadline_s=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,25 @@ def test_no_listener_no_socket_no_directory_are_os_errors_and_leak_nothing(deep:
     with pytest.raises(ConnectionRefusedError):
         connect_in(deep, "file")
     assert own_descriptors() == before
+
+
+def test_a_listener_that_accepts_nothing_is_not_waited_for_for_ever(deep: Path) -> None:
+    """Clients that were killed fill the backlog of a VMM that hangs."""
+    before = own_descriptors()
+    with ExitStack() as stack:
+        stack.enter_context(listen_in(deep, "vmm.sock"))
+        for _ in range(2):
+            stack.enter_context(connect_in(deep, "vmm.sock"))
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="has accepted no connection"):
+            connect_in(deep, "vmm.sock", deadline_s=0.1)
+        assert 0.05 < time.monotonic() - began < 5
+    assert own_descriptors() == before
+
+
+def test_a_connection_has_no_time_limit_for_sending(deep: Path) -> None:
+    with listen_in(deep, "vmm.sock"), connect_in(deep, "vmm.sock", deadline_s=0.1) as client:
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16) == bytes(16)
 
 
 def test_sockets_are_not_inherited_unless_told(deep: Path) -> None:

@@ -51,7 +51,13 @@ class QmpMonitor:
         self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
         self._client.register_listener(self._events)
         try:
-            sock = connect_in(run_dir, QMP_SOCKET)
+            sock = connect_in(run_dir, QMP_SOCKET, deadline_s=deadline_s)
+        except TimeoutError as err:
+            self._loop.close()
+            raise VmmError(
+                f"QEMU hangs: {run_dir / QMP_SOCKET} has accepted no connection for {deadline_s:g} s.",
+                hint="`ramet stop --force` ends it.",
+            ) from err
         except OSError as err:
             self._loop.close()
             raise VmmDiedError(f"Could not reach QEMU at {run_dir / QMP_SOCKET}: {err.strerror}.") from err
