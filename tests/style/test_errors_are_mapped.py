@@ -27,7 +27,7 @@ BY_THE_LAYER = {
     "TimeoutError": ("process.py", "linux/unixsock.py"),
     "click.UsageError": ("cli",),
 }
-"""Raised as they are there, and translated by whoever calls: linux/ raises OSError only (TimeoutError is one), wait_until TimeoutError."""
+"""Raised as they are there, and translated by whoever calls: a TimeoutError is an OSError, which is all that linux/ raises."""
 
 
 def test_every_exception_class_is_in_the_tree() -> None:

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from ramet import Host
-from ramet.errors import CorruptError, NoSpaceError
+from ramet.errors import CorruptError, GuestError, NoSpaceError
+from ramet.guests.client import AgentClient
 from ramet.instances import guest
 from ramet.model import Failure, InstanceInfo, State
 from ramet.store import atomic
@@ -62,6 +63,51 @@ def test_a_guest_left_frozen_is_thawed_by_the_next_command(
     assert _record(host, running)["pending"] is None
     set_marks(host, "web", "ram-later", "disk-later")
     assert marks(host, "web") == ("ram-later", "disk-later")
+
+
+@pytest.mark.parametrize("rolls_back", [False, True], ids=["waking", "rolling back"])
+def test_a_restore_whose_thaw_fails_did_not_happen(
+    host: Host, running: InstanceInfo, monkeypatch: pytest.MonkeyPatch, rolls_back: bool
+) -> None:
+    """The record says running by then: the workload must not run before that is durable."""
+    if rolls_back:
+        host.snapshot_create("web", "golden")
+        set_marks(host, "web", "ram-later", "disk-later")
+        host.stop("web")
+    else:
+        host.standby("web")
+    before = host.get("web")
+
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise GuestError("no thaw today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AgentClient, "thaw", refuse)
+        with pytest.raises(GuestError, match="no thaw today"):
+            host.restore("web", snapshot="golden" if rolls_back else None, discard_disk=rolls_back)
+    after = host.get("web")
+    assert (after.state, after.failure, after.snapshot) == (before.state, None, before.snapshot)
+    if rolls_back:
+        host.start("web")
+        assert sh(host, "web", "cat /data/mark") == "disk-later"
+    else:
+        host.restore("web")
+        assert marks(host, "web") == ("ram-source", "disk-source")
+
+
+def test_a_rollback_killed_when_it_had_happened_keeps_its_disk(host: Host, running: InstanceInfo) -> None:
+    """Killed between the record, which says running, and the removal of the disk that had been set aside."""
+    host.snapshot_create("web", "golden")
+    set_marks(host, "web", "ram-later", "disk-later")
+    host.restore("web", snapshot="golden", discard_memory=True, discard_disk=True)
+    instance = host.home / "instances" / running.id
+    aside = instance / "work" / "disk.before-rollback.raw"
+    aside.write_bytes(b"the disk of before")
+    (instance / "instance.json").write_bytes(msgspec.json.encode({**_record(host, running), "pending": "restore"}))
+    host.stop("web", force=True)
+    assert not aside.exists()
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark") == "disk-source"
 
 
 def test_a_sleep_whose_record_cannot_be_written_did_not_happen(

@@ -252,7 +252,10 @@ class Locked:
         Raises:
             HostError: if it could not be written; the record is as it was.
         """
-        record = msgspec.structs.replace(self.record, **fields)
+        return self.put_back(msgspec.structs.replace(self.record, **fields), durable=durable)
+
+    def put_back(self, record: InstanceRecord, *, durable: bool = True) -> InstanceRecord:
+        """Make ``record`` the instance's record: all of it, as ``change`` does with some."""
         with host_errors(f"record the state of {record.name!r}"):
             atomic.write_json(self.paths.record, record, durable=durable)
         self.record = record  # only what was written is believed

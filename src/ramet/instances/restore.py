@@ -110,13 +110,14 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
         derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
         memory = _memory_to_map(instance, snapshot)
         spec = launch_spec(instance, memory=memory, boot=None, vmstate=snapshot.vmstate)
+        asleep = instance.record
         vmm = instance.driver.load(spec)
         try:
             instance.change(durable=False, vmm=vmm)
             _let_run(instance, manifest)
         except BaseException:
             process.kill_and_wait(vmm)
-            instance.change(durable=False, vmm=None)
+            instance.put_back(asleep)  # it may say running already, if only the thaw has failed
             raise
     except BaseException:
         live_files.clear(paths, keep_disk=False)
