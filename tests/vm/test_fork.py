@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
-from ramet.errors import ConflictError, StateError
+from ramet.errors import ConflictError, InUseError, StateError
 from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo, Method, State
 from ramet.process import wait_until
@@ -41,6 +41,18 @@ def test_siblings_write_the_same_pages_and_blocks(host: Host, standby: InstanceI
     assert fingerprints(snapshot_dir(host, "web")) == before
     host.restore("web")
     assert marks(host, "web") == ("ram-source", "disk-source")
+
+
+@pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
+def test_an_image_stays_while_an_instance_or_a_named_snapshot_boots_it(host: Host, standby: InstanceInfo) -> None:
+    """A fork of the snapshot wakes without the image, but could never be started again."""
+    host.snapshot_create("web", "golden")
+    with pytest.raises(InUseError, match="in use by web, snapshot:golden"):
+        host.image_remove("micro")
+    host.remove("web")
+    with pytest.raises(InUseError, match="in use by snapshot:golden"):
+        host.image_remove("micro")
+    assert [names for _, names in host.image_list()] == [("micro",)]
 
 
 def test_a_chain_of_forks_survives_the_loss_of_its_middle_and_its_source(host: Host, standby: InstanceInfo) -> None:

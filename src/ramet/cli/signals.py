@@ -40,7 +40,11 @@ class Ending:
 
 
 def install() -> None:
-    """Let the first ending signal raise. One that nohup(1), or a shell for a job in the background, ignores stays ignored."""
+    """Let the first ending signal raise. One that nohup(1), or a shell for a job in the background, ignores stays ignored.
+
+    SIGCHLD does not: with it ignored, wait(2) tells nobody how a helper ended.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ending = Ending()
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:

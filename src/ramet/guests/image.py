@@ -76,6 +76,23 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
     return _load(images_dir / digest)
 
 
+def locate(images_dir: Path, name_or_digest: str) -> Path:
+    """The directory of an image, damaged or not.
+
+    Raises:
+        NotFoundError: saying how to build it.
+    """
+    config.check_name(name_or_digest, what="image")
+    tag = images_dir / "tags" / name_or_digest
+    digest = tag.read_text().strip() if tag.is_file() else name_or_digest
+    if len(digest) >= DIGEST_ABBREVIATED and not (images_dir / digest).is_dir():
+        starts = [path.name for path in images_dir.glob(f"{digest}*") if path.is_dir()]
+        digest = starts[0] if len(starts) == 1 else digest
+    if not (images_dir / digest / DESCRIPTION).exists():
+        raise NotFoundError(f"There is no image {name_or_digest!r}.", hint="Build it: ramet image build")
+    return images_dir / digest
+
+
 def resolve(images_dir: Path, name_or_digest: str) -> tuple[Image, Path]:
     """An image by name, digest, or the digest's first digits (8 at least), and its directory.
 
@@ -83,7 +100,7 @@ def resolve(images_dir: Path, name_or_digest: str) -> tuple[Image, Path]:
         NotFoundError: saying how to build it.
         CorruptError: if its description is damaged.
     """
-    directory = _locate(images_dir, name_or_digest)
+    directory = locate(images_dir, name_or_digest)
     return _load(directory), directory
 
 
@@ -102,15 +119,15 @@ def remove(images_dir: Path, name_or_digest: str, *, in_use_by: Sequence[str]) -
     """Delete an image and its names, also one that is damaged.
 
     Raises:
-        InUseError: if instances were created with it.
+        InUseError: if anything boots it.
     """
-    directory = _locate(images_dir, name_or_digest)
+    directory = locate(images_dir, name_or_digest)
     digest = directory.name
     if in_use_by:
         raise InUseError(
             f"Image {digest} is in use by {', '.join(in_use_by)}.",
             dependents=in_use_by,
-            hint="They boot it when they are started: remove them first.",
+            hint="They, or their forks, boot it when they are started: remove them first.",
         )
     with host_errors(f"delete the image {digest}"):
         for tag in (images_dir / "tags").glob("*"):
@@ -118,18 +135,6 @@ def remove(images_dir: Path, name_or_digest: str, *, in_use_by: Sequence[str]) -
                 tag.unlink()
         _delete(directory)
         _sweep(images_dir)
-
-
-def _locate(images_dir: Path, name_or_digest: str) -> Path:
-    config.check_name(name_or_digest, what="image")
-    tag = images_dir / "tags" / name_or_digest
-    digest = tag.read_text().strip() if tag.is_file() else name_or_digest
-    if len(digest) >= DIGEST_ABBREVIATED and not (images_dir / digest).is_dir():
-        starts = [path.name for path in images_dir.glob(f"{digest}*") if path.is_dir()]
-        digest = starts[0] if len(starts) == 1 else digest
-    if not (images_dir / digest / DESCRIPTION).exists():
-        raise NotFoundError(f"There is no image {name_or_digest!r}.", hint="Build it: ramet image build")
-    return images_dir / digest
 
 
 def _is_whole(directory: Path, vmlinux: bytes, initrd: bytes) -> bool:
@@ -182,9 +187,7 @@ def _publish(images_dir: Path, image: Image, vmlinux: bytes, initrd: bytes) -> N
 
 
 def _load(directory: Path) -> Image:
-    image = atomic.read_json(directory / DESCRIPTION, Image)
-    if image.format_version != IMAGE_FORMAT_VERSION:
-        raise CorruptError(f"{directory} has image format {image.format_version}, unknown to this Ramet.")
+    image = atomic.read_json(directory / DESCRIPTION, Image, format_version=IMAGE_FORMAT_VERSION)
     for name in (image.kernel, image.initrd):
         if not (directory / name).is_file():
             raise CorruptError(f"Image {image.digest} has lost its {name}.", hint="Build it again: ramet image build")

@@ -99,11 +99,9 @@ class Store:
         """
         path = self.paths.instance(instance_id).record
         try:
-            record = atomic.read_json(path, InstanceRecord)
+            record = atomic.read_json(path, InstanceRecord, format_version=INSTANCE_FORMAT_VERSION)
         except FileNotFoundError as err:
             raise NotFoundError(f"There is no instance {instance_id!r}.", hint="`ramet ls` lists them.") from err
-        if record.format_version != INSTANCE_FORMAT_VERSION:
-            raise CorruptError(f"{path} has format version {record.format_version}, unknown to this Ramet.")
         if record.id != instance_id:
             raise CorruptError(f"{path} is the record of {record.id!r}: files were moved by hand.")
         return record

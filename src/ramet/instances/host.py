@@ -65,10 +65,9 @@ class Host:
         return images.list_images(self._store.paths.images)
 
     def image_remove(self, name_or_digest: str) -> None:
-        """Delete an image that no instance was created with."""
-        image, _ = images.resolve(self._store.paths.images, name_or_digest)
-        used_by = [record.name for record in self._store.records() if record.image == image.digest]
-        images.remove(self._store.paths.images, name_or_digest, in_use_by=used_by)
+        """Delete an image, also a damaged one, that no instance and no named snapshot boots."""
+        digest = images.locate(self._store.paths.images, name_or_digest).name
+        images.remove(self._store.paths.images, digest, in_use_by=inspect.users_of_image(self._store, digest))
 
     # -- life -------------------------------------------------------------------------------------------------
 

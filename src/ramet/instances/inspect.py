@@ -13,6 +13,7 @@ from ramet.instances.context import Store
 from ramet.instances.standby import mapped_file
 from ramet.linux import extents, procfs
 from ramet.model import DiskUse, Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State
+from ramet.snapshots import manifest as manifests
 from ramet.store import names
 
 
@@ -30,6 +31,19 @@ def all_instances(store: Store) -> list[InstanceInfo]:
         with suppress(NotFoundError):  # removed meanwhile
             found.append(info(store, observe.look(store, record.id), references))
     return found + [_damaged(store, instance_id, err) for instance_id, err in sorted(damaged.items())]
+
+
+def users_of_image(store: Store, digest: str) -> tuple[str, ...]:
+    """The instances that boot an image when they are started, and the named snapshots whose forks do.
+
+    Raises:
+        CorruptError: if a record or a manifest cannot be read: what it needs is unknown.
+    """
+    users = [record.name for record in store.records() if record.image == digest]
+    for name, snapshot_id in names.all_names(store.paths.snapshot_names).items():
+        if manifests.load(store.paths.snapshot(snapshot_id)).image == digest:
+            users.append(f"snapshot:{name}")
+    return tuple(users)
 
 
 def _damaged(store: Store, instance_id: str, err: CorruptError) -> InstanceInfo:

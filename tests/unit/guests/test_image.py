@@ -196,7 +196,7 @@ def test_image_of_another_format_is_refused(build: Callable[[], Image], images_d
     text = path.read_text().replace('"format_version": 1', '"format_version": 9')
     path.unlink()
     path.write_text(text)
-    with pytest.raises(CorruptError, match="format 9"):
+    with pytest.raises(CorruptError, match="format version 9"):
         image.resolve(images_dir, "micro")
 
 
