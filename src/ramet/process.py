@@ -18,8 +18,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,6 +35,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.002
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,6 +69,22 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) ->
             raise TimeoutError(what)
         select.select([], [], [], min(pause, left))
         pause = min(pause * 1.5, 0.1)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Keep Ctrl-C, SIGTERM and SIGHUP waiting while the block runs, and let them in at its end: for short steps that must not be
+    left half done, and for every fork: Python prints and forgets what a handler raises while it runs the hooks of
+    ``os.register_at_fork``, of which logging has one. Python runs handlers in the main thread alone; in another one this does
+    nothing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        # A handler of a signal that came before this may raise here: hence inside the try.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def find_program(name: str, *, package: str) -> str:
@@ -111,9 +128,27 @@ def run(
         )
     log.debug("run: %s", shlex.join(argv))
     try:
-        child = subprocess.Popen(
+        with ExitStack() as held:
+            held.enter_context(signals_held())
+            child = _start_helper(argv, cwd, env, has_stdin=stdin is not None)
+            stdout, raw_stderr = _communicate(child, stdin, timeout_s, held)
+    except subprocess.TimeoutExpired as err:
+        raise HostError(f"{shlex.join(argv)} did not end within {timeout_s:g} s and was killed.") from err
+    stderr = raw_stderr.decode(errors="replace")
+    if child.returncode != 0:
+        raise CommandError(
+            f"{argv[0]} failed.", argv=argv, status=child.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
+        )
+    return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
+
+
+def _start_helper(
+    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, *, has_stdin: bool
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd,
@@ -129,22 +164,15 @@ def run(
         ) from err
     except OSError as err:
         raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
-    try:
-        stdout, raw_stderr = _communicate(child, stdin, timeout_s)
-    except subprocess.TimeoutExpired as err:
-        raise HostError(f"{shlex.join(argv)} did not end within {timeout_s:g} s and was killed.") from err
-    stderr = raw_stderr.decode(errors="replace")
-    if child.returncode != 0:
-        raise CommandError(
-            f"{argv[0]} failed.", argv=argv, status=child.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
-        )
-    return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
 
 
-def _communicate(child: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float) -> tuple[bytes, bytes]:
+def _communicate(
+    child: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float, held: ExitStack
+) -> tuple[bytes, bytes]:
     """Feed and drain a helper; whatever goes wrong, Ctrl-C included, its group is killed and it is reaped."""
     with child:
         try:
+            held.close()  # a signal that came meanwhile raises here, where it is known whom to kill
             return child.communicate(stdin, timeout=timeout_s)
         except BaseException:
             with suppress(ProcessLookupError):
@@ -309,6 +337,7 @@ def _die_with_parent(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)  # what ``signals_held`` blocks it would inherit
 
 
 def _needs_preparing() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,30 @@ def test_wait_until_asks_at_least_once_and_ends_in_time() -> None:
 def test_wait_until_passes_what_the_fact_raises() -> None:
     with pytest.raises(ZeroDivisionError):
         process.wait_until(lambda: 1 // 0, 20, what="it")
+
+
+INTERRUPTED_FORK = """
+import os, signal
+from ramet import process
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    process.run(["sleep", "600"], timeout_s=30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interruption_in_the_middle_of_a_fork_is_not_forgotten() -> None:
+    """Python ignores what a handler raises while the hooks of a fork run; the helper is killed, since we do not wait for it."""
+    argv = [sys.executable, "-c", INTERRUPTED_FORK]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+def test_held_signals_come_at_the_end_of_the_block() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), process.signals_held():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end")
+    assert reached == ["the end"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
