@@ -24,6 +24,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a lost conne
 
 T = TypeVar("T")
 QMP_SOCKET = "qmp.sock"
+CANCEL_S = 2.0
 
 
 class _Status(msgspec.Struct):
@@ -47,6 +48,7 @@ class QmpMonitor:
         """
         self._timeout_s = deadline_s
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_leftover)
         self._client = QMPClient("ramet")
         self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
         self._client.register_listener(self._events)
@@ -81,10 +83,11 @@ class QmpMonitor:
         if self._loop.is_closed():
             return
         try:
-            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 2.0))
+            self._finish(self._client.disconnect(), 2.0)
         except (TimeoutError, QMPError, OSError, EOFError) as err:
             log.debug("QMP disconnect: %s", err)
-        self._loop.close()
+        finally:
+            self._loop.close()
 
     def command(self, name: str, **arguments: object) -> object:
         """Run one command and return its result.
@@ -148,10 +151,31 @@ class QmpMonitor:
 
     def _sync(self, awaitable: Awaitable[T], what: str) -> T:
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(awaitable, self._timeout_s))
+            return self._finish(awaitable, self._timeout_s)
         except ExecuteError as err:
             raise RejectedError(f"QEMU refused {what}.", request=what, reply=str(err)) from err
         except TimeoutError as err:
             raise VmmError(f"QEMU did not answer {what} within {self._timeout_s:g} s.") from err
         except (QMPError, OSError, EOFError) as err:
             raise VmmDiedError(f"QEMU went away during {what}: {err}.") from err
+
+    def _finish(self, awaitable: Awaitable[T], timeout_s: float) -> T:
+        """Run the loop until it is done. Ctrl-C raises out of the loop itself and would leave the request at work in it, to clash
+        with the disconnect that follows: so it is cancelled, and the loop runs until it has taken that.
+        """
+        task = self._loop.create_task(_within(awaitable, timeout_s))
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            task.cancel()
+            self._loop.run_until_complete(asyncio.wait([task], timeout=CANCEL_S))
+            raise
+
+
+def _log_leftover(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """What asyncio would print of requests that nobody waits for any more: what ended them has been raised."""
+    log.debug("QMP: %s: %r", context.get("message"), context.get("exception"))
+
+
+async def _within(awaitable: Awaitable[T], timeout_s: float) -> T:
+    return await asyncio.wait_for(awaitable, timeout_s)
