@@ -79,12 +79,12 @@ def create(
         pending="create",
     )
     with locked(store.paths.locks, f"instance-{record.id}"):
-        with work_in_progress(store.paths, record.id) as work:
-            make_directories(work)
-            _make_disk(mkfs, InstancePaths(dir=work).disk, disk_bytes)
-            establish(store, work, record)
         instance = Locked(store, record)
         try:
+            with work_in_progress(store.paths, record.id) as work:
+                make_directories(work)
+                _make_disk(mkfs, InstancePaths(dir=work).disk, disk_bytes)
+                establish(store, work, record)
             boot(instance, timeout_s=boot_timeout_s)
         except BaseException:
             abandon(store, instance)
@@ -120,19 +120,20 @@ def establish(store: Store, work: Path, record: InstanceRecord) -> None:
         ConflictError: if somebody else got the name.
     """
     final = store.paths.instance(record.id).dir
-    with host_errors(f"create the instance {record.name!r}"):
-        atomic.write_json(work / "instance.json", record)
-        work.rename(final)
-        atomic.fsync_directory(final.parent)
-    try:
-        names.claim(store.paths.instance_names, record.name, record.id, what="instance")
-    except BaseException:
-        discard(store.paths, final)
-        raise
+    with process.signals_held():  # never a directory without a name
+        with host_errors(f"create the instance {record.name!r}"):
+            atomic.write_json(work / "instance.json", record)
+            work.rename(final)
+            atomic.fsync_directory(final.parent)
+        try:
+            names.claim(store.paths.instance_names, record.name, record.id, what="instance")
+        except BaseException:
+            discard(store.paths, final)
+            raise
 
 
 def abandon(store: Store, instance: Locked) -> None:
-    """Undo ``establish``: no VMM, no name, no directory."""
+    """Undo ``establish``, as far as it came: no VMM, no name, no directory."""
     if instance.record.vmm is not None:
         process.kill_and_wait(instance.record.vmm)
     names.release(store.paths.instance_names, instance.record.name, instance.record.id)
@@ -151,6 +152,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
     build = instance.driver.build(store.hardware(record))  # another one than at the last boot, after an upgrade
     _make_empty_memory(paths.memory, record.memory_mib)
     store.say(f"{record.name}: booting")
+    vmm = None
     try:
         vmm = instance.driver.boot(boot_spec(instance, built, image_dir))
         instance.change(durable=False, vmm=vmm)
@@ -167,22 +169,23 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err
     except BaseException:
-        if instance.record.vmm is not None:
-            process.kill_and_wait(instance.record.vmm)
+        if vmm is not None:
+            process.kill_and_wait(vmm)
             instance.change(durable=False, vmm=None)
         live_files.clear(paths, keep_disk=True)
         raise
-    instance.change(
-        state=State.RUNNING,
-        vmm_build=build,
-        failure=None,
-        failure_detail=None,
-        pending=None,
-        snapshot=None,
-        mapped_snapshot=None,
-        diff_base=None,
-        generation=record.generation + 1,
-    )
+    with process.signals_held():  # no guest runs that the record on disk does not know of
+        instance.change(
+            state=State.RUNNING,
+            vmm_build=build,
+            failure=None,
+            failure_detail=None,
+            pending=None,
+            snapshot=None,
+            mapped_snapshot=None,
+            diff_base=None,
+            generation=record.generation + 1,
+        )
 
 
 def boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:

@@ -111,39 +111,48 @@ class QemuDriver:
     @contextmanager
     def _launched(self, spec: LaunchSpec, *, extra_fds: tuple[int, ...]) -> Iterator[VmmProcess]:
         """Start QEMU; if the block fails, kill it and say why with its log, so that no process is left."""
-        with ExitStack() as stack:
-            with host_errors(f"make the sockets in {spec.run_dir}"):
-                (spec.run_dir / PIDFILE).unlink(missing_ok=True)
-                names = (QMP_SOCKET, CONSOLE_SOCKET, *(f"agent{port}.sock" for port in range(AGENT_PORTS)))
-                fds = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
-            command = qemu_argv.build_argv(
-                program(),
-                name=spec.name,
-                hardware=spec.hardware,
-                memory=spec.memory,
-                disk=spec.disk,
-                pidfile=spec.run_dir / PIDFILE,
-                console_log=spec.console_log,
-                sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
-                boot=spec.boot,
-                tsc_khz=_tsc_khz(spec),
-            )
-            vmm = process.spawn(command, log_path=spec.vmm_log, pass_fds=[*fds, *extra_fds], cwd=spec.work_dir)
-        try:
-            yield vmm
-        except RametError as err:
-            status = process.exit_status(vmm)
-            process.kill_and_wait(vmm)
-            raise LaunchError(
-                f"QEMU did not come up for {spec.name!r}: {err.message}",
-                argv=command,
-                status=status,
-                log_tail=_last_run(spec.vmm_log)[-LOG_TAIL_BYTES:],
-                hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
-            ) from err
-        except BaseException:
-            process.kill_and_wait(vmm)
-            raise
+        tsc_khz = _tsc_khz(spec)
+        with ExitStack() as held:
+            held.enter_context(process.signals_held())
+            command, vmm = _spawn(spec, extra_fds, tsc_khz)
+            try:
+                held.close()  # a signal that came while QEMU was started raises here, where it is known whom to kill
+                yield vmm
+            except RametError as err:
+                status = process.exit_status(vmm)
+                process.kill_and_wait(vmm)
+                raise LaunchError(
+                    f"QEMU did not come up for {spec.name!r}: {err.message}",
+                    argv=command,
+                    status=status,
+                    log_tail=_last_run(spec.vmm_log)[-LOG_TAIL_BYTES:],
+                    hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
+                ) from err
+            except BaseException:
+                process.kill_and_wait(vmm)
+                raise
+
+
+def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) -> tuple[list[str], VmmProcess]:
+    """Make the sockets and start QEMU with them; returns its command line too."""
+    with ExitStack() as stack:
+        with host_errors(f"make the sockets in {spec.run_dir}"):
+            (spec.run_dir / PIDFILE).unlink(missing_ok=True)
+            names = (QMP_SOCKET, CONSOLE_SOCKET, *(f"agent{port}.sock" for port in range(AGENT_PORTS)))
+            fds = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
+        command = qemu_argv.build_argv(
+            program(),
+            name=spec.name,
+            hardware=spec.hardware,
+            memory=spec.memory,
+            disk=spec.disk,
+            pidfile=spec.run_dir / PIDFILE,
+            console_log=spec.console_log,
+            sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
+            boot=spec.boot,
+            tsc_khz=tsc_khz,
+        )
+        return command, process.spawn(command, log_path=spec.vmm_log, pass_fds=[*fds, *extra_fds], cwd=spec.work_dir)
 
 
 def _tsc_khz(spec: LaunchSpec) -> int | None:
