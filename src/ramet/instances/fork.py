@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ramet import config
-from ramet.errors import ConfigError, ConflictError, RametError, StateError
+from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError
 from ramet.instances import create, guest
 from ramet.instances.context import Store, check_new_name
 from ramet.instances.delete import remove
@@ -126,8 +126,8 @@ def _derive_all(
             store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
             take = last_takes_files and index == len(plan.names) - 1
             record = _new_record(plan.source, name, manifest)
-            method = _derive_one(store, record, files, manifest, take_files=take) or method
             made.append(record)
+            method = _derive_one(store, record, files, manifest, take_files=take) or method
         return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
 
 
@@ -166,6 +166,7 @@ def _from_disk(store: Store, plan: _Plan) -> Forked:
     with _all_or_nothing(store) as made:
         for name in plan.names:
             record = _new_record(plan.source, name, None)
+            made.append(record)
             with (
                 locked(store.paths.locks, f"instance-{record.id}"),
                 work_in_progress(store.paths, record.id) as work,
@@ -173,12 +174,12 @@ def _from_disk(store: Store, plan: _Plan) -> Forked:
                 create.make_directories(work)
                 method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
                 create.establish(store, work, record)
-            made.append(record)
         return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
 
 
 @contextmanager
 def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
+    """The block appends each fork before it makes it."""
     made: list[InstanceRecord] = []
     try:
         yield made
@@ -188,10 +189,12 @@ def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
 
 
 def _undo(store: Store, instance_ids: Sequence[str]) -> None:
-    """Remove forks that were made before one failed; one that cannot be removed does not keep the others."""
+    """Remove forks, as far as they were made; one that cannot be removed does not keep the others."""
     for instance_id in instance_ids:
         try:
             remove(store, instance_id, force=True)
+        except NotFoundError:
+            continue  # not begun, or its own clean-up has removed it
         except RametError as err:
             log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
 
