@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from ramet import config
+from ramet import config, process
 from ramet.errors import (
     ConfigError,
     CorruptError,
@@ -171,7 +171,8 @@ class Store:
             with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
                 yield
         except BaseException:
-            self.collect(snapshot_id)
+            with process.signals_held():
+                self.collect(snapshot_id)
             raise
 
     def references(self, *, lenient: bool = False) -> dict[str, tuple[str, ...]]:
@@ -212,6 +213,15 @@ class Store:
             directory = self.paths.snapshot(snapshot_id).dir
             if directory.is_dir():
                 discard(self.paths, directory)
+
+    @contextmanager
+    def collecting(self, record: InstanceRecord) -> Iterator[None]:
+        """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
+        try:
+            yield
+        finally:
+            with process.signals_held():
+                self.collect(record.snapshot, record.mapped_snapshot, record.diff_base)
 
     def collect(self, *snapshot_ids: str | None) -> None:
         """Delete those snapshots that nothing references any more, and keep the others.

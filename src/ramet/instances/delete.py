@@ -39,17 +39,18 @@ def _remove(store: Store, name: str, *, force: bool) -> None:
                 required=[state.value for state in (State.STANDBY, State.STOPPED, State.FAILED)],
                 hint=f"Stop it first, or kill and remove it: ramet rm --force {record.name}",
             )
-        if record.vmm is not None:
-            process.kill_and_wait(record.vmm)
-        names.release(store.paths.instance_names, record.name, record.id)
-        discard(store.paths, instance.paths.dir)
-    store.collect(record.snapshot, record.mapped_snapshot, record.diff_base)
+        # A killed VM with a record would pass for one that was lost, and an instance without a name could not be removed by it.
+        with process.signals_held(), store.collecting(record):
+            if record.vmm is not None:
+                process.kill_and_wait(record.vmm)
+            names.release(store.paths.instance_names, record.name, record.id)
+            discard(store.paths, instance.paths.dir)
 
 
 def _remove_damaged(store: Store, name: str) -> None:
     instance_id = store.find(name)
     paths = store.paths.instance(instance_id)
-    with locked(store.paths.locks, f"instance-{instance_id}"):
+    with locked(store.paths.locks, f"instance-{instance_id}"), process.signals_held():
         reap_strays(paths.run)
         names.release(store.paths.instance_names, name, instance_id)
         discard(store.paths, paths.dir)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ramet import process
 from ramet.errors import GuestError, VmmDiedError
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import Monitor
@@ -66,7 +67,8 @@ def frozen(monitor: Monitor, run_dir: Path, *, already: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        unfreeze(monitor, run_dir)
+        with process.signals_held():
+            unfreeze(monitor, run_dir)
 
 
 @contextmanager

@@ -66,12 +66,10 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             _discard_memory(store, instance, allowed=discard_memory)
             return
         require(Verb.STOP, state, name=name)
-        with instance.pending("stop"):
+        with store.collecting(instance.record), instance.pending("stop"):
             _shut_down(store, instance, timeout_s=timeout_s, force=force)
-            before = instance.record
             instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
             live_files.clear(instance.paths, keep_disk=True)
-        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def start(store: Store, name: str) -> None:
@@ -89,10 +87,8 @@ def start(store: Store, name: str) -> None:
         require(Verb.START, instance.record.state, name=name)
         if not instance.paths.disk.exists():
             raise ConflictError(f"{name!r} has no disk to boot.", hint=f"Remove it: ramet rm {name}")
-        before = instance.record
-        with instance.pending("start"):
+        with store.collecting(instance.record), instance.pending("start"):
             boot(instance, timeout_s=BOOT_TIMEOUT_S)
-        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool) -> None:
@@ -135,9 +131,8 @@ def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
         )
     if record.snapshot is None:
         raise ConflictError(f"{record.name!r} sleeps on no snapshot: its record is damaged.")
-    with instance.pending("stop"), store.reading(record.snapshot) as snapshot:
+    with store.collecting(record), instance.pending("stop"), store.reading(record.snapshot) as snapshot:
         manifests.load(snapshot)
         instance.paths.disk.unlink(missing_ok=True)
         derive(snapshot.disk, instance.paths.disk, allow=ANY_METHOD, durable=True)
         instance.change(state=State.STOPPED, pending=None, snapshot=None)
-    store.collect(record.snapshot)

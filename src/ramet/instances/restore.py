@@ -36,14 +36,13 @@ def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bo
             return
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
-        with store.reading(chosen) as paths:
+        with store.collecting(before), store.reading(chosen) as paths:
             manifest = _check(instance, paths)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
                 _wake(instance, paths, manifest)
-        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:

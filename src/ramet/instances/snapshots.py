@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from ramet import config
+from ramet import config, process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest
 from ramet.instances.context import Locked, Store, check_new_name
@@ -71,9 +71,10 @@ def remove(store: Store, text: str) -> None:
     if names.lookup(store.paths.snapshot_names, name) is None:
         store.delete_snapshot(snapshot_id)
         return
-    names.release(store.paths.snapshot_names, name, snapshot_id)
     try:
-        store.delete_snapshot(snapshot_id)
+        with process.signals_held():  # never a snapshot that neither a name nor an instance refers to
+            names.release(store.paths.snapshot_names, name, snapshot_id)
+            store.delete_snapshot(snapshot_id)
     except InUseError as err:
         store.note = f"the name is gone; the files stay, in use by {'; '.join(err.dependents)}"
 

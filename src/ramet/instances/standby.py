@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ramet import process
@@ -33,10 +33,13 @@ def standby(store: Store, name: str) -> None:
             return
         require(Verb.STANDBY, instance.record.state, name=name)
         before = instance.record
-        with instance.pending("standby"), instance.driver.connect(instance.paths.run) as monitor:
+        with (
+            store.collecting(before),
+            instance.pending("standby"),
+            instance.driver.connect(instance.paths.run) as monitor,
+        ):
             store.say(f"{name}: going to standby")
             _sleep(store, instance, monitor)
-        store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
@@ -47,18 +50,20 @@ def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
         raise ConflictError(f"{instance.record.name!r} has no VMM: its record is damaged.")
     if not was_paused:
         guest.freeze(monitor, instance.paths.run)
-    try:
-        with captured(instance, monitor) as (work, manifest), store.publishing(manifest.id):
-            publish(work, store.paths.snapshot(manifest.id), manifest)
-            instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
-    except BaseException:
-        if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
-            guest.unfreeze(monitor, instance.paths.run)
-        raise
-    # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
-    process.kill_and_wait(vmm)
-    live_files.clear(instance.paths, keep_disk=False)
-    instance.change(vmm=None, pending=None)
+    with ExitStack() as held:
+        try:
+            with captured(instance, monitor) as (work, manifest), store.publishing(manifest.id):
+                publish(work, store.paths.snapshot(manifest.id), manifest)
+                held.enter_context(process.signals_held())
+                instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
+        except BaseException:
+            if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
+                guest.unfreeze(monitor, instance.paths.run)
+            raise
+        # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
+        process.kill_and_wait(vmm)
+        live_files.clear(instance.paths, keep_disk=False)
+        instance.change(vmm=None, pending=None)
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ramet.errors import ConfigError, LockedError, host_errors
 from ramet.paths import StorePaths
+from ramet.process import signals_held
 from ramet.store import atomic
 from ramet.store.locks import locked
 
@@ -82,14 +83,17 @@ def work_in_progress(paths: StorePaths, name: str) -> Iterator[Path]:
     """
     with locked(paths.locks, f"tmp-{name}"):
         directory = paths.tmp / name
-        with host_errors(f"make {directory}"):
-            directory.mkdir(mode=0o700)
-        try:
-            yield directory
-        finally:
-            if directory.exists():
-                with host_errors(f"remove {directory}"):
-                    atomic.remove_tree(directory)
+        with ExitStack() as held:
+            held.enter_context(signals_held())
+            with host_errors(f"make {directory}"):
+                directory.mkdir(mode=0o700)
+            try:
+                held.close()
+                yield directory
+            finally:
+                if directory.exists():
+                    with host_errors(f"remove {directory}"):
+                        atomic.remove_tree(directory)
 
 
 def discard(paths: StorePaths, directory: Path) -> None:
