@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ramet.cli import output
+from ramet.cli import failures, output
 from ramet.cli.context import App, verb
 
 HEADERS = ("NAME", "STATE", "MEMORY", "CPUS", "PID", "FORKED FROM", "AGE")
@@ -15,9 +15,13 @@ HEADERS = ("NAME", "STATE", "MEMORY", "CPUS", "PID", "FORKED FROM", "AGE")
 def ls(app: App, quiet: bool) -> None:
     """List the instances.
 
-    The state is what is true now, not what was recorded last. With --json: an array of what `ramet show --json` prints.
+    The state is what is true now, not what was recorded last. What is damaged is in the list, and said on stderr. With
+    --json: an array of what `ramet show --json` prints.
     """
     instances = app.host().list()
+    for info in instances:
+        if info.failure_detail and info.failure in (None, "record-damaged"):
+            failures.warn(f"{info.name}: {info.failure_detail}")
     if app.json:
         output.json(instances)
     elif quiet:
