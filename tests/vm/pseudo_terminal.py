@@ -54,6 +54,10 @@ class PseudoTerminal:
         """As when a person resizes a window."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def modes(self) -> list[object]:
+        """Its modes (termios(3)); where the command left them once it has ended."""
+        return list(termios.tcgetattr(self._master))
+
     def type(self, text: bytes) -> None:
         """Press these keys."""
         os.write(self._master, text)

@@ -16,6 +16,7 @@ from ramet.model import MIB, InstanceInfo
 from ramet.process import wait_until
 from tests.vm.command_line import CommandLine
 from tests.vm.guests import sh
+from tests.vm.pseudo_terminal import PseudoTerminal
 
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
 COPIED_BYTES = (200 if os.environ.get("RAMET_TEST_ALL") == "1" else 24) * MIB
@@ -91,6 +92,37 @@ def has_pending(pid: int, number: int) -> bool:
         if line.startswith(("ShdPnd:", "SigPnd:")) and int(line.split()[1], 16) & 1 << (number - 1):
             return True
     return False
+
+
+def test_a_terminal_in_the_guest(host: Host, ramet: CommandLine, running: InstanceInfo) -> None:
+    """Keys go to the guest's terminal, Ctrl-C among them; its size follows ours; and ours gets its modes back."""
+    with PseudoTerminal(ramet, "exec", "-t", "web", "sh", rows=30, columns=100) as terminal:
+        modes = terminal.modes()
+        terminal.type(b"tty; stty size\n")
+        terminal.expect(b"/dev/pts/")
+        terminal.expect(b"30 100")
+        assert terminal.modes() != modes, "our terminal is raw meanwhile"
+        terminal.resize(40, 120)
+        terminal.type(b"until stty size | grep 120; do sleep 0.1; done\n")
+        terminal.expect(b"40 120")
+        terminal.type(b"sleep 1000\n")
+        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") != "none", 10, what="sleep to run")
+        terminal.type(b"\x03")
+        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") == "none", 10, what="sleep to end")
+        terminal.type(b"echo status-$?\n")
+        terminal.expect(b"status-130")
+        terminal.type(b"exit 4\n")
+        assert terminal.finish() == 4
+        assert terminal.modes() == modes
+
+
+def test_a_terminal_that_stays_ours(host: Host, ramet: CommandLine, running: InstanceInfo) -> None:
+    """Without -t, Ctrl-C is a signal to us, and we hand it on."""
+    with PseudoTerminal(ramet, "exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000") as terminal:
+        terminal.expect(b"up")
+        terminal.type(b"\x03")
+        assert terminal.finish() == 130
+    assert sh(host, "web", "pidof sleep || echo none") == "none"
 
 
 def test_files_in_and_out(ramet: CommandLine, running: InstanceInfo, tmp_path: Path) -> None:
