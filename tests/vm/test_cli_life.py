@@ -11,7 +11,7 @@ import pytest
 
 from ramet import Host
 from ramet.model import InstanceInfo
-from ramet.process import start_time_ticks
+from ramet.process import start_time_ticks, wait_until
 from tests.vm.command_line import CommandLine
 from tests.vm.guests import sh
 from tests.vm.pseudo_terminal import PseudoTerminal
@@ -210,5 +210,5 @@ def test_an_instance_survives_the_terminal_it_was_made_in(host: Host, ramet: Com
         terminal.hang_up()
     assert terminal.process.returncode != 70
     assert state(ramet, "web") == "running"
-    assert sh(host, "web", "pidof sleep || echo ended") == "ended"
+    wait_until(lambda: sh(host, "web", "pidof sleep || echo ended") == "ended", 10, what="the command to end")
     assert os.getsid(host.get("web").pid or 0) != os.getsid(0)
