@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -75,16 +76,30 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) ->
 def signals_held() -> Iterator[None]:
     """Keep Ctrl-C, SIGTERM and SIGHUP waiting while the block runs, and let them in at its end: for short steps that must not be
     left half done, and for every fork: Python prints and forgets what a handler raises while it runs the hooks of
-    ``os.register_at_fork``, of which logging has one. Python runs handlers in the main thread alone; in another one this does
-    nothing.
+    ``os.register_at_fork``, of which logging has one.
+
+    Handlers are replaced and nothing is blocked: a child would inherit that. Python runs handlers in the main thread alone; in
+    another one this does nothing.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {}
     try:
-        # A handler of a signal that came before this may raise here: hence inside the try.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        for number in ENDING_SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in (None, signal.SIG_IGN):
+                before[number] = handler
+                signal.signal(number, lambda number, _frame: arrived.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # what a handler raises must not cut this off
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def find_program(name: str, *, package: str) -> str:
@@ -337,7 +352,6 @@ def _die_with_parent(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)  # what ``signals_held`` blocks it would inherit
 
 
 def _needs_preparing() -> bool:

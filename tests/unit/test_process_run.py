@@ -177,4 +177,25 @@ def test_held_signals_come_at_the_end_of_the_block() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("the end")
     assert reached == ["the end"]
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_held_signals_leave_handlers_masks_and_children_as_they_were() -> None:
+    handlers = [signal.getsignal(number) for number in process.ENDING_SIGNALS]
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.signals_held(), process.signals_held():
+            os.kill(os.getpid(), signal.SIGHUP)
+            status = process.run(["cat", "/proc/self/status"], timeout_s=20).stdout.decode()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert "\nSigBlk:\t0000000000000000\n" in status
+    assert [signal.getsignal(number) for number in process.ENDING_SIGNALS] == handlers
+
+
+def test_a_signal_held_twice_comes_once_the_outer_block_has_ended() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), process.signals_held():  # noqa: PT012
+        with process.signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end")
+    assert reached == ["the end"]
