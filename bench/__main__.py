@@ -41,7 +41,7 @@ class Plan:
 
 
 FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20)
-QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=2, commands=40, starts=8, dirty_mib=(1, 64))
+QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, dirty_mib=(1, 64))
 
 
 def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:

@@ -16,6 +16,8 @@ from ramet.hypervisors.qemu import driver, kvm
 from ramet.store.derive import probe_reflink
 from tools import loopfs
 
+DISK_MIB = 10 * 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -41,7 +43,7 @@ class Place:
 def place(kind: str, home: Path | None) -> Iterator[Place]:
     """A fresh ``kind`` of file system on a loop device, or a directory under ``home``; gone after the block."""
     if home is None:
-        with loopfs.loopfs(kind) as mount:
+        with loopfs.loopfs(kind, size_mib=DISK_MIB, sparse=False) as mount:
             yield _prepare(kind, mount)
         return
     home.mkdir(parents=True, exist_ok=True)

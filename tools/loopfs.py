@@ -39,8 +39,12 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB) -> Iterator[Path]:
-    """Mount a new file system of ``kind`` and yield where; unmounted and deleted after the block, whatever happens in it."""
+def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB, sparse: bool = True) -> Iterator[Path]:
+    """Mount a new file system of ``kind`` and yield where; unmounted and deleted after the block, whatever happens in it.
+
+    Where it is not ``sparse``, its blocks have a place on the disk below from the start: nobody pays for being the first to write
+    to one.
+    """
     sweep()
     base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/var/tmp"))
     image, mount = base / "image", base / "mnt"
@@ -48,6 +52,8 @@ def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB) -> Iterator[Path]:
         mount.mkdir()
         with image.open("wb") as stream:
             stream.truncate(size_mib * 1024 * 1024)
+            if not sparse:
+                os.posix_fallocate(stream.fileno(), 0, size_mib * 1024 * 1024)
         _run([*MKFS[kind], str(image)])
         _run(["mount", "-o", "loop", str(image), str(mount)])
         yield mount
