@@ -32,6 +32,7 @@ log = logging.getLogger("ramet.process")
 T = TypeVar("T")
 
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+CAP_SYS_PTRACE = 19
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
@@ -226,13 +227,28 @@ def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: 
             os.close(log_fd)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
-    with suppress(ProcessLookupError):
-        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+    _forbid_core_dumps(child, argv)
     stat = _stat(child.pid)
     assert stat is not None, "a child is there, if only as a zombie, until we reap it"
     vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())
     _children[vmm] = child
     return vmm
+
+
+def _forbid_core_dumps(child: subprocess.Popen[bytes], argv: Sequence[str]) -> None:
+    try:
+        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+    except ProcessLookupError:
+        return  # it has ended
+    except OSError as err:
+        child.kill()
+        child.wait()
+        raise LaunchError(
+            f"The kernel does not let us forbid core dumps of {argv[0]}: {err.strerror}. It was killed.",
+            argv=argv,
+            status=child.returncode,
+            log_tail="",
+        ) from err
 
 
 _children: dict[VmmProcess, subprocess.Popen[bytes]] = {}
@@ -354,6 +370,13 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def may_trace() -> bool:
+    """Whether we have CAP_SYS_PTRACE (capabilities(7)): root in a container often has not."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_SYS_PTRACE & 1)
+
+
 def _needs_preparing() -> bool:
     """Whether anything is to be done between fork and exec. With nothing, subprocess starts a child by vfork(2), and the page
     tables of a whole Python are not copied.
@@ -361,7 +384,7 @@ def _needs_preparing() -> bool:
     reset_by_subprocess = {signal.SIGPIPE, signal.SIGXFSZ}
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return bool(ignored - reset_by_subprocess or blocked or (os.geteuid() != 0 and YAMA_PTRACE_SCOPE.exists()))
+    return bool(ignored - reset_by_subprocess or blocked or (YAMA_PTRACE_SCOPE.exists() and not may_trace()))
 
 
 def _prepare_vmm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -80,6 +81,30 @@ def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     assert first == "$ sh -c 'pwd; echo ready; exec sleep 600'", "a person can replay it"
     assert rest == [str(tmp_path), "ready"]
     assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
+
+
+def test_a_vmm_whose_core_dumps_cannot_be_forbidden_is_not_left(
+    spawned: Callable[..., VmmProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(pid: int, *_limits: object) -> None:
+        asked.append(pid)
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(resource, "prlimit", refuse)
+    with pytest.raises(LaunchError, match="core dumps of sleep"):
+        spawned(SLEEPER)
+    assert process.start_time_ticks(asked[0]) is None
+
+
+@pytest.mark.parametrize(("effective", "expected"), [("000001ffffffffff", True), ("00000000a80425fb", False)])
+def test_the_right_to_trace_is_a_capability_and_not_an_uid(
+    monkeypatch: pytest.MonkeyPatch, effective: str, expected: bool
+) -> None:
+    """Root in a container with the usual capabilities must let its VMMs be traced, as any user must (Yama)."""
+    monkeypatch.setattr(Path, "read_text", lambda _path: f"Name:\tx\nCapEff:\t{effective}\n")
+    assert process.may_trace() is expected
 
 
 def test_only_the_descriptors_that_were_passed_are_inherited(

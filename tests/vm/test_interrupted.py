@@ -95,6 +95,26 @@ def test_a_restore_whose_thaw_fails_did_not_happen(
         assert marks(host, "web") == ("ram-source", "disk-source")
 
 
+def test_a_rollback_of_a_live_vm_that_fails_can_be_tried_again(
+    host: Host, standby: InstanceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory was given up: the snapshot that it was to go back to, which nothing refers to, is all that is left."""
+    assert standby.snapshot is not None
+    host.restore("web")
+    set_marks(host, "web", "ram-later", "disk-later")
+
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise GuestError("no thaw today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AgentClient, "thaw", refuse)
+        with pytest.raises(GuestError, match="no thaw today"):
+            host.restore("web", snapshot=standby.snapshot.id, discard_memory=True, discard_disk=True)
+    assert host.get("web").state is State.STOPPED
+    host.restore("web", snapshot=standby.snapshot.id, discard_disk=True)
+    assert marks(host, "web") == ("ram-source", "disk-source")
+
+
 def test_a_rollback_killed_when_it_had_happened_keeps_its_disk(host: Host, running: InstanceInfo) -> None:
     """Killed between the record, which says running, and the removal of the disk that had been set aside."""
     host.snapshot_create("web", "golden")

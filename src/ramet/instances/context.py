@@ -26,10 +26,12 @@ from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, Instan
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store import atomic, names
 from ramet.store.layout import discard, is_id, open_store
-from ramet.store.locks import locked
+from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
+COLLECT_TIMEOUT_S = 5.0
+"""How long a snapshot that nothing needs any more is waited for: signals are held meanwhile."""
 
 
 def check_new_name(name: str, *, what: str = "instance") -> str:
@@ -196,13 +198,13 @@ class Store:
             found.setdefault(snapshot_id, []).append(f"name {name}")
         return {snapshot_id: tuple(who) for snapshot_id, who in found.items()}
 
-    def delete_snapshot(self, snapshot_id: str) -> None:
-        """Delete a snapshot that nothing references.
+    def delete_snapshot(self, snapshot_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Delete a snapshot that nothing references, and that no other command reads for longer than ``timeout_s``.
 
         Raises:
             InUseError: naming the dependents; nothing was touched.
         """
-        with locked(self.paths.locks, f"snapshot-{snapshot_id}"):
+        with locked(self.paths.locks, f"snapshot-{snapshot_id}", timeout_s=timeout_s):
             dependents = self.references().get(snapshot_id, ())
             if dependents:
                 raise InUseError(
@@ -232,7 +234,7 @@ class Store:
             if snapshot_id is None:
                 continue
             try:
-                self.delete_snapshot(snapshot_id)
+                self.delete_snapshot(snapshot_id, timeout_s=COLLECT_TIMEOUT_S)
             except InUseError:
                 continue
             except (LockedError, CorruptError, HostError) as err:

@@ -25,6 +25,7 @@ from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.hypervisors.qemu import kvm
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store, check_new_name
+from ramet.instances.observe import reap_strays
 from ramet.model import MIB, Accelerator, Hypervisor, Image, InstanceRecord, State
 from ramet.paths import InstancePaths
 from ramet.store import atomic, names
@@ -134,11 +135,12 @@ def establish(store: Store, work: Path, record: InstanceRecord) -> None:
 
 def abandon(store: Store, instance: Locked) -> None:
     """Undo ``establish``, as far as it came: no VMM, no name, no directory."""
-    if instance.record.vmm is not None:
-        process.kill_and_wait(instance.record.vmm)
-    names.release(store.paths.instance_names, instance.record.name, instance.record.id)
-    if instance.paths.dir.exists():
-        discard(store.paths, instance.paths.dir)
+    with process.signals_held():
+        if instance.paths.dir.exists():
+            reap_strays(instance.paths.run)  # one that was recorded, or not yet
+        names.release(store.paths.instance_names, instance.record.name, instance.record.id)
+        if instance.paths.dir.exists():
+            discard(store.paths, instance.paths.dir)
 
 
 def boot(instance: Locked, *, timeout_s: float) -> None:
@@ -169,10 +171,11 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err
     except BaseException:
-        if vmm is not None:
-            process.kill_and_wait(vmm)
-            instance.change(durable=False, vmm=None)
-        live_files.clear(paths, keep_disk=True)
+        with process.signals_held():
+            if vmm is not None:
+                process.kill_and_wait(vmm)
+                instance.change(durable=False, vmm=None)
+            live_files.clear(paths, keep_disk=True)
         raise
     with process.signals_held():  # no guest runs that the record on disk does not know of
         instance.change(

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ramet import process
 from ramet.errors import RametError
 from ramet.guests import image as images
 from ramet.hypervisors.qemu import driver as qemu
@@ -112,15 +113,14 @@ def _pagemap() -> Capability:
 
 
 def _ptrace() -> Capability:
-    scope_file = Path("/proc/sys/kernel/yama/ptrace_scope")
-    scope = int(scope_file.read_text()) if scope_file.exists() else 0
-    if scope >= 2 and os.geteuid() != 0:
+    scope = int(process.YAMA_PTRACE_SCOPE.read_text()) if process.YAMA_PTRACE_SCOPE.exists() else 0
+    if scope >= 3 or (scope == 2 and not process.may_trace()):
         return Capability(
             name="guest memory",
             available=False,
             why=f"ptrace_scope is {scope}",
             meaning="a VM's dirty pages cannot be read: no standby",
-            mend="sysctl kernel.yama.ptrace_scope=1, or run as root",
+            mend="sysctl kernel.yama.ptrace_scope=1 (from 3 only a reboot leads back), or run with CAP_SYS_PTRACE",
         )
     return Capability(
         name="guest memory", available=True, why=f"ptrace_scope is {scope}", meaning="dirty pages can be read"

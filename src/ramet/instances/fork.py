@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from ramet import config
+from ramet import config, process
 from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError
 from ramet.instances import create, guest
 from ramet.instances.context import Store, check_new_name
@@ -189,14 +189,15 @@ def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
 
 
 def _undo(store: Store, instance_ids: Sequence[str]) -> None:
-    """Remove forks, as far as they were made; one that cannot be removed does not keep the others."""
-    for instance_id in instance_ids:
-        try:
-            remove(store, instance_id, force=True)
-        except NotFoundError:
-            continue  # not begun, or its own clean-up has removed it
-        except RametError as err:
-            log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
+    """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C."""
+    with process.signals_held():
+        for instance_id in instance_ids:
+            try:
+                remove(store, instance_id, force=True)
+            except NotFoundError:
+                continue  # not begun, or its own clean-up has removed it
+            except RametError as err:
+                log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
 
 
 def _start(store: Store, made: Forked) -> None:

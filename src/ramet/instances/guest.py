@@ -30,7 +30,10 @@ def quiesce(run_dir: Path) -> None:
         with AgentClient.open(run_dir, deadline_s=QUIESCE_DEADLINE_S) as agent:
             agent.quiesce(timeout_s=QUIESCE_DEADLINE_S)
     except BaseException:
-        with suppress(GuestError, VmmDiedError):  # the guest may be beyond reach; the first error is the one to see
+        with (
+            process.signals_held(),
+            suppress(GuestError, VmmDiedError),
+        ):  # the guest may be beyond reach; the first error is the one to see
             thaw(run_dir, deadline_s=2.0)
         raise
 
@@ -47,7 +50,8 @@ def freeze(monitor: Monitor, run_dir: Path) -> None:
     try:
         monitor.stop_vcpus()
     except BaseException:
-        unfreeze(monitor, run_dir)
+        with process.signals_held():
+            unfreeze(monitor, run_dir)
         raise
 
 

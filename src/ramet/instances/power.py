@@ -37,7 +37,8 @@ def pause(store: Store, name: str) -> None:
             try:
                 instance.change(state=State.PAUSED, pending=None)
             except BaseException:
-                guest.unfreeze(monitor, instance.paths.run)
+                with process.signals_held():
+                    guest.unfreeze(monitor, instance.paths.run)
                 raise
 
 
@@ -67,9 +68,12 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             return
         require(Verb.STOP, state, name=name)
         with store.collecting(instance.record), instance.pending("stop"):
-            _shut_down(store, instance, timeout_s=timeout_s, force=force)
-            instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
-            live_files.clear(instance.paths, keep_disk=True)
+            must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
+            with process.signals_held():  # a killed VMM that the record says runs would pass for one that was lost
+                if must_be_killed and instance.record.vmm is not None:
+                    process.kill_and_wait(instance.record.vmm)
+                instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
+                live_files.clear(instance.paths, keep_disk=True)
 
 
 def start(store: Store, name: str) -> None:
@@ -91,10 +95,11 @@ def start(store: Store, name: str) -> None:
             boot(instance, timeout_s=BOOT_TIMEOUT_S)
 
 
-def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool) -> None:
+def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool) -> bool:
+    """Ask the guest to go down and wait for that; returns whether its VMM is left to be killed."""
     vmm = instance.record.vmm
     if vmm is None:
-        return
+        return False
     asked = not force or instance.record.state is State.RUNNING
     if asked:
         try:
@@ -110,14 +115,14 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
             if not force and process.is_alive(vmm):
                 raise
     if asked and process.wait_gone(vmm, timeout_s):
-        return
+        return False
     if not force:
         raise GuestTimeoutError(
             f"{instance.record.name!r} did not shut down within {timeout_s:g} s; it runs on.",
             hint="`ramet stop --force` kills it, as a power cut would.",
         )
-    process.kill_and_wait(vmm)
     store.note = "killed: it did not shut down in time" if asked else "killed: it was paused"
+    return True
 
 
 def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:

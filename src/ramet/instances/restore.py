@@ -36,13 +36,16 @@ def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bo
             return
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
-        with store.collecting(before), store.reading(chosen) as paths:
+        with store.reading(chosen) as paths:
             manifest = _check(instance, paths)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
                 _wake(instance, paths, manifest)
+        # Only now: a rollback that failed has given up its live VM, and what it was to go back to is all that is left.
+        with process.signals_held():
+            store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
 
 
 def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:
@@ -88,11 +91,12 @@ def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:
 def _end_live(instance: Locked) -> None:
     """Give up a live VM for a rollback: durable first, so that a kill in between never pairs old memory with its disk (H69)."""
     vmm = instance.record.vmm
-    instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
-    if vmm is not None:
-        process.kill_and_wait(vmm)
-    instance.change(vmm=None)
-    live_files.clear(instance.paths, keep_disk=True)
+    with process.signals_held():
+        instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
+        if vmm is not None:
+            process.kill_and_wait(vmm)
+        instance.change(vmm=None)
+        live_files.clear(instance.paths, keep_disk=True)
 
 
 def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None:
@@ -115,12 +119,14 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
             instance.change(durable=False, vmm=vmm)
             _let_run(instance, manifest)
         except BaseException:
-            process.kill_and_wait(vmm)
-            instance.put_back(asleep)  # it may say running already, if only the thaw has failed
+            with process.signals_held():
+                process.kill_and_wait(vmm)
+                instance.put_back(asleep)  # it may say running already, if only the thaw has failed
             raise
     except BaseException:
-        live_files.clear(paths, keep_disk=False)
-        live_files.put_back_set_aside_disk(paths)
+        with process.signals_held():
+            live_files.clear(paths, keep_disk=False)
+            live_files.put_back_set_aside_disk(paths)
         raise
     with host_errors(f"clean up {paths.work}"):
         aside.unlink(missing_ok=True)

@@ -58,7 +58,8 @@ def _sleep(store: Store, instance: Locked, monitor: Monitor) -> None:
                 instance.change(state=State.STANDBY, snapshot=manifest.id, mapped_snapshot=None, diff_base=None)
         except BaseException:
             if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
-                guest.unfreeze(monitor, instance.paths.run)
+                with process.signals_held():
+                    guest.unfreeze(monitor, instance.paths.run)
             raise
         # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
         process.kill_and_wait(vmm)

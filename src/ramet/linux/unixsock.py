@@ -53,7 +53,7 @@ def connect_in(directory: Path, name: str, *, deadline_s: float = CONNECT_DEADLI
         # connect(2) would wait for ever; the time limit for sending is also its own, and passes with EAGAIN (unix(7), socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(max(deadline_s, 0.001)))
         with _short(directory, name) as path:
-            sock.connect(path)
+            _connect(sock, path)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
     except BlockingIOError as err:
         sock.close()
@@ -62,6 +62,19 @@ def connect_in(directory: Path, name: str, *, deadline_s: float = CONNECT_DEADLI
         sock.close()
         raise
     return sock
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    """connect(2) until it has: after a signal Python asks SO_ERROR, and takes the 0 of any unix socket for success."""
+    while True:
+        sock.connect(path)
+        try:
+            sock.getpeername()
+        except OSError as err:
+            if err.errno != errno.ENOTCONN:
+                raise
+        else:
+            return
 
 
 def _timeval(seconds: float) -> bytes:

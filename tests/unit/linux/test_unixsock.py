@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from contextlib import ExitStack
@@ -76,6 +77,21 @@ def test_a_listener_that_accepts_nothing_is_not_waited_for_for_ever(deep: Path) 
             connect_in(deep, "vmm.sock", deadline_s=0.1)
         assert 0.05 < time.monotonic() - began < 5
     assert own_descriptors() == before
+
+
+def test_a_signal_while_it_waits_does_not_make_it_a_connection(deep: Path) -> None:
+    """One whose handler raises nothing, as a held one's does."""
+    old = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(listen_in(deep, "vmm.sock"))
+            for _ in range(2):
+                stack.enter_context(connect_in(deep, "vmm.sock"))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(TimeoutError):
+                connect_in(deep, "vmm.sock", deadline_s=0.2)
+    finally:
+        signal.signal(signal.SIGALRM, old)
 
 
 def test_a_connection_has_no_time_limit_for_sending(deep: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
+import time
 from pathlib import Path
 
 import msgspec
@@ -107,6 +109,32 @@ def test_a_vmm_that_ends_during_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(VmmDiedError, match="ended while its memory was read"):
             capture(child, base, tmp_path / "result")
     assert own_descriptors() == before
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, HostError])
+def test_a_copy_in_threads_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    """Ctrl-C is raised in the main thread, which waits for the others; an error in one of those."""
+    base = full_base(tmp_path / "base")
+    begun: list[int] = []
+
+    def read_into(_fd: int, address: int, _buffer: memoryview) -> None:
+        begun.append(address)
+        if len(begun) == 3 and ending is HostError:
+            raise OSError(5, "Input/output error")
+        if len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(procmem, "read_into", read_into)
+    monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(module, "COPY_THREADS", 2)
+    with Mapper(base) as child:
+        child.write(0, ONES * PAGES)
+        with pytest.raises(ending):
+            capture(child, base, tmp_path / "result")
+    assert 3 <= len(begun) < PAGES // 2
 
 
 def test_a_vmm_that_has_ended_is_told_from_one_that_we_may_not_read(
