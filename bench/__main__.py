@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; ``plan`` is what it amounts to."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="two minutes: fewer rounds, small guests where files are copied"
+        "--quick", action="store_true", help="three minutes: fewer rounds, small guests where files are copied"
     )
     parser.add_argument("--home", type=Path, help="measure in this directory, not on loop devices (which need root)")
     parser.add_argument("--file-systems", type=_words(("xfs", "ext4", "btrfs")), default=["xfs", "ext4"], metavar="A,B")

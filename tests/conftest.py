@@ -1,7 +1,7 @@
-"""The fixture ladder (image > host > running > standby > forks) and the host's capabilities.
+"""The fixture ladder (file_system > store_home > host > running > standby) and the host's capabilities.
 
-A test says what it needs with ``@requires(…)``; the header prints each capability with yes or no and why. ``--require=all`` (what
-``make test`` passes where CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
+A test says what it needs with ``@requires(…)``; the header prints each capability with yes or no and why. ``--require=all`` (the
+default where $CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from ramet import Host
 from ramet.errors import RametError
-from ramet.model import InstanceInfo, State
+from ramet.model import InstanceInfo
 from tests import artifacts
 from tools import loopfs
 
@@ -194,6 +194,3 @@ def no_stray_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     yield
     left = artifacts.vmm_pids(*ours)
     assert not left, f"VMMs were left behind: {sorted(left)}"
-
-
-__all__ = ["InstanceInfo", "State", "requires"]

@@ -165,7 +165,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     cpus: int
     vmm_build: VmmBuild
     vmstate_id: str
-    """Ties vmstate, memory and disk of one capture together; a fork keeps it (H16)."""
+    """The id of the capture that vmstate, memory and disk come from; a fork keeps it."""
     memory: SnapshotFile
     vmstate: SnapshotFile
     disk: SnapshotFile

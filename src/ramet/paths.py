@@ -43,7 +43,7 @@ class SnapshotPaths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstancePaths:
-    """``work/`` is all that the VMM may write, ``run/`` holds its sockets."""
+    """``work/`` holds the live disk, memory and device state, ``run/`` sockets and pid file, ``logs/`` the VMM's words."""
 
     dir: Path
 

@@ -21,8 +21,8 @@ from ramet.hypervisors.base import BootFiles, Driver, Hardware, LaunchSpec
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import MIB, Accelerator, Ping, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
-from ramet.snapshots.capture import ANY_METHOD, capture, find_dirty
-from ramet.store.derive import derive
+from ramet.snapshots.capture import capture, find_dirty
+from ramet.store.derive import ANY_METHOD, derive
 from tests.conftest import requires
 
 MEMORY_MIB = 160

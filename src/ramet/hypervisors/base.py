@@ -48,7 +48,7 @@ class LaunchSpec:
     """Mapped MAP_PRIVATE; its size is the guest's RAM."""
     disk: Path
     work_dir: Path
-    """All that the VMM may write."""
+    """Of the live files that the VMM writes; beside them it makes its pid file in ``run_dir`` and appends to the two logs."""
     run_dir: Path
     vmm_log: Path
     console_log: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -257,7 +258,7 @@ def _make_disk(mkfs: str, path: Path, size_bytes: int) -> None:
         try:
             os.ftruncate(fd, size_bytes)
         except OSError as err:
-            if err.errno == 27:  # EFBIG
+            if err.errno == errno.EFBIG:
                 raise ConfigError(f"This file system cannot hold a disk of {size_bytes} bytes.") from err
             raise
         finally:

@@ -27,12 +27,11 @@ from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
 from ramet.store import names as name_store
-from ramet.store.derive import derive
+from ramet.store.derive import ANY_METHOD, derive
 from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
-ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 FORKS_MAX = 1000
 Clock = Callable[[], float]
 

@@ -28,6 +28,12 @@ def set_aside_path(paths: InstancePaths) -> Path:
     return paths.work / "disk.before-rollback.raw"
 
 
+def drop_set_aside_disk(paths: InstancePaths) -> None:
+    """Delete the disk that a rollback had set aside: it has succeeded."""
+    with host_errors(f"clean up {paths.work}"):
+        set_aside_path(paths).unlink(missing_ok=True)
+
+
 def put_back_set_aside_disk(paths: InstancePaths) -> None:
     """Put the live disk back that an unfinished rollback had set aside."""
     aside = set_aside_path(paths)

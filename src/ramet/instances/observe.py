@@ -18,7 +18,6 @@ from ramet.errors import GuestError, VmmError
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State, VmmProcess
-from ramet.store import atomic
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
@@ -96,7 +95,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
     if record != was:
-        atomic.write_json(store.paths.instance(record.id).record, record)
+        Locked(store, was).put_back(record)
         store.collect(*({was.snapshot, was.mapped_snapshot, was.diff_base} - {None}))
     return record
 
@@ -118,7 +117,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
             failure_detail="`ramet create` was killed before the guest had answered.",
         )
     if record.state in LIVE:
-        live_files.set_aside_path(paths).unlink(missing_ok=True)  # the rollback has happened
+        live_files.drop_set_aside_disk(paths)  # the rollback has happened
         if record.vmm is not None and process.is_alive(record.vmm):
             return _run_on(store, record, verb)
         return record

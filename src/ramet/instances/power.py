@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from ramet import process
-from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError
+from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.instances.create import boot
 from ramet.instances.observe import exclusive
-from ramet.model import Method, State
+from ramet.model import State
 from ramet.snapshots import manifest as manifests
 from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
-from ramet.store.derive import derive
+from ramet.store.derive import ANY_METHOD, derive
 
 BOOT_TIMEOUT_S = 60.0
-ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 
 
 def reached(store: Store, instance: Locked, verb: Verb) -> bool:
@@ -138,6 +137,7 @@ def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
         raise ConflictError(f"{record.name!r} sleeps on no snapshot: its record is damaged.")
     with store.collecting(record), instance.pending("stop"), store.reading(record.snapshot) as snapshot:
         manifests.load(snapshot)
-        instance.paths.disk.unlink(missing_ok=True)
+        with host_errors(f"replace {instance.paths.disk}"):
+            instance.paths.disk.unlink(missing_ok=True)
         derive(snapshot.disk, instance.paths.disk, allow=ANY_METHOD, durable=True)
         instance.change(state=State.STOPPED, pending=None, snapshot=None)

@@ -16,9 +16,8 @@ from ramet.model import Failure, Manifest, Method, State
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
-from ramet.store.derive import derive
+from ramet.store.derive import ANY_METHOD, derive
 
-ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 REFLINK_ONLY = frozenset({Method.REFLINK})
 
 
@@ -128,8 +127,7 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
             live_files.clear(paths, keep_disk=False)
             live_files.put_back_set_aside_disk(paths)
         raise
-    with host_errors(f"clean up {paths.work}"):
-        aside.unlink(missing_ok=True)
+    live_files.drop_set_aside_disk(paths)
 
 
 def _let_run(instance: Locked, manifest: Manifest) -> None:

@@ -21,11 +21,10 @@ from ramet.hypervisors.base import Monitor
 from ramet.linux import procfs, procmem
 from ramet.linux.extents import map_data
 from ramet.linux.pagemap import written_regions
-from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
+from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
-from ramet.store.derive import derive
+from ramet.store.derive import ANY_METHOD, derive
 
-ANY_METHOD = frozenset({Method.REFLINK, Method.COPY})
 BUFFER_BYTES = 1024 * 1024
 COPY_THREADS = min(os.cpu_count() or 1, 4)
 ZERO_PAGE = bytes(PAGE_BYTES)

@@ -8,9 +8,9 @@ from pathlib import Path
 from ramet.errors import host_errors
 from ramet.model import InstanceRecord, Manifest, Method, SnapshotFile, SnapshotKind, VmmBuild
 from ramet.paths import SnapshotPaths
-from ramet.snapshots.capture import ANY_METHOD, Captured
+from ramet.snapshots.capture import Captured
 from ramet.store import atomic
-from ramet.store.derive import derive
+from ramet.store.derive import ANY_METHOD, derive
 
 
 def describe(

@@ -21,6 +21,7 @@ from ramet.linux.extents import map_data
 from ramet.model import Method
 from ramet.store import atomic
 
+ANY_METHOD: Final = frozenset({Method.REFLINK, Method.COPY})
 CANNOT_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY, errno.ENOSYS}
 )
