@@ -20,7 +20,7 @@ from ramet import process
 from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
 
 META_PACKAGES = ("linux-image-amd64", "linux-image-generic", "linux-image-virtual")
-WANTED_MODULES = (
+GUEST_MODULES = (
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
@@ -28,7 +28,7 @@ WANTED_MODULES = (
     "crc32c_generic",
     "vmw_vsock_virtio_transport",
 )
-SOFT_DEPENDENCIES: Mapping[str, tuple[str, ...]] = {"ext4": ("crc32c_generic",), "jbd2": ("crc32c_generic",)}
+SOFT_DEPENDENCIES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("ext4", "jbd2", "libcrc32c"), ("crc32c_generic",))
 DOWNLOAD_TIMEOUT_S = 600
 UNPACK_TIMEOUT_S = 300
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
@@ -50,8 +50,8 @@ class Kernel:
     modules: tuple[tuple[str, bytes], ...]
 
 
-def obtain(cache_dir: Path, *, say: Callable[[str], None]) -> Kernel:
-    """Download (unless it is cached), unpack and take apart the kernel package.
+def obtain(cache_dir: Path, *, modules: tuple[str, ...] = GUEST_MODULES, say: Callable[[str], None]) -> Kernel:
+    """Download (unless it is cached), unpack and take apart the kernel package; keep ``modules`` and what they need.
 
     Raises:
         UnsupportedError: where apt or a decompressor is missing.
@@ -70,7 +70,7 @@ def obtain(cache_dir: Path, *, say: Callable[[str], None]) -> Kernel:
         say(f"taking kernel {version} apart")
         with host_errors(f"read {vmlinuz}"):
             vmlinux = extract_vmlinux(vmlinuz.read_bytes())
-        return Kernel(version=version, package=package, vmlinux=vmlinux, modules=_modules(trees, version))
+        return Kernel(version=version, package=package, vmlinux=vmlinux, modules=_modules(trees, version, modules))
 
 
 def download(apt_get: str, packages: Path, package: str) -> Path:
@@ -180,7 +180,7 @@ def _only(trees: tuple[Path, ...], pattern: str) -> Path:
     return found[0]
 
 
-def _modules(trees: tuple[Path, ...], version: str) -> tuple[tuple[str, bytes], ...]:
+def _modules(trees: tuple[Path, ...], version: str, wanted: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
     files: dict[str, Path] = {}
     for tree in trees:
         for base in (tree / "lib/modules" / version, tree / "usr/lib/modules" / version):
@@ -188,7 +188,7 @@ def _modules(trees: tuple[Path, ...], version: str) -> tuple[tuple[str, bytes], 
                 files[path.name.split(".ko")[0].replace("-", "_")] = path
     contents: dict[str, bytes] = {}
     depends: dict[str, tuple[str, ...]] = {}
-    queue = [name for name in WANTED_MODULES if name in files]
+    queue = [name for name in wanted if name in files]
     while queue:
         name = queue.pop()
         if name in depends:
@@ -196,7 +196,7 @@ def _modules(trees: tuple[Path, ...], version: str) -> tuple[tuple[str, bytes], 
         contents[name] = _read_module(files[name])
         depends[name] = tuple(n for n in module_dependencies(contents[name]) if n in files)
         queue += [*depends[name], *(n for n in SOFT_DEPENDENCIES.get(name, ()) if n in files)]
-    return tuple((f"{name}.ko", contents[name]) for name in load_order(depends, WANTED_MODULES))
+    return tuple((f"{name}.ko", contents[name]) for name in load_order(depends, wanted))
 
 
 def module_dependencies(module: bytes) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""A Linux with KVM on a host that has none: a command runs in it as if it ran here."""
