@@ -15,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _SIZE = re.compile(r"(\d{1,15})(?:([KMGT])(?:iB|B)?)?", re.IGNORECASE | re.ASCII)
 _UNIT: Final = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 
-MEMORY_MIN_MIB: Final = 96
+MEMORY_MIN_MIB: Final = 128
 """Below this Debian's kernel and its initramfs do not come up."""
 MEMORY_MAX_MIB: Final = 1024 * 1024
 DISK_MIN_BYTES: Final = 16 * MIB

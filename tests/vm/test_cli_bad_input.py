@@ -354,5 +354,5 @@ def test_a_vmm_that_does_not_answer(host: Host, ramet: CommandLine, running: Ins
 
 @on_one_file_system
 def test_a_guest_that_never_comes_up(ramet: CommandLine) -> None:
-    error = refused(ramet, "create", "web", "--memory", "96M", "--boot-timeout", "0.2", status=VMM)
+    error = refused(ramet, "create", "web", "--memory", "128M", "--boot-timeout", "0.2", status=VMM)
     assert "did not come up within 0.2 s" in error["message"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
-from ramet.errors import ConflictError, InUseError, StateError
+from ramet.errors import ConflictError, InUseError, NotFoundError, StateError
 from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo, Method, State
 from ramet.process import wait_until
@@ -47,6 +47,9 @@ def test_siblings_write_the_same_pages_and_blocks(host: Host, standby: InstanceI
 def test_an_image_stays_while_an_instance_or_a_named_snapshot_boots_it(host: Host, standby: InstanceInfo) -> None:
     """A fork of the snapshot wakes without the image, but could never be started again."""
     host.snapshot_create("web", "golden")
+    with pytest.raises(NotFoundError) as caught:
+        host.fork("golden", ["x"])
+    assert caught.value.hint == "There is a snapshot of that name: write snapshot:golden."
     with pytest.raises(InUseError, match="in use by web, snapshot:golden"):
         host.image_remove("micro")
     host.remove("web")

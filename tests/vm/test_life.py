@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
+from ramet.config import MEMORY_MIN_MIB
 from ramet.errors import ConflictError, StateError
-from ramet.model import Failure, InstanceInfo, SnapshotKind, State
+from ramet.model import MIB, Failure, InstanceInfo, SnapshotKind, State
 from ramet.process import wait_until
 from tests.vm.guests import marks, set_marks, sh
 
@@ -19,6 +20,15 @@ def test_instances_survive_the_host_object_that_made_them(host: Host, running: I
     again = Host(host.home)
     assert again.get("web").pid == running.pid
     assert sh(again, "web", "cat /ram/mark") == "ram-source"
+
+
+@pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
+def test_the_smallest_guest_boots_sleeps_and_wakes(host: Host) -> None:
+    host.create("tiny", memory_mib=MEMORY_MIN_MIB, disk_bytes=32 * MIB)
+    sh(host, "tiny", "echo ram >/ram/mark")
+    host.standby("tiny")
+    host.restore("tiny")
+    assert sh(host, "tiny", "cat /ram/mark") == "ram"
 
 
 def test_two_sleeps_in_a_row_keep_memory_and_disk(host: Host, standby: InstanceInfo) -> None:

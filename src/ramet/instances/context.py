@@ -89,7 +89,10 @@ class Store:
         if found is None and is_id(name) and self.paths.instance(name).record.exists():
             found = name
         if found is None or not self.paths.instance(found).dir.is_dir():
-            raise NotFoundError(f"There is no instance {name!r}.", hint="`ramet ls` lists them.")
+            hint = "`ramet ls` lists them."
+            if self.paths.snapshot(name).dir.is_dir() or names.lookup(self.paths.snapshot_names, name) is not None:
+                hint = f"There is a snapshot of that name: write snapshot:{name}."
+            raise NotFoundError(f"There is no instance {name!r}.", hint=hint)
         return found
 
     def read(self, instance_id: str) -> InstanceRecord:
