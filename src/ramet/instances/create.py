@@ -229,7 +229,7 @@ def console_tail(paths: InstancePaths, limit: int = 1500) -> str:
 
 def _wait_for_agent(instance: Locked, timeout_s: float) -> None:
     with AgentClient.open(instance.paths.run, deadline_s=timeout_s) as agent:
-        agent.ping()
+        agent.ping(timeout_s=timeout_s)
 
 
 def _check_shape(cpus: int, disk_bytes: int) -> None:
