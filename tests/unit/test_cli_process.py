@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ramet import process
 from ramet.cli.signals import ENDING, Ending, TerminatedError
 
 HOST_STATUS = 8
@@ -51,6 +52,11 @@ def test_only_the_first_signal_raises(first: signal.Signals) -> None:
             child.send_signal(number)
         out, _ = child.communicate(b"\n", timeout=TIMEOUT_S)
     assert (child.returncode, out) == (0, b"cleaned up\n")
+
+
+def test_the_signals_that_end_a_verb_are_the_ones_that_can_be_held() -> None:
+    """Two names, since ``ramet --version`` does without ramet.process."""
+    assert ENDING == process.ENDING_SIGNALS
 
 
 def test_what_is_ignored_stays_ignored_but_for_the_end_of_children() -> None:

@@ -268,7 +268,11 @@ class Locked:
         return self.put_back(msgspec.structs.replace(self.record, **fields), durable=durable)
 
     def put_back(self, record: InstanceRecord, *, durable: bool = True) -> InstanceRecord:
-        """Make ``record`` the instance's record: all of it, as ``change`` does with some."""
+        """Make ``record`` the instance's record: all of it, as ``change`` does with some.
+
+        Raises:
+            HostError: if it could not be written; the record is as it was.
+        """
         with host_errors(f"record the state of {record.name!r}"):
             atomic.write_json(self.paths.record, record, durable=durable)
         self.record = record  # only what was written is believed
