@@ -31,6 +31,8 @@ from ramet.model import VmmProcess
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
 
+VMM_MARK = "RAMET_VMM_OF"
+"""The environment variable that says whose VMM a process is."""
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 CAP_SYS_PTRACE = 19
 PR_SET_PDEATHSIG = 1
@@ -196,9 +198,17 @@ def _communicate(
             raise
 
 
-def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: Path) -> VmmProcess:
-    """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path``, no core dumps from the moment
-    that this returns.
+def spawn(
+    argv: Sequence[str],
+    *,
+    log_path: Path,
+    pass_fds: Sequence[int],
+    cwd: Path,
+    mark: Path,
+    stdout_path: Path | None = None,
+) -> VmmProcess:
+    """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path`` (stdout to ``stdout_path``, if
+    that is given), no core dumps from the moment that this returns. ``find_marked`` finds it by its ``mark``.
 
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
@@ -210,21 +220,20 @@ def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: 
     """
     log.info("spawn: %s", shlex.join(argv))
     try:
-        log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
+        with ExitStack() as stack:
+            log_fd = _open_to_append(stack, log_path)
             os.write(log_fd, os.fsencode(f"$ {shlex.join(argv)}\n"))
             child = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
-                stdout=log_fd,
+                stdout=log_fd if stdout_path is None else _open_to_append(stack, stdout_path),
                 stderr=log_fd,
                 cwd=cwd,
+                env={**os.environ, VMM_MARK: str(mark)},
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
                 preexec_fn=_prepare_vmm if _needs_preparing() else None,
             )
-        finally:
-            os.close(log_fd)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
     _forbid_core_dumps(child, argv)
@@ -233,6 +242,29 @@ def spawn(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int], cwd: 
     vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())
     _children[vmm] = child
     return vmm
+
+
+def _open_to_append(stack: ExitStack, path: Path) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def find_marked(mark: Path) -> list[VmmProcess]:
+    """The live processes that ``spawn`` has started with that ``mark``, whoever called it, by their environment (proc(5))."""
+    wanted = os.fsencode(f"{VMM_MARK}={mark}")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+        ticks = start_time_ticks(int(entry.name)) if wanted in environment.split(b"\0") else None
+        if ticks is not None:
+            found.append(VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id()))
+    return found
 
 
 def _forbid_core_dumps(child: subprocess.Popen[bytes], argv: Sequence[str]) -> None:

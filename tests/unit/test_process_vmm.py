@@ -32,7 +32,9 @@ def spawned(tmp_path: Path) -> Iterator[Callable[..., VmmProcess]]:
     started: list[VmmProcess] = []
 
     def start(argv: list[str], *, pass_fds: tuple[int, ...] = ()) -> VmmProcess:
-        started.append(process.spawn(argv, log_path=tmp_path / "vmm.log", pass_fds=pass_fds, cwd=tmp_path))
+        started.append(
+            process.spawn(argv, log_path=tmp_path / "vmm.log", pass_fds=pass_fds, cwd=tmp_path, mark=tmp_path)
+        )
         return started[-1]
 
     yield start
@@ -167,7 +169,7 @@ def test_a_program_that_cannot_be_executed_is_a_launch_error(
 
 def test_a_log_that_cannot_be_written_is_a_launch_error(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="Could not start true: No such file"):
-        process.spawn(["true"], log_path=tmp_path / "missing" / "log", pass_fds=(), cwd=tmp_path)
+        process.spawn(["true"], log_path=tmp_path / "missing" / "log", pass_fds=(), cwd=tmp_path, mark=tmp_path)
 
 
 def test_a_vmm_that_ends_at_once_is_found_with_its_status(spawned: Callable[..., VmmProcess]) -> None:
@@ -338,3 +340,23 @@ def test_the_start_time_whatever_the_process_is_called(name: bytes) -> None:
 
 def _raw_start_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+
+
+def test_a_vmm_is_found_by_its_mark_alone(spawned: Callable[..., VmmProcess], tmp_path: Path) -> None:
+    vmm = spawned(["sleep", "60"])
+    assert process.find_marked(tmp_path) == [vmm]
+    assert process.find_marked(tmp_path / "x") == []
+    assert process.find_marked(tmp_path.parent) == []
+    process.kill_and_wait(vmm)
+    assert process.find_marked(tmp_path) == []
+
+
+def test_stdout_can_have_a_file_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "console.log"
+    out.write_text("before\n")
+    argv = ["sh", "-c", "echo guest; echo vmm >&2"]
+    log = tmp_path / "vmm.log"
+    vmm = process.spawn(argv, log_path=log, pass_fds=(), cwd=tmp_path, mark=tmp_path, stdout_path=out)
+    assert process.wait_gone(vmm, 5)
+    assert out.read_text() == "before\nguest\n"
+    assert log.read_text().endswith("\nvmm\n")

@@ -17,7 +17,7 @@ from ramet import process
 from ramet.errors import GuestError, VmmError
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
-from ramet.model import Failure, InstanceRecord, State, VmmProcess
+from ramet.model import Failure, InstanceRecord, State
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
@@ -144,17 +144,6 @@ def _run_on(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
 
 
 def reap_strays(run_dir: Path) -> None:
-    """Kill VMMs that hold this instance's pid file in their command line: their command died before it could record them."""
-    needle = f"\0{run_dir}/".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue  # it ended meanwhile, or is another user's
-        if needle in command and b"-pidfile\0" in command:
-            started = process.start_time_ticks(int(entry.name))
-            if started is not None:
-                vmm = VmmProcess(pid=int(entry.name), start_time_ticks=started, boot_id=process.boot_id())
-                log.info("reaping VMM %d of %s: %s", vmm.pid, run_dir, process.kill_and_wait(vmm))
+    """Kill the VMMs of this instance that its record may not know: their command died before it could write them down."""
+    for vmm in process.find_marked(run_dir):
+        log.info("reaping VMM %d of %s: %s", vmm.pid, run_dir, process.kill_and_wait(vmm))

@@ -152,7 +152,14 @@ def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) ->
             boot=spec.boot,
             tsc_khz=tsc_khz,
         )
-        return command, process.spawn(command, log_path=spec.vmm_log, pass_fds=[*fds, *extra_fds], cwd=spec.work_dir)
+        vmm = process.spawn(
+            command,
+            log_path=spec.vmm_log,
+            pass_fds=[*fds, *extra_fds],
+            cwd=spec.work_dir,
+            mark=spec.run_dir,
+        )
+        return command, vmm
 
 
 def _tsc_khz(spec: LaunchSpec) -> int | None:
