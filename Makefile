@@ -14,10 +14,10 @@ help:           ## Say what there is to make
 verify: setup   ## Prove on this host that forks are isolated
 	$(BIN)/ramet verify
 
-test: check image  ## Everything: lint, types, unit, contract, real guests (the long scenarios in bounded samples)
+test: check image firecracker  ## Everything: lint, types, unit, contract, real guests (the long scenarios in bounded samples)
 	$(PYTEST) -m vm
 
-test-all: check image  ## The same, with the long scenarios whole
+test-all: check image firecracker  ## The same, with the long scenarios whole
 	RAMET_TEST_ALL=1 $(PYTEST) -m vm
 
 check: venv     ## Lint, types, layers, unit and contract tests: no root, no VM, under a minute
@@ -35,7 +35,10 @@ fuzz: setup     ## Fuzz the agent's protocol for a while (FUZZ_SECONDS=60)
 
 setup: image    ## Debian packages, virtual environment, guest image
 
-.PHONY: packages venv image
+# A Firecracker of your own is tested instead if RAMET_FIRECRACKER names it.
+test test-all: export RAMET_FIRECRACKER ?= $(CURDIR)/.state/firecracker/firecracker
+
+.PHONY: packages venv image firecracker
 packages:
 	@tools/setup packages
 
@@ -44,6 +47,9 @@ venv: packages
 
 image: venv
 	@tools/setup image
+
+firecracker: venv
+	@tools/setup firecracker
 
 clean:          ## Remove what was built here, instances in .state/home included
 	@if [ -x $(BIN)/ramet ] && [ -d .state/home ]; then RAMET_HOME=$(CURDIR)/.state/home $(BIN)/ramet rm --all --force; fi

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramet import Host
-from ramet.hypervisors.qemu import driver, kvm
+from ramet.hypervisors import kvm
+from ramet.hypervisors.qemu import driver
 from ramet.store.derive import probe_reflink
 from tools import loopfs
 

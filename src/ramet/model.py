@@ -130,6 +130,8 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """The snapshot whose memory the live VMM maps."""
     diff_base: Id | None = None
     """The snapshot that the VMM's next diff is relative to."""
+    needs_full: bool = False
+    """A capture that the VMM wrote itself may be lost, and with it the dirty pages: the next one must be whole (H12, H66)."""
     vmm: VmmProcess | None = None
     vmm_build: VmmBuild | None = None
     pending: str | None = None

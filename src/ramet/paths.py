@@ -16,6 +16,8 @@ from pathlib import Path
 
 AGENT_PORTS = 8
 CONSOLE_SOCKET = "console.sock"
+VSOCK_SOCKET = "vsock.sock"
+"""Where Firecracker takes connections to its guest's vsock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,11 @@ class InstancePaths:
     @property
     def memory(self) -> Path:
         return self.work / "memory"
+
+    @property
+    def next_memory(self) -> Path:
+        """What a VMM that saves its memory itself writes, until it is published."""
+        return self.work / "memory.next"
 
     @property
     def vmstate(self) -> Path:

@@ -6,12 +6,14 @@ import inspect
 
 import pytest
 
-from ramet.hypervisors.base import DirtySince, Driver, Monitor
+from ramet.hypervisors.base import DirtySince, Driver, Monitor, SavesDeviceState, SavesMemory
+from ramet.hypervisors.firecracker.api import FirecrackerMonitor
+from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.hypervisors.qemu.qmp import QmpMonitor
 
-DRIVERS: list[type[Driver]] = [QemuDriver]
-MONITORS: list[type[Monitor]] = [QmpMonitor]
+DRIVERS: list[type[Driver]] = [QemuDriver, FirecrackerDriver]
+MONITORS: list[tuple[type[Monitor], type]] = [(QmpMonitor, SavesDeviceState), (FirecrackerMonitor, SavesMemory)]
 
 
 def members(protocol: type) -> list[str]:
@@ -27,7 +29,9 @@ def shape(function: object) -> list[tuple[str, object, object]]:
 
 def test_the_contracts_are_not_empty() -> None:
     assert {"build", "boot", "load", "connect", "ended_by_guest"} <= set(members(Driver))
-    assert {"stop_vcpus", "resume_vcpus", "vcpus_running", "save_device_state", "quit"} <= set(members(Monitor))
+    assert {"stop_vcpus", "resume_vcpus", "vcpus_running"} <= set(members(Monitor))
+    assert members(SavesDeviceState) == ["save_device_state"]
+    assert members(SavesMemory) == ["create_snapshot"]
 
 
 @pytest.mark.parametrize("name", members(Driver))
@@ -36,10 +40,10 @@ def test_a_driver_can_be_called_as_the_contract_says(driver: type[Driver], name:
     assert shape(getattr(driver, name)) == shape(getattr(Driver, name))
 
 
-@pytest.mark.parametrize("name", [*members(Monitor), "__enter__", "__exit__"])
-@pytest.mark.parametrize("monitor", MONITORS)
-def test_a_monitor_can_be_called_as_the_contract_says(monitor: type[Monitor], name: str) -> None:
-    assert shape(getattr(monitor, name)) == shape(getattr(Monitor, name))
+@pytest.mark.parametrize(("monitor", "kind"), MONITORS)
+def test_a_monitor_can_be_called_as_the_contract_says(monitor: type[Monitor], kind: type) -> None:
+    for name in [*members(Monitor), *members(kind), "__enter__", "__exit__"]:
+        assert shape(getattr(monitor, name)) == shape(getattr(kind, name)), name
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -38,7 +38,11 @@ def parse_memory(text: str) -> int:
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, metavar="N", help="Virtual CPUs.")
 @click.option("--disk", default="1G", show_default=True, metavar="SIZE", help="Disk, sparse; /data in the guest.")
-@click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), help="What runs the guest. Default: qemu.")
+@click.option(
+    "--hypervisor",
+    type=click.Choice(["qemu", "firecracker"]),
+    help="Default: qemu if installed, else firecracker.",
+)
 @click.option("--accelerator", type=click.Choice(["tcg", "kvm"]), help="Default: kvm where it is usable, else tcg.")
 @click.option("--boot-timeout", type=float, callback=seconds, metavar="S", help="Seconds that the boot may take.")
 def create(
@@ -80,3 +84,5 @@ def create(
     else:
         took = output.duration(time.monotonic() - began)
         output.line(f"{info.name}: {output.coloured(info.state)} (booted in {took})")
+        if host.last_note:
+            output.line(f"  {host.last_note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ramet.errors import ConfigError, GuestError
-from ramet.guests import transfer, wire
+from ramet.errors import ConfigError, GuestError, VmmDiedError
+from ramet.guests import transfer, vsock, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
 from ramet.guests.ports import Port, take_port
 from ramet.guests.stream import AgentStream
@@ -21,6 +22,7 @@ from ramet.model import ExecResult, Ping
 
 __all__ = ["AgentClient", "ExecControl", "FileMeta", "GuestRefusedError"]
 
+log = logging.getLogger("ramet.agent")
 SEED_BYTES = 64
 START_S = 60.0
 """How long a command may take to start: the workload may be frozen meanwhile."""
@@ -50,6 +52,8 @@ class AgentClient:
             GuestTimeoutError: if all ports stay busy.
             VmmDiedError: if the VMM is gone.
         """
+        if vsock.is_there(run_dir):
+            return cls(_open_vsock(run_dir, deadline_s), deadline_s=deadline_s)
         port = take_port(run_dir, deadline_s=deadline_s)
         return cls.over(port.sock, deadline_s=deadline_s, port=port)
 
@@ -222,6 +226,22 @@ class AgentClient:
         if answer != expect:
             raise GuestError(f"The guest's agent answered with message {answer:#x} where {expect.name} was due.")
         return data
+
+
+def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
+    """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made."""
+    end_s = time.monotonic() + deadline_s
+    while True:
+        stream = AgentStream(vsock.connect(run_dir, deadline_s=max(end_s - time.monotonic(), 0)))
+        try:
+            if stream.sync(timeout_s=max(end_s - time.monotonic(), 0)):
+                return stream
+        except VmmDiedError:
+            log.debug("%s: the connection to the guest was reset before it was of use; once more", run_dir)
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
 
 
 def _string(text: str) -> bytes:

@@ -70,6 +70,24 @@ class AgentStream:
                 )
         return self._messages.pop(0)
 
+    def sync(self, *, timeout_s: float) -> bool:
+        """Say hello alone; whether the agent has answered it within ``timeout_s``.
+
+        Raises:
+            VmmDiedError: if the other side is gone.
+        """
+        end_s = time.monotonic() + timeout_s
+        while not self.synced:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            readable, writable = self._poll(left_s, ())
+            if writable:
+                self._flush()
+            if self.fileno() in readable:
+                self._fill()
+        return True
+
     def exchange(self, *, end_s: float | None, extra: Sequence[int] = ()) -> list[int] | None:
         """Send and receive until a message is there to be taken or one of ``extra`` is readable; returns which of them are,
         or None if neither has come about by ``end_s`` of the monotonic clock (None: wait for ever).

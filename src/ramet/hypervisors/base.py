@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from ramet.model import Accelerator, VmmBuild, VmmProcess
 
@@ -72,17 +72,36 @@ class Monitor(Protocol):
 
     def vcpus_running(self) -> bool: ...
 
+
+@runtime_checkable
+class SavesDeviceState(Monitor, Protocol):
+    """A monitor of a VMM whose memory is read from outside (``DirtySince.MAPPED``)."""
+
     def save_device_state(self, path: Path) -> None:
         """Write the device state, without RAM, of a stopped VMM to ``path`` (under its ``work_dir``)."""
 
-    def quit(self) -> None:
-        """Ask the VMM to exit; its end is for the caller to wait for."""
+
+@runtime_checkable
+class SavesMemory(Monitor, Protocol):
+    """A monitor of a VMM that writes its memory itself (``DirtySince.LAST_CAPTURE``)."""
+
+    def create_snapshot(self, *, vmstate: str, memory: str, diff: bool) -> None:
+        """Write device state and memory of a stopped VMM; ``diff``: what was dirtied since the last time, in place, onto what
+        ``memory`` holds already. Paths are relative to the parent of its ``work_dir``.
+
+        Raises:
+            VmmError: what has become of the dirty pages is unknown then.
+        """
 
 
 class Driver(Protocol):
     """One per VMM."""
 
     dirty_since: DirtySince
+    opens_memory_read_only: bool
+    """Whether the VMM's descriptor of its memory file cannot write: then it may map a snapshot itself."""
+    guest_ends_by_reboot: bool
+    """Whether a guest ends its VMM by rebooting, and not by powering off."""
 
     def build(self, hardware: Hardware) -> VmmBuild:
         """What a snapshot taken by this host's VMM on that hardware can be loaded by.
@@ -105,11 +124,16 @@ class Driver(Protocol):
             LaunchError: with argv and the log; no process is left.
         """
 
-    def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> Monitor:
+    def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> SavesDeviceState | SavesMemory:
         """Connect to a live VMM's control socket.
 
         Raises:
             VmmDiedError: if nobody listens.
+        """
+
+    def log_of(self, vmm_log: Path) -> Path:
+        """What the VMM itself logs of its life: ``vmm_log`` or a file beside it. In ``vmm_log`` are its command lines and what it
+        said on stderr.
         """
 
     def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:

@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ramet.errors import ConfigError, NotFoundError, VmmDiedError, host_errors
+from ramet.errors import ConfigError, NotFoundError, UnsupportedError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient, ExecControl
 from ramet.instances import observe
 from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
-from ramet.model import ExecResult, Ping
+from ramet.model import ExecResult, Hypervisor, Ping
 from ramet.paths import CONSOLE_SOCKET
 from ramet.states import Verb, require
 
@@ -117,6 +117,13 @@ def console(store: Store, name: str) -> socket.socket:
     """A connection to the guest's serial console; closing it detaches."""
     record = observe.look(store, store.find(name))
     require(Verb.CONSOLE, record.state, name=name)
+    if record.hypervisor is Hypervisor.FIRECRACKER:
+        raise UnsupportedError(
+            f"The console of {name!r} takes no input: Firecracker gives it no socket.",
+            capability="console",
+            why="Firecracker writes its guest's console to a file",
+            hint=f"`ramet logs {name}` shows what it says; `ramet exec -t {name} -- sh` is a shell.",
+        )
     try:
         return connect_in(store.paths.instance(record.id).run, CONSOLE_SOCKET)
     except OSError as err:

@@ -17,10 +17,10 @@ from ramet.errors import (
     InUseError,
     LockedError,
     NotFoundError,
-    UnsupportedError,
     host_errors,
 )
 from ramet.hypervisors.base import Driver, Hardware
+from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
 from ramet.paths import InstancePaths, SnapshotPaths
@@ -61,19 +61,10 @@ class Store:
             self._progress(text)
 
     def driver(self, hypervisor: Hypervisor) -> Driver:
-        """The driver of a hypervisor.
-
-        Raises:
-            UnsupportedError: for one that this version does not drive.
-        """
+        """The driver of a hypervisor."""
         if hypervisor is Hypervisor.QEMU:
             return QemuDriver()
-        raise UnsupportedError(
-            f"This version of Ramet does not drive {hypervisor.value} yet.",
-            capability=hypervisor.value,
-            why="there is no driver for it",
-            hint="Use --hypervisor qemu.",
-        )
+        return FirecrackerDriver()
 
     # -- records ----------------------------------------------------------------------------------------------
 

@@ -22,9 +22,8 @@ from ramet.errors import (
 )
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
-from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
-from ramet.hypervisors.qemu import kvm
-from ramet.instances import guest, live_files
+from ramet.hypervisors.base import BootFiles, DirtySince, Hardware, LaunchSpec
+from ramet.instances import choice, guest, live_files
 from ramet.instances.context import Locked, Store, check_new_name
 from ramet.instances.observe import reap_strays
 from ramet.model import MIB, Accelerator, Hypervisor, Image, InstanceRecord, State
@@ -62,8 +61,8 @@ def create(
     _check_shape(cpus, disk_bytes)
     if names.lookup(store.paths.instance_names, name) is not None:
         raise ConflictError(f"There is already an instance called {name!r}.", hint="`ramet ls` lists them.")
-    chosen = choose_accelerator(accelerator)
-    driver = store.driver(hypervisor or Hypervisor.QEMU)
+    chosen = choice.choose(hypervisor, accelerator)
+    driver = store.driver(chosen.hypervisor)
     built, _ = images.resolve(store.paths.images, image)
     mkfs = process.find_program("mkfs.ext4", package="e2fsprogs")
     record = InstanceRecord(
@@ -71,13 +70,13 @@ def create(
         name=name,
         state=State.CREATED,
         created_at_unix_s=time.time(),
-        hypervisor=hypervisor or Hypervisor.QEMU,
+        hypervisor=chosen.hypervisor,
         image=built.digest,
         memory_mib=memory_mib,
         cpus=cpus,
         disk_bytes=disk_bytes,
         machine_id=uuid.uuid4().hex,
-        vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen)),
+        vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen.accelerator)),
         pending="create",
     )
     with locked(store.paths.locks, f"instance-{record.id}"):
@@ -91,20 +90,8 @@ def create(
         except BaseException:
             abandon(store, instance)
             raise
+    store.note = chosen.why
     return record.id
-
-
-def choose_accelerator(asked: Accelerator | None) -> Accelerator:
-    """KVM where it is usable, which is more than present; TCG otherwise.
-
-    Raises:
-        UnsupportedError: if KVM was asked for and is not usable.
-    """
-    if asked is Accelerator.KVM:
-        kvm.require_usable()
-    if asked is not None:
-        return asked
-    return Accelerator.KVM if kvm.why_not_usable() is None else Accelerator.TCG
 
 
 def make_directories(directory: Path) -> None:
@@ -153,7 +140,8 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
     store, paths, record = instance.store, instance.paths, instance.record
     built, image_dir = images.resolve(store.paths.images, record.image)
     build = instance.driver.build(store.hardware(record))  # another one than at the last boot, after an upgrade
-    _make_empty_memory(paths.memory, record.memory_mib)
+    if instance.driver.dirty_since is DirtySince.MAPPED:
+        _make_empty_memory(paths.memory, record.memory_mib)
     store.say(f"{record.name}: booting")
     vmm = None
     try:
@@ -188,6 +176,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
             snapshot=None,
             mapped_snapshot=None,
             diff_base=None,
+            needs_full=False,
             generation=record.generation + 1,
         )
 

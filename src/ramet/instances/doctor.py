@@ -9,8 +9,8 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import RametError
 from ramet.guests import image as images
+from ramet.hypervisors import kvm
 from ramet.hypervisors.qemu import driver as qemu
-from ramet.hypervisors.qemu import kvm
 from ramet.linux.landlock import abi_version
 from ramet.linux.pagemap import has_pagemap_scan
 from ramet.model import MIB, Capability

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from ramet import config, process
 from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError
+from ramet.hypervisors.base import DirtySince
 from ramet.instances import create, guest
 from ramet.instances.context import Store, check_new_name
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
-from ramet.instances.standby import captured
+from ramet.instances.standby import captured, keep_as_base
 from ramet.model import Ancestor, InstanceRecord, Manifest, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import manifest as manifests
@@ -112,7 +113,13 @@ def _from_live(store: Store, source: str, names: tuple[str, ...]) -> Forked:
                     work, manifest = stack.enter_context(captured(instance, monitor))
                 pause_s = time.monotonic() - began
             plan = _Plan(source=record, names=names)
-            made = _derive_all(store, plan, SnapshotPaths(dir=work), manifest, last_takes_files=True)
+            files, take = SnapshotPaths(dir=work), True
+            if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:  # the source's next diff needs it
+                files, take = store.paths.snapshot(manifest.id), False
+                stack.enter_context(store.publishing(manifest.id))
+                publish(work, files, manifest)
+                keep_as_base(instance, manifest)
+            made = _derive_all(store, plan, files, manifest, last_takes_files=take)
             return Forked(ids=made.ids, source_pause_s=pause_s, method=made.method)
 
 

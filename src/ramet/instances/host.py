@@ -210,8 +210,7 @@ class Host:
 
     def logs(self, name: str) -> dict[str, Path]:
         """The paths of the ``console`` and ``vmm`` logs."""
-        paths = self._store.paths.instance(self._store.find(name))
-        return {"console": paths.console_log, "vmm": paths.vmm_log}
+        return inspect.logs(self._store, self._store.read(self._store.find(name)))
 
     # -- looking ----------------------------------------------------------------------------------------------
 

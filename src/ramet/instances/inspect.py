@@ -100,8 +100,14 @@ def info(store: Store, record: InstanceRecord, references: Mapping[str, tuple[st
         live_disk=str(paths.disk) if record.state is not State.STANDBY and paths.disk.exists() else None,
         mapped_memory=_mapped_memory(store, record) if live else None,
         run_dir=str(paths.run),
-        logs={"console": str(paths.console_log), "vmm": str(paths.vmm_log)},
+        logs={kind: str(path) for kind, path in logs(store, record).items()},
     )
+
+
+def logs(store: Store, record: InstanceRecord) -> dict[str, Path]:
+    """The log of the guest's ``console``, and what its ``vmm`` says of its life; they exist from the first boot on."""
+    paths = store.paths.instance(record.id)
+    return {"console": paths.console_log, "vmm": store.driver(record.hypervisor).log_of(paths.vmm_log)}
 
 
 def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:

@@ -18,6 +18,7 @@ def clear(paths: InstancePaths, *, keep_disk: bool) -> None:
         for path in paths.work.glob(".*.????????"):  # what a killed derive left
             path.unlink(missing_ok=True)
         paths.memory.unlink(missing_ok=True)
+        paths.next_memory.unlink(missing_ok=True)
         paths.vmstate.unlink(missing_ok=True)
         if not keep_disk:
             paths.disk.unlink(missing_ok=True)

@@ -147,6 +147,7 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
             snapshot=manifest.id,
             mapped_snapshot=manifest.id,
             diff_base=manifest.id,
+            needs_full=False,
             generation=generation,
         )
         agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
@@ -158,6 +159,8 @@ def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
     With reflinks, a private clone: QEMU before 8.2 opens it for writing even when it maps it privately, so the snapshot's own
     inode stays out of its reach. Without, the instance's own snapshot where nobody else can use it, else a copy.
     """
+    if instance.driver.opens_memory_read_only:
+        return snapshot.memory
     own = instance.paths.memory
     try:
         derive(snapshot.memory, own, allow=REFLINK_ONLY)

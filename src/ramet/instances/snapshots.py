@@ -12,7 +12,7 @@ from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest
 from ramet.instances.context import Locked, Store, check_new_name
 from ramet.instances.observe import exclusive
-from ramet.instances.standby import captured
+from ramet.instances.standby import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
@@ -57,6 +57,7 @@ def _capture(store: Store, instance: Locked, name: str) -> str:
         with store.publishing(manifest.id):
             publish(work, store.paths.snapshot(manifest.id), manifest)
             names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
+            keep_as_base(instance, manifest)
     return manifest.id
 
 

@@ -123,6 +123,14 @@ def open_descriptors(pid: int) -> list[Descriptor]:
     return sorted(found, key=lambda descriptor: descriptor.fd)
 
 
+def bytes_written(pid: int) -> int:
+    """What a process has passed to write(2) and its like since it began (``wchar`` of /proc/PID/io), sockets included."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith("wchar: "):
+            return int(line.split()[1])
+    raise OSError(errno.ENODATA, f"/proc/{pid}/io has no wchar")
+
+
 def smaps_rollup(pid: int) -> dict[str, int]:
     """/proc/PID/smaps_rollup in bytes: Rss, Pss, Anonymous, Swap and so on."""
     found = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import HostError, VmmDiedError, VmmError, host_errors
-from ramet.hypervisors.base import Monitor
+from ramet.hypervisors.base import SavesDeviceState, SavesMemory
 from ramet.linux import procfs, procmem
 from ramet.linux.extents import map_data
 from ramet.linux.pagemap import written_regions
@@ -48,7 +48,7 @@ class _DirtyRun:
 
 
 def capture(
-    monitor: Monitor,
+    monitor: SavesDeviceState,
     vmm: VmmProcess,
     *,
     live: InstancePaths,
@@ -69,6 +69,82 @@ def capture(
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
     memory = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
     return Captured(memory=memory, vmstate=vmstate, disk=disk)
+
+
+def capture_by_vmm(
+    monitor: SavesMemory,
+    vmm: VmmProcess,
+    *,
+    live: InstancePaths,
+    base: Path | None,
+    size_bytes: int,
+    diff: bool,
+    into: SnapshotPaths,
+    before_request: Callable[[], object],
+) -> Captured:
+    """Let a VMM whose vCPUs are stopped write its memory itself: a diff onto a derivation of ``base`` (None: onto one hole),
+    never onto the base, or all of it. What it wrote moves into ``into`` once it holds no descriptor of it any more (H68).
+
+    ``before_request`` is called last of all: from then on the VMM's dirty pages may be lost with the files.
+
+    Raises:
+        HostError: for errors of the host (NoSpaceError for a full disk).
+        VmmError: if the VMM refused.
+    """
+    _remove_leftovers(live)
+    try:
+        disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
+        method = derive(base, live.next_memory, allow=ANY_METHOD) if base is not None else None
+        if method is None:
+            _make_hole(live.next_memory, size_bytes)
+        before_request()
+        with _reading(vmm):
+            before_bytes = procfs.bytes_written(vmm.pid)
+        monitor.create_snapshot(
+            vmstate=f"{live.work.name}/{live.vmstate.name}",
+            memory=f"{live.work.name}/{live.next_memory.name}",
+            diff=diff,
+        )
+        with host_errors(f"take over what the VMM wrote to {live.work}"):
+            written_bytes = procfs.bytes_written(vmm.pid) - before_bytes
+            _require_let_go(vmm, live.next_memory)
+            state = live.vmstate.read_bytes()
+            into.vmstate.write_bytes(state)
+            live.next_memory.rename(into.memory)
+            found = into.memory.stat().st_size
+        if found != size_bytes or not state:
+            raise VmmError(f"The VMM wrote {found} bytes of memory where {size_bytes} are, and {len(state)} of state.")
+    finally:
+        _remove_leftovers(live)
+    return Captured(
+        memory=SnapshotFile(size_bytes=size_bytes, method=method, written_bytes=_pages_of(written_bytes - len(state))),
+        vmstate=_described(state),
+        disk=SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method),
+    )
+
+
+def _pages_of(size_bytes: int) -> int:
+    """What of it are whole pages: the rest is what the VMM has logged."""
+    return size_bytes // PAGE_BYTES * PAGE_BYTES
+
+
+def _remove_leftovers(live: InstancePaths) -> None:
+    with host_errors(f"clear {live.work}"):
+        live.next_memory.unlink(missing_ok=True)
+        live.vmstate.unlink(missing_ok=True)
+
+
+def _make_hole(path: Path, size_bytes: int) -> None:
+    with host_errors(f"make the memory file {path}"), path.open("xb") as stream:
+        path.chmod(0o600)
+        stream.truncate(size_bytes)
+
+
+def _require_let_go(vmm: VmmProcess, path: Path) -> None:
+    found = path.stat()
+    holding = [one.fd for one in procfs.open_descriptors(vmm.pid) if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
+    if holding or procfs.mappings_of_file(vmm.pid, path):
+        raise VmmError(f"The VMM (process {vmm.pid}) keeps {path} open or mapped: it cannot be published.")
 
 
 def capture_memory(vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool) -> SnapshotFile:
@@ -158,7 +234,7 @@ def _reading(vmm: VmmProcess) -> Iterator[None]:
         raise HostError(f"Could not read the memory of process {vmm.pid}: {err.strerror}.") from err
 
 
-def _capture_device_state(monitor: Monitor, written_by_vmm: Path, into: Path) -> SnapshotFile:
+def _capture_device_state(monitor: SavesDeviceState, written_by_vmm: Path, into: Path) -> SnapshotFile:
     """The VMM writes under its own ``work/``; what is published is a copy that it has never had open (H68)."""
     with host_errors(f"save the device state to {into}"):
         written_by_vmm.unlink(missing_ok=True)
@@ -170,6 +246,10 @@ def _capture_device_state(monitor: Monitor, written_by_vmm: Path, into: Path) ->
         if not state:
             raise VmmError("The VMM wrote an empty device state.")
         into.write_bytes(state)
+    return _described(state)
+
+
+def _described(state: bytes) -> SnapshotFile:
     return SnapshotFile(size_bytes=len(state), written_bytes=len(state), sha256=hashlib.sha256(state).hexdigest())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import UnsupportedError
-from ramet.hypervisors.qemu import kvm
+from ramet.hypervisors import kvm
 from ramet.linux.kvm import time_loop
 
 
@@ -23,7 +23,7 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_native_speed_counts() -> None:
     assert kvm.why_not_usable() is None
-    kvm.require_usable()
+    kvm.require_usable(otherwise="Use something else.")
 
 
 def test_a_missing_device_and_missing_rights_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_missing_device_and_missing_rights_are_told_apart(monkeypatch: pytest.
 def test_a_cpu_without_the_extension_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "_cpu_flags", lambda: {"sse2"})
     with pytest.raises(UnsupportedError, match="neither vmx nor svm"):
-        kvm.require_usable()
+        kvm.require_usable(otherwise="Use something else.")
 
 
 def test_slow_guest_code_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ class QemuDriver:
     """The driver; it holds no state of any VM."""
 
     dirty_since = DirtySince.MAPPED
+    opens_memory_read_only = False
+    guest_ends_by_reboot = False
 
     def build(self, hardware: Hardware) -> VmmBuild:
         return VmmBuild(
@@ -101,6 +103,9 @@ class QemuDriver:
 
     def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> QmpMonitor:
         return QmpMonitor(run_dir, deadline_s=deadline_s)
+
+    def log_of(self, vmm_log: Path) -> Path:
+        return vmm_log
 
     def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
         """QEMU removes its pid file when it exits in order and leaves it when it is killed; a signal is named in its log."""

@@ -130,13 +130,6 @@ class QmpMonitor:
         """``x-query-ramblock``'s table: which memory the machine has beside the guest's RAM."""
         return msgspec.convert(self.command("x-query-ramblock"), _RamBlock).human_readable_text
 
-    def quit(self) -> None:
-        """``quit``; the connection may break before the answer arrives."""
-        try:
-            self.command("quit")
-        except VmmDiedError as err:
-            log.debug("QMP quit: %s", err)
-
     async def _loaded(self) -> None:
         async for event in self._events:
             if event["event"] != "MIGRATION":

@@ -42,20 +42,15 @@ def why_not_usable() -> str | None:
     return None
 
 
-def require_usable() -> None:
-    """Raise unless KVM is usable.
+def require_usable(*, otherwise: str) -> None:
+    """Raise unless KVM is usable; ``otherwise`` is what the user can do without it.
 
     Raises:
         UnsupportedError: with the reason.
     """
     why = why_not_usable()
     if why is not None:
-        raise UnsupportedError(
-            f"KVM cannot be used here: {why}.",
-            capability="kvm",
-            why=why,
-            hint="Use --accelerator tcg, which needs no KVM.",
-        )
+        raise UnsupportedError(f"KVM cannot be used here: {why}.", capability="kvm", why=why, hint=otherwise)
 
 
 def _cpu_flags() -> set[str]:

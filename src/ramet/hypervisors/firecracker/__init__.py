@@ -1,0 +1,1 @@
+"""Firecracker, on hosts with KVM."""

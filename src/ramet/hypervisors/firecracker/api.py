@@ -1,0 +1,139 @@
+"""Firecracker's REST interface over its unix socket: the few requests that Ramet makes.
+
+Lower-layer exceptions are mapped here, once: a refusal is ``RejectedError``, a lost connection ``VmmDiedError``, silence
+``VmmError``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from ramet.errors import RejectedError, VmmDiedError, VmmError
+from ramet.linux.unixsock import connect_in
+
+log = logging.getLogger("ramet.firecracker")
+API_SOCKET = "api.sock"
+HTTP_ERROR = 400
+CAPTURE_S = 600.0
+"""How long a snapshot or a load may take: a guest's whole memory may be written to a slow disk."""
+
+
+class _Fault(msgspec.Struct):
+    fault_message: str = ""
+
+
+class _Instance(msgspec.Struct):
+    state: str
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a socket that is connected already."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__("localhost")
+        self.sock = sock
+
+
+class FirecrackerMonitor:
+    """One connection to one Firecracker. ``close()`` twice is fine."""
+
+    def __init__(self, run_dir: Path, *, deadline_s: float) -> None:
+        """Connect.
+
+        Raises:
+            VmmDiedError: if nobody listens.
+            VmmError: if it accepts no connection within ``deadline_s``.
+        """
+        self._timeout_s = deadline_s
+        try:
+            sock = connect_in(run_dir, API_SOCKET, deadline_s=deadline_s)
+        except TimeoutError as err:
+            raise VmmError(
+                f"Firecracker hangs: {run_dir / API_SOCKET} has accepted no connection for {deadline_s:g} s.",
+                hint="`ramet stop --force` ends it.",
+            ) from err
+        except OSError as err:
+            raise VmmDiedError(f"Could not reach Firecracker at {run_dir / API_SOCKET}: {err.strerror}.") from err
+        self._http = _Connection(sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._http.close()
+
+    def request(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> bytes:
+        """Make one request and return the answer's body.
+
+        Raises:
+            RejectedError: if Firecracker refused it.
+            VmmDiedError: if the connection broke: what it has done of the request is unknown.
+            VmmError: if there was no answer in time; the connection is of no use any more.
+        """
+        what = f"{method} {path}"
+        log.debug("API -> %s %s", what, body)
+        limit_s = timeout_s or self._timeout_s
+        if self._http.sock is None:
+            raise VmmDiedError(f"The connection to Firecracker was lost before {what}.")
+        try:
+            self._http.sock.settimeout(limit_s)
+            data = None if body is None else msgspec.json.encode(body)
+            self._http.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+            answer = self._http.getresponse()
+            text = answer.read()
+        except TimeoutError as err:
+            self.close()
+            raise VmmError(f"Firecracker did not answer {what} within {limit_s:g} s.") from err
+        except (OSError, http.client.HTTPException) as err:
+            self.close()
+            raise VmmDiedError(f"Firecracker went away during {what}: {err}.") from err
+        if answer.status >= HTTP_ERROR:
+            raise RejectedError(f"Firecracker refused {what}.", request=what, reply=_fault(text))
+        return text
+
+    def stop_vcpus(self) -> None:
+        """Pause; its block device writes as it is asked to, so nothing is left to be drained."""
+        self.request("PATCH", "/vm", {"state": "Paused"})
+
+    def resume_vcpus(self) -> None:
+        self.request("PATCH", "/vm", {"state": "Resumed"})
+
+    def vcpus_running(self) -> bool:
+        return msgspec.json.decode(self.request("GET", "/"), type=_Instance).state == "Running"
+
+    def create_snapshot(self, *, vmstate: str, memory: str, diff: bool) -> None:
+        """Write device state and memory of a paused VM. ``diff``: only the pages dirtied since the last snapshot, in place, onto
+        what ``memory`` holds already. Paths are relative to Firecracker's working directory.
+        """
+        body = {"snapshot_type": "Diff" if diff else "Full", "snapshot_path": vmstate, "mem_file_path": memory}
+        self.request("PUT", "/snapshot/create", body, timeout_s=CAPTURE_S)
+
+    def load_snapshot(self, *, vmstate: str, memory: str, tracking: str) -> None:
+        """Load a snapshot, tracking what the guest dirties; the vCPUs stay stopped. ``tracking`` names the option."""
+        body = {
+            "snapshot_path": vmstate,
+            "mem_backend": {"backend_type": "File", "backend_path": memory},
+            tracking: True,
+            "resume_vm": False,
+        }
+        self.request("PUT", "/snapshot/load", body, timeout_s=CAPTURE_S)
+
+
+def _fault(text: bytes) -> str:
+    try:
+        return msgspec.json.decode(text, type=_Fault).fault_message
+    except msgspec.MsgspecError:
+        return text.decode(errors="replace")[:300]

@@ -1,0 +1,252 @@
+"""Firecracker's driver: which program, launch, load.
+
+Its working directory is the instance's, and every path that lands in a device state is relative to it: a fork's resolves inside
+the fork's own directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from ramet import process
+from ramet.errors import LaunchError, RametError, RejectedError, UnsupportedError, VmmDiedError, VmmError, host_errors
+from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
+from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
+from ramet.linux import procfs
+from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
+from ramet.paths import VSOCK_SOCKET
+
+log = logging.getLogger("ramet.firecracker")
+OLDEST = (1, 12)
+NEXT_MAJOR = 2
+GUEST_CID = 3
+"""The smallest that a guest can have (vsock(7)); each Firecracker has its own address space of them."""
+LOAD_DEADLINE_S = 30.0
+LOG_TAIL_BYTES = 3000
+LOG = "firecracker.log"
+METRICS = "firecracker-metrics.json"
+BOOT_ARGS = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
+"""A reset by the keyboard controller is what ends Firecracker; it has no power button that a guest could press."""
+_VERSION = re.compile(r"Firecracker v(\d+)\.(\d+)\.(\S+)")
+
+
+def program() -> str:
+    """Firecracker's path: ``$RAMET_FIRECRACKER``, else from PATH.
+
+    Raises:
+        UnsupportedError: if there is none.
+    """
+    given = os.environ.get("RAMET_FIRECRACKER")
+    if given is None:
+        return process.find_program("firecracker", package="firecracker, from its releases")
+    if not os.access(given, os.X_OK):
+        raise UnsupportedError(
+            f"RAMET_FIRECRACKER names {given!r}, which cannot be executed.",
+            capability="firecracker",
+            why="RAMET_FIRECRACKER is not an executable",
+            hint="Set it to a firecracker program, or unset it to use the one in PATH.",
+        )
+    return given
+
+
+def version(path: str) -> tuple[int, int, str]:
+    """Major, minor and patch; asked once per process and per file.
+
+    Raises:
+        UnsupportedError: for a version that this driver does not know.
+    """
+    stat = Path(path).stat()
+    return _version_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _version_of(path: str, mtime_ns: int, size: int) -> tuple[int, int, str]:
+    out = process.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
+    match = _VERSION.search(out)
+    if match is None:
+        raise UnsupportedError(
+            f"{path} --version did not answer like Firecracker: {out.strip()[:80]!r}.",
+            capability="firecracker",
+            why="not Firecracker",
+        )
+    found = (int(match[1]), int(match[2]), match[3])
+    if found[:2] < OLDEST or found[0] >= NEXT_MAJOR:
+        raise UnsupportedError(
+            f"{path} is Firecracker {'.'.join(map(str, found))}, which this version of Ramet does not know.",
+            capability="firecracker",
+            why="versions from 1.12 on, below 2, are supported",
+            hint="Name another one with RAMET_FIRECRACKER, or use --hypervisor qemu.",
+        )
+    return found
+
+
+class FirecrackerDriver:
+    """The driver; it holds no state of any VM."""
+
+    dirty_since = DirtySince.LAST_CAPTURE
+    opens_memory_read_only = True
+    guest_ends_by_reboot = True
+
+    def build(self, hardware: Hardware) -> VmmBuild:
+        return VmmBuild(
+            hypervisor=Hypervisor.FIRECRACKER,
+            version=".".join(map(str, version(program()))),
+            accelerator=Accelerator.KVM,
+            machine="firecracker",
+            cpu_model="host",
+            devices=_devices_digest(hardware),
+        )
+
+    def boot(self, spec: LaunchSpec) -> VmmProcess:
+        if spec.boot is None:
+            raise ValueError("boot() needs boot files")
+        with self._launched(spec) as (vmm, monitor):
+            for path, body in _configuration(
+                spec.hardware, disk=str(spec.disk.relative_to(spec.work_dir.parent))
+            ).items():
+                monitor.request("PUT", path, body)
+            boot_source = {
+                "kernel_image_path": str(spec.boot.kernel),
+                "initrd_path": str(spec.boot.initrd),
+                "boot_args": f"{spec.boot.cmdline} {BOOT_ARGS}",
+            }
+            monitor.request("PUT", "/boot-source", boot_source)
+            monitor.request("PUT", "/actions", {"action_type": "InstanceStart"}, timeout_s=LOAD_DEADLINE_S)
+            return vmm
+
+    def load(self, spec: LaunchSpec) -> VmmProcess:
+        if spec.vmstate is None:
+            raise ValueError("load() needs a vmstate")
+        with self._launched(spec) as (vmm, monitor):
+            major_minor = version(program())[:2]
+            tracking = "enable_diff_snapshots" if major_minor == OLDEST else "track_dirty_pages"
+            monitor.load_snapshot(vmstate=str(spec.vmstate), memory=str(spec.memory), tracking=tracking)
+            _require_private(vmm, spec.memory)
+            return vmm
+
+    def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> FirecrackerMonitor:
+        return FirecrackerMonitor(run_dir, deadline_s=deadline_s)
+
+    def log_of(self, vmm_log: Path) -> Path:
+        """Of its latest launch: Firecracker writes from the start of the file that it is given."""
+        return vmm_log.with_name(LOG)
+
+    def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
+        """Its last words, if nobody has killed it."""
+        return "Firecracker exiting successfully" in _own_log(vmm_log)
+
+    @contextmanager
+    def _launched(self, spec: LaunchSpec) -> Iterator[tuple[VmmProcess, FirecrackerMonitor]]:
+        """Start Firecracker; if the block fails, kill it and say why with its log, so that no process is left."""
+        with ExitStack() as held:
+            held.enter_context(process.signals_held())
+            command, vmm = _spawn(spec)
+            try:
+                held.close()  # a signal that came meanwhile raises here, where it is known whom to kill
+                with _connected(spec.run_dir, vmm) as monitor:
+                    yield vmm, monitor
+            except RametError as err:
+                status = process.exit_status(vmm)
+                process.kill_and_wait(vmm)
+                reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
+                raise LaunchError(
+                    f"Firecracker did not come up for {spec.name!r}: {err.message}{reply}",
+                    argv=command,
+                    status=status,
+                    log_tail=_own_log(spec.vmm_log)[-LOG_TAIL_BYTES:],
+                    hint=f"The whole log is {spec.vmm_log.with_name(LOG)}.",
+                ) from err
+            except BaseException:
+                process.kill_and_wait(vmm)
+                raise
+
+
+def _spawn(spec: LaunchSpec) -> tuple[list[str], VmmProcess]:
+    directory = spec.work_dir.parent
+    logs = spec.vmm_log.parent
+    with host_errors(f"prepare {directory}"):
+        for name in (API_SOCKET, VSOCK_SOCKET):
+            (spec.run_dir / name).unlink(missing_ok=True)
+        for name in (LOG, METRICS):  # Firecracker writes from the start of what it is given
+            (logs / name).write_bytes(b"")
+    command = [
+        program(),
+        *("--id", re.sub(r"[^A-Za-z0-9-]", "-", spec.name)[:64]),
+        *("--api-sock", f"{spec.run_dir.name}/{API_SOCKET}"),
+        *("--log-path", f"{logs.name}/{LOG}", "--level", "Info"),
+        *("--metrics-path", f"{logs.name}/{METRICS}"),
+    ]
+    vmm = process.spawn(
+        command, log_path=spec.vmm_log, pass_fds=(), cwd=directory, mark=spec.run_dir, stdout_path=spec.console_log
+    )
+    return command, vmm
+
+
+@contextmanager
+def _connected(run_dir: Path, vmm: VmmProcess) -> Iterator[FirecrackerMonitor]:
+    end_s = time.monotonic() + LOAD_DEADLINE_S
+    while True:
+        try:
+            monitor = FirecrackerMonitor(run_dir, deadline_s=LOAD_DEADLINE_S)
+        except VmmDiedError:
+            if not process.is_alive(vmm) or time.monotonic() > end_s:
+                raise
+            time.sleep(0.002)  # it makes its socket itself
+            continue
+        with monitor:
+            yield monitor
+        return
+
+
+def _configuration(hardware: Hardware, *, disk: str) -> dict[str, object]:
+    """The requests that make the machine, in order; ``disk`` is relative to the instance's directory."""
+    return {
+        "/machine-config": {
+            "vcpu_count": hardware.cpus,
+            "mem_size_mib": hardware.memory_mib,
+            "smt": False,
+            "track_dirty_pages": True,
+        },
+        "/drives/disk": {
+            "drive_id": "disk",
+            "path_on_host": disk,
+            "is_root_device": False,
+            "is_read_only": False,
+            "cache_type": "Writeback",
+        },
+        "/vsock": {"guest_cid": GUEST_CID, "uds_path": f"run/{VSOCK_SOCKET}"},
+    }
+
+
+def _devices_digest(hardware: Hardware) -> str:
+    return hashlib.sha256(msgspec.json.encode(_configuration(hardware, disk=""))).hexdigest()[:16]
+
+
+def _require_private(vmm: VmmProcess, memory: Path) -> None:
+    """Refuse a VMM that could write into the memory file: what came of the options is looked at, not assumed (H06, H60)."""
+    with host_errors(f"see how Firecracker maps {memory}"):
+        mappings = procfs.mappings_of_file(vmm.pid, memory)
+        found = memory.stat()
+        writable = [one.fd for one in procfs.open_descriptors(vmm.pid) if one.ino == found.st_ino and one.writable]
+    mapped_bytes = sum(mapping.end - mapping.start for mapping in mappings)
+    if mapped_bytes != found.st_size or any("s" in mapping.perms for mapping in mappings) or writable:
+        raise VmmError(
+            f"Firecracker does not map {memory} as it should: {mapped_bytes} of {found.st_size} bytes, "
+            f"{', '.join(mapping.perms for mapping in mappings) or 'not at all'}, writable descriptors: {writable}."
+        )
+
+
+def _own_log(vmm_log: Path) -> str:
+    with suppress(FileNotFoundError):
+        return vmm_log.with_name(LOG).read_text(errors="replace")
+    return ""
