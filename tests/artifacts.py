@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import Host
+from ramet import Host, process
 
 DIRECTORY = Path(__file__).parent.parent / "artifacts"
 _FAILED = pytest.StashKey[bool]()
@@ -38,15 +38,16 @@ def keep(host: Host, test_id: str) -> None:
 
 
 def vmm_pids(*stores: str) -> set[int]:
-    """The VMMs whose command line has one of these pieces of a store's path in it."""
+    """The VMMs that are marked as of a run directory with one of these pieces in its path."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            command = (entry / "cmdline").read_bytes()
+            environment = (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"memory-backend-file" in command and any(store.encode() in command for store in stores):
+        marks = [one for one in environment if one.startswith(process.VMM_MARK.encode() + b"=")]
+        if any(store.encode() in mark for store in stores for mark in marks):
             found.add(int(entry.name))
     return found

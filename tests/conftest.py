@@ -16,8 +16,9 @@ import pytest
 
 from ramet import Host
 from ramet.errors import RametError
+from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
-from tests import artifacts
+from tests import artifacts, guest_images, in_lab
 from tools import loopfs
 
 STATE_DIR = Path(__file__).parent.parent / ".state"
@@ -42,10 +43,28 @@ def _qemu() -> str | None:
     return None
 
 
-def _kvm() -> str | None:
-    from ramet.hypervisors.qemu import kvm
+def _firecracker() -> str | None:
+    from ramet.hypervisors.firecracker import driver
+
+    try:
+        driver.version(driver.program())
+    except RametError as err:
+        return err.message
+    return None
+
+
+def why_no_kvm_here() -> str | None:
+    """None if this host, or the lab that we run in, has KVM of its own."""
+    from ramet.hypervisors import kvm
 
     return kvm.why_not_usable()
+
+
+def _kvm() -> str | None:
+    """Of this host, or in the lab."""
+    here = why_no_kvm_here()
+    lab_lacks = [why for why in (why_missing("qemu"), why_missing("gcc")) if why is not None]
+    return f"{here}; and no lab: {'; '.join(lab_lacks)}" if here and lab_lacks else None
 
 
 def _compiler() -> str | None:
@@ -68,6 +87,7 @@ def _pagemap_scan() -> str | None:
 
 PROBES: dict[str, Callable[[], str | None]] = {
     "qemu": _qemu,
+    "firecracker": _firecracker,
     "kvm": _kvm,
     "loopfs": loopfs.why_not,
     "root": _root,
@@ -75,7 +95,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "clang": _clang,
     "pagemap-scan": _pagemap_scan,
 }
-NEVER_REQUIRED = frozenset({"kvm", "pagemap-scan"})
+NEVER_REQUIRED = frozenset({"pagemap-scan"})
 """What ``--require=all`` does not mean: no package can bring it."""
 
 
@@ -92,23 +112,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    reports_fd = os.environ.pop(in_lab.REPORTS_FD, None)
+    if reports_fd is not None:
+        config.pluginmanager.register(in_lab.Reporting(config, int(reports_fd)), "lab-reporting")
+    elif not in_lab.in_the_lab():
+        config.pluginmanager.register(in_lab.LabRunner(config), "lab-runner")
+
+
 def pytest_report_header() -> list[str]:
     lines = []
     for name in PROBES:
         why = why_missing(name)
         lines.append(f"{name:<13} {'yes' if why is None else f'no: {why}'}")
+    if why_no_kvm_here() and not why_missing("kvm"):
+        lines.append(f"{'':<13} KVM is the lab's: {why_no_kvm_here()}")
     return lines
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name in VM_DIRECTORIES or "qemu" in _needs(item):
+        if item.path.parent.name in VM_DIRECTORIES or needs(item) & {"qemu", "kvm"}:
             item.add_marker(pytest.mark.vm)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     required = item.config.getoption("--require").split(",")
-    for capability in _needs(item):
+    for capability in needs(item):
         why = why_missing(capability)
         if why is None:
             continue
@@ -117,7 +147,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs {capability}: {why}")
 
 
-def _needs(item: pytest.Item) -> set[str]:
+def needs(item: pytest.Item) -> set[str]:
+    """The capabilities that a test needs of the host."""
     found = {str(name) for mark in item.iter_markers("requires") for name in mark.args}
     if "file_system" in getattr(item, "fixturenames", ()):
         found |= {"loopfs", "qemu"}
@@ -130,6 +161,10 @@ def _needs(item: pytest.Item) -> set[str]:
 @pytest.fixture(scope="session", params=["ext4", "xfs"])
 def file_system(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A real file system on a loop device, for the whole session: without reflinks, and with them."""
+    if in_lab.in_the_lab():
+        assert file_system_of(in_lab.DISK).startswith(request.param), "the lab has another disk"
+        yield in_lab.DISK
+        return
     with loopfs.loopfs(request.param) as mount:
         yield mount
 
@@ -137,9 +172,7 @@ def file_system(request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def store_home(file_system: Path) -> Path:
     """A store with the image ``micro`` on that file system."""
-    home = file_system / "home"
-    Host(home).image_build("micro")
-    return home
+    return guest_images.give(file_system / "home")
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""Tests that need KVM, on a host that has none: they run in the lab, and report here as if they ran here.
+
+One lab per kind of file system, with one pytest in it, started when its first test's turn has come; those tests come last,
+so that nothing else runs beside the lab. On a host with usable KVM this does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests import guest_images
+
+ROOT = Path(__file__).parent.parent
+DISK = Path("/run/lab/disk")
+DISK_SIZE = "16G"
+MEMORY_MIB = 10 * 1024
+LAB_ENDS_AFTER_S = 45 * 60
+SILENCE_S = 700.0
+"""Longer than a test may take (``timeout`` in pyproject.toml): a lab that says nothing for so long hangs."""
+REPORTS_FD = "RAMET_TEST_REPORTS_FD"
+TAIL_LINES = 40
+
+
+def in_the_lab() -> bool:
+    """Whether this process runs in a lab."""
+    return os.environ.get("RAMET_LAB") == "1"
+
+
+class Reporting:
+    """In the lab: send each report to the pytest outside, one line of JSON each."""
+
+    def __init__(self, config: pytest.Config, fd: int) -> None:
+        self._config = config
+        self._stream = os.fdopen(fd, "w", buffering=1)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._stream.write(json.dumps(data) + "\n")
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._stream.write(json.dumps({"finished": nodeid}) + "\n")
+
+
+class _Lab:
+    """One lab, and the reports that come out of it."""
+
+    def __init__(self, kind: str, nodeids: list[str], options: list[str]) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the lab
+        scratch = f"--basetemp={DISK / 'tmp'}"  # a memory file needs a file system with real holes
+        inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", scratch, *options, *nodeids]
+        argv = [sys.executable, "-m", "lab", "--disk", f"{kind}:{DISK_SIZE}", "--memory", str(MEMORY_MIB)]
+        argv += ["--timeout", str(LAB_ENDS_AFTER_S), "--", "sh", "-c", 'exec "$@" 3>&1 1>&2', "sh", *inner]
+        env = {**os.environ, REPORTS_FD: "3", guest_images.VARIABLE: str(guest_images.built())}
+        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT, env=env)
+        self._buffer = b""
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the pytest inside says, until it ends.
+
+        Raises:
+            TimeoutError: if it has said nothing for too long.
+        """
+        stream: IO[bytes] | None = self._process.stdout
+        assert stream is not None
+        while True:
+            line, newline, rest = self._buffer.partition(b"\n")
+            if newline:
+                self._buffer = rest
+                yield json.loads(line)
+                continue
+            if not select.select([stream], [], [], SILENCE_S)[0]:
+                raise TimeoutError(f"the lab has said nothing for {SILENCE_S:g} s")
+            data = os.read(stream.fileno(), 1 << 16)
+            if not data:
+                return
+            self._buffer += data
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(30)
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def last_words(self) -> str:
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+        return "\n".join([f"The lab ended with status {self._process.poll()}. Its last lines:", *tail])
+
+
+class LabRunner:
+    """Outside: run the tests that ``belongs`` picks in a lab."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._labs: dict[str, _Lab] = {}
+        self._ended: dict[str, str] = {}
+        """Labs that are gone, and their last words."""
+        self._waiting: dict[str, list[str]] = {}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Ours come last, one file system after the other."""
+        ours = sorted((item for item in items if belongs(item)), key=_kind_of)
+        for item in ours:
+            item.add_marker(pytest.mark.timeout(0))  # the pytest inside has the limit
+            self._waiting.setdefault(_kind_of(item), []).append(item.nodeid)
+        items[:] = [item for item in items if not belongs(item)] + ours
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if not belongs(item):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._reports(item):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_sessionfinish(self) -> None:
+        for lab in self._labs.values():
+            lab.end()
+
+    def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        kind = _kind_of(item)
+        if kind not in self._labs:
+            for other in self._labs.values():
+                other.end()
+            options = [f"--require={self._config.getoption('--require')}", "-m", "vm or not vm"]
+            self._labs[kind] = _Lab(kind, self._waiting[kind], options)
+        began = time.time()
+        if kind not in self._ended:
+            lab = self._labs[kind]
+            try:
+                for message in lab.messages():
+                    if message.get("finished") == item.nodeid:
+                        return
+                    if message.get("nodeid") == item.nodeid:
+                        yield self._config.hook.pytest_report_from_serializable(config=self._config, data=message)
+                why = "the lab ended before this test did"
+            except (TimeoutError, ValueError) as err:
+                why = str(err)
+            lab.end()
+            self._ended[kind] = f"{why}\n{lab.last_words()}"
+        yield pytest.TestReport(
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords={},
+            outcome="failed",
+            longrepr=self._ended[kind],
+            when="call",
+            start=began,
+            stop=time.time(),
+        )
+
+
+def belongs(item: pytest.Item) -> bool:
+    """Whether a test needs KVM, and this host has none of its own."""
+    from tests.conftest import needs, why_missing, why_no_kvm_here
+
+    return "kvm" in needs(item) and why_no_kvm_here() is not None and not any(map(why_missing, needs(item)))
+
+
+def _kind_of(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return "xfs" if callspec is None else callspec.params.get("file_system", "xfs")
