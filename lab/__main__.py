@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".state"
 NOT_RUN_STATUS = 125
 """Of the lab itself, as of env(1) and timeout(1); any other status is the command's."""
+BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
 GIVE_UP_S = 20
+SCALAR_SHA256 = "~0x1000020000000000:~0x200001a8"
+"""Emulated, OpenSSL's plain SHA-256 is 2.6 times as fast as the one for AVX2 and 1.5 times as fast as the one for SSSE3."""
 _DISK = re.compile(r"(xfs|ext4):([1-9][0-9]*)G")
 
 
@@ -121,6 +124,7 @@ def _environment(file_system: str | None) -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAMET_HOME")}
     env["PATH"] = f"{Path(sys.prefix) / 'bin'}:{env.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}"
     env["RAMET_LAB"] = "1"
+    env.setdefault("OPENSSL_ia32cap", SCALAR_SHA256)
     if file_system:
         env["RAMET_HOME"] = str(machine.DISK_MOUNT / "home")
     return env
@@ -144,6 +148,9 @@ def main() -> int:
     except RametError as err:
         click.echo(f"lab: {err.message}" + (f"\n{err.hint}" if err.hint else ""), err=True)
         return NOT_RUN_STATUS
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), terminal.STDOUT)  # nobody reads: not the interpreter's flush either
+        return BROKEN_PIPE_STATUS
     except KeyboardInterrupt:
         click.echo("lab: interrupted", err=True)
         return 130

@@ -237,12 +237,15 @@ def host_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        where = f" ({err.filename})" if err.filename else ""
-        text = f"Could not {doing}: {err.strerror or err}{where}."
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                text, hint="Free some room on that file system and try again; nothing was kept."
-            ) from err
-        if err.errno == errno.EROFS:
-            raise HostError(text, hint="The file system is read-only: set RAMET_HOME to a writable directory.") from err
-        raise HostError(text) from err
+        raise host_error(doing, err) from err
+
+
+def host_error(doing: str, err: OSError) -> HostError:
+    """What ``host_errors`` raises for ``err``."""
+    where = f" ({err.filename})" if err.filename else ""
+    text = f"Could not {doing}: {err.strerror or err}{where}."
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(text, hint="Free some room on that file system and try again; nothing was kept.")
+    if err.errno == errno.EROFS:
+        return HostError(text, hint="The file system is read-only: set RAMET_HOME to a writable directory.")
+    return HostError(text)

@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ramet.process import wait_until
 from tests import artifacts
 from tests.conftest import requires
 from tests.vm.command_line import CommandLine, listing
+from tests.vm.disk_space import take_all_but
 from tests.vm.guests import sh
 from tools.loopfs import loopfs
 
@@ -270,18 +270,6 @@ def test_a_disk_that_is_full_or_read_only(small: CommandLine) -> None:
         subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
     small.text("restore", "web")
     assert small.text("exec", "web", "--", "cat", "/ram/mark") == "kept\n"
-
-
-def take_all_but(ballast: Path, leaving_bytes: int) -> None:
-    """Use up a file system: what is free, without what the tree of a large file's extents takes."""
-    with ballast.open("ab") as stream:
-        while True:
-            found = os.statvfs(ballast.parent)
-            size = found.f_bavail * found.f_frsize - leaving_bytes
-            if size < found.f_frsize:
-                return
-            with suppress(OSError):  # ENOSPC: some of it is taken
-                os.posix_fallocate(stream.fileno(), stream.seek(0, os.SEEK_END), size)
 
 
 # -- snapshots that cannot be used --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from ramet import process
 from ramet.errors import RametError
 from ramet.guests import image as images
 from ramet.hypervisors import kvm
+from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.linux.landlock import abi_version
 from ramet.linux.pagemap import has_pagemap_scan
@@ -24,6 +25,7 @@ def examine(paths: StorePaths) -> list[Capability]:
     """Every capability, most important first."""
     return [
         _qemu(),
+        _firecracker(),
         _image(paths),
         _kvm(),
         _reflink(paths),
@@ -50,6 +52,28 @@ def _qemu() -> Capability:
     return Capability(name="QEMU", available=True, why=found, meaning="VMs run")
 
 
+def _firecracker() -> Capability:
+    try:
+        path = firecracker.program()
+        found = f"{path}, {'.'.join(map(str, firecracker.version(path)))}"
+    except RametError as err:
+        return Capability(
+            name="Firecracker",
+            available=False,
+            why=err.message,
+            meaning="nothing: VMs run in QEMU",
+            mend="put a release of firecracker into PATH, or set RAMET_FIRECRACKER",
+        )
+    usable = kvm.problem() is None
+    return Capability(
+        name="Firecracker",
+        available=usable,
+        why=found if usable else f"{found}, but it needs KVM",
+        meaning="VMs run in it with --hypervisor firecracker" if usable else "nothing: VMs run in QEMU",
+        mend=None if usable else "see KVM",
+    )
+
+
 def _image(paths: StorePaths) -> Capability:
     try:
         image, _ = images.resolve(paths.images, "micro")
@@ -67,17 +91,20 @@ def _image(paths: StorePaths) -> Capability:
 
 
 def _kvm() -> Capability:
-    why = kvm.why_not_usable()
-    if why is None:
+    problem = kvm.problem()
+    if problem is None:
         return Capability(
-            name="KVM", available=True, why="/dev/kvm and the CPU's extension", meaning="guests run natively"
+            name="KVM",
+            available=True,
+            why="/dev/kvm runs guest code at native speed",
+            meaning="guests run natively, in QEMU and in Firecracker",
         )
     return Capability(
         name="KVM",
         available=False,
-        why=why,
-        meaning="guests run under emulation (TCG): everything works, more slowly",
-        mend="run on a host with hardware virtualisation, or enable it in its firmware or hypervisor",
+        why=problem.why,
+        meaning="guests run under emulation (QEMU's TCG): everything works, more slowly; Firecracker cannot run",
+        mend=problem.mend,
     )
 
 

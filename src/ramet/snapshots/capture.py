@@ -26,6 +26,7 @@ from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store.derive import ANY_METHOD, derive
 
 BUFFER_BYTES = 1024 * 1024
+DIG_S = 600.0
 COPY_THREADS = min(os.cpu_count() or 1, 4)
 ZERO_PAGE = bytes(PAGE_BYTES)
 WORDS_PER_PAGE = PAGE_BYTES // 8
@@ -112,6 +113,8 @@ def capture_by_vmm(
             into.vmstate.write_bytes(state)
             live.next_memory.rename(into.memory)
             found = into.memory.stat().st_size
+        if not diff:
+            _dig_holes(into.memory)
         if found != size_bytes or not state:
             raise VmmError(f"The VMM wrote {found} bytes of memory where {size_bytes} are, and {len(state)} of state.")
     finally:
@@ -121,6 +124,11 @@ def capture_by_vmm(
         vmstate=_described(state),
         disk=SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method),
     )
+
+
+def _dig_holes(path: Path) -> None:
+    """Give back the pages of zeros of a memory file that was written whole."""
+    process.run([process.find_program("fallocate", package="util-linux"), "--dig-holes", str(path)], timeout_s=DIG_S)
 
 
 def _pages_of(size_bytes: int) -> int:

@@ -22,6 +22,8 @@ from ramet.verify.world import World
 
 Say = Callable[[str], None]
 IMAGE = "micro"
+VMM_ROWS = {Hypervisor.QEMU: "QEMU", Hypervisor.FIRECRACKER: "Firecracker"}
+"""Of ``doctor``."""
 
 
 def scenario_names() -> dict[str, str]:
@@ -56,10 +58,13 @@ def run(
     began = time.monotonic()
     broken = _sabotage(sabotage, scenarios)
     host = _host(home, say)
+    why_not = broken.why_not(Hypervisor(hypervisor), no_reflinks=looks.why_no_reflinks(host.home)) if broken else None
+    if why_not is not None:
+        raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     chosen = [SCENARIOS[broken.scenario]] if broken else _chosen(scenarios)
     runs = [_run_one(host, scenario, broken, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
     return Report(
-        host=_describe(host, memory_mib),
+        host=_describe(host, Hypervisor(hypervisor), memory_mib),
         scenarios=tuple(runs),
         sabotage=sabotage,
         seconds=time.monotonic() - began,
@@ -79,9 +84,7 @@ def run_all_sabotages(
     rows = []
     for number, one in enumerate(SABOTAGES.values(), start=1):
         failed: tuple[str, ...] = ()
-        not_applicable = (
-            f"this file system has no reflinks ({no_reflinks})" if no_reflinks and one.needs_reflinks else None
-        )
+        not_applicable = one.why_not(Hypervisor(hypervisor), no_reflinks=no_reflinks)
         if not_applicable is None:
             say(f"sabotage {number} of {len(SABOTAGES)}: {one.name}")
             report = run(home, hypervisor=hypervisor, memory_mib=memory_mib, sabotage=one.name)
@@ -95,7 +98,9 @@ def run_all_sabotages(
                 not_applicable=not_applicable,
             )
         )
-    return Matrix(host=_describe(host, memory_mib), rows=tuple(rows), seconds=time.monotonic() - began)
+    return Matrix(
+        host=_describe(host, Hypervisor(hypervisor), memory_mib), rows=tuple(rows), seconds=time.monotonic() - began
+    )
 
 
 def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:
@@ -159,7 +164,7 @@ def _run_one(
     except (ValueError, IndexError) as err:
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
-        sabotage.unwrap_qemu(world)
+        sabotage.unwrap_vmm(world)
         if not keep:
             say(f"{scenario.name}: removing what was made")
             left = world.remove_all()
@@ -173,14 +178,15 @@ def _run_one(
     )
 
 
-def _describe(host: Host, memory_mib: int) -> dict[str, str]:
-    qemu = next((one.why for one in host.doctor() if one.name == "QEMU"), "unknown")
-    kvm = next((one for one in host.doctor() if one.name == "KVM"), None)
+def _describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, str]:
+    capabilities = {one.name: one for one in host.doctor()}
+    vmm = capabilities[VMM_ROWS[hypervisor]].why
+    accelerator = "kvm" if capabilities["KVM"].available else "tcg"
     no_reflinks = looks.why_no_reflinks(host.home)
     return {
         "ramet": ramet.__version__,
         "kernel": f"{os.uname().release} ({platform.machine()}, {os.cpu_count()} CPUs)",
-        "vmm": f"{qemu}, {'kvm' if kvm is not None and kvm.available else 'tcg'}",
+        "vmm": f"{vmm}, {accelerator}",
         "guest": f"{memory_mib} MiB, image {IMAGE}",
         "store": f"{host.home} on {file_system_of(host.home)}, {'sparse copies' if no_reflinks else 'reflinks'}",
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -18,13 +18,17 @@ from typing import IO, TYPE_CHECKING
 
 from ramet.errors import ConfigError
 from ramet.linux import procfs
+from ramet.model import Hypervisor
 from ramet.verify import evidence
 from ramet.verify.world import Point, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-QEMU_VARIABLE = "RAMET_QEMU"
+VMM_PROGRAMS = {
+    Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
+    Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
+}
 PAGE_BYTES = mmap.PAGESIZE
 STRANGE_TOKEN = b"strange!" * 8
 
@@ -40,6 +44,16 @@ class Sabotage:
     """The checks that must FAIL; others may fail, or not be reached, besides."""
     strikes: dict[Point, Callable[[World], None]]
     needs_reflinks: bool = False
+    hypervisors: tuple[Hypervisor, ...] = tuple(Hypervisor)
+    """Those that can be made to do it."""
+
+    def why_not(self, hypervisor: Hypervisor, *, no_reflinks: str | None) -> str | None:
+        """Why it cannot be committed, None if it can."""
+        if hypervisor not in self.hypervisors:
+            return f"{hypervisor.value} has no option that does it"
+        if self.needs_reflinks and no_reflinks is not None:
+            return f"this file system has no reflinks ({no_reflinks})"
+        return None
 
 
 @contextmanager
@@ -235,15 +249,17 @@ def _fix_randomness(world: World) -> None:
 # -- the VMM ------------------------------------------------------------------------------------------------------
 
 
-def _wrap_qemu(world: World, edit: str) -> None:
-    """Let a script stand in for QEMU that edits its command line with ``sed`` and becomes it."""
-    real = os.environ.get(QEMU_VARIABLE) or shutil.which("qemu-system-x86_64")
+def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
+    """Let a script stand in for the VMM that does ``first``, edits its command line with ``sed``, and becomes it."""
+    variable, program = VMM_PROGRAMS[world.hypervisor]
+    real = os.environ.get(variable) or shutil.which(program)
     if real is None:
-        raise ConfigError("This sabotage needs qemu-system-x86_64 in PATH.")
-    script = world.host.home / f"verify-{world.tag}-qemu"
+        raise ConfigError(f"This sabotage needs {program} in PATH.")
+    script = world.host.home / f"verify-{world.tag}-{program}"
     script.write_text(
         "#!/bin/sh\n"
         "# Made by a sabotage of `ramet verify`; it removes this file at its end.\n"
+        f'[ "$1" = --version ] || {{ {first}; }}\n'
         "count=$#\n"
         'while [ "$count" -gt 0 ]; do\n'
         f'    argument=$(printf "%s." "$1" | sed {shlex.quote(edit)})\n'
@@ -254,22 +270,23 @@ def _wrap_qemu(world: World, edit: str) -> None:
         f'exec {shlex.quote(real)} "$@"\n'
     )
     script.chmod(0o700)
-    world.scratch["qemu-before"] = os.environ.get(QEMU_VARIABLE, "")
-    world.scratch["qemu-script"] = str(script)
-    os.environ[QEMU_VARIABLE] = str(script)
+    world.scratch["vmm-before"] = os.environ.get(variable, "")
+    world.scratch["vmm-script"] = str(script)
+    os.environ[variable] = str(script)
 
 
-def unwrap_qemu(world: World) -> None:
+def unwrap_vmm(world: World) -> None:
     """Take the script away again; nothing happens if there is none."""
-    script = world.scratch.pop("qemu-script", None)
+    script = world.scratch.pop("vmm-script", None)
     if script is None:
         return
+    variable, _ = VMM_PROGRAMS[world.hypervisor]
     Path(script).unlink(missing_ok=True)
-    before = world.scratch.pop("qemu-before")
+    before = world.scratch.pop("vmm-before")
     if before:
-        os.environ[QEMU_VARIABLE] = before
+        os.environ[variable] = before
     else:
-        del os.environ[QEMU_VARIABLE]
+        del os.environ[variable]
 
 
 def _share_disk(world: World) -> None:
@@ -277,11 +294,16 @@ def _share_disk(world: World) -> None:
     disk = _source_file(world, "disk.raw")
     if os.geteuid() != 0:
         disk.chmod(0o600)  # root's VMM does not ask
-    _wrap_qemu(world, f"s#file=[^,]*disk.raw#file={disk}#")
+    if (
+        world.hypervisor is Hypervisor.FIRECRACKER
+    ):  # which disk it opens is in the device state: a path in its directory
+        _wrap_vmm(world, first=f"ln -sf {shlex.quote(str(disk))} work/disk.raw")
+    else:
+        _wrap_vmm(world, edit=f"s#file=[^,]*disk.raw#file={disk}#")
 
 
 def _share_mapping(world: World) -> None:
-    _wrap_qemu(world, "s#share=off#share=on#")
+    _wrap_vmm(world, edit="s#share=off#share=on#")
 
 
 def _token(world: World, role: str) -> str:
@@ -310,7 +332,7 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork's VMM opens the source's disk instead of its own",
             scenario="base",
             caught_by=("vmm-cannot-write-others", "source-disk-unchanged"),
-            strikes={Point.FORK_RESTORING: _share_disk, Point.FORK_RESTORED: unwrap_qemu},
+            strikes={Point.FORK_RESTORING: _share_disk, Point.FORK_RESTORED: unwrap_vmm},
         ),
         Sabotage(
             name="reboot",
@@ -324,7 +346,8 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork's VMM maps its memory file MAP_SHARED",
             scenario="base",
             caught_by=("vmm-maps-privately",),
-            strikes={Point.FORK_RESTORING: _share_mapping, Point.FORK_RESTORED: unwrap_qemu},
+            strikes={Point.FORK_RESTORING: _share_mapping, Point.FORK_RESTORED: unwrap_vmm},
+            hypervisors=(Hypervisor.QEMU,),
         ),
         Sabotage(
             name="other-disk",

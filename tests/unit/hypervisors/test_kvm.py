@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kvm, "DEVICE", device)
     monkeypatch.setattr(kvm, "_cpu_flags", lambda: {"vmx"})
     monkeypatch.setattr(kvm, "time_loop", lambda device, iterations, runs: 0.0001)
-    monkeypatch.setattr(kvm, "why_not_usable", kvm.why_not_usable.__wrapped__)
+    monkeypatch.setattr(kvm, "problem", kvm.problem.__wrapped__)
 
 
 def test_native_speed_counts() -> None:
@@ -26,13 +27,35 @@ def test_native_speed_counts() -> None:
     kvm.require_usable(otherwise="Use something else.")
 
 
-def test_a_missing_device_and_missing_rights_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "mend"),
+    [({"vmx"}, "modprobe kvm_intel"), ({"svm"}, "modprobe kvm_amd"), (set(), "hardware virtualisation")],
+)
+def test_a_missing_device_is_mended_as_the_cpu_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: set[str], mend: str
+) -> None:
     monkeypatch.setattr(kvm, "DEVICE", tmp_path / "none")
-    assert "there is no" in (kvm.why_not_usable() or "")
+    monkeypatch.setattr(kvm, "_cpu_flags", lambda: flags)
+    found = kvm.problem()
+    assert found is not None
+    assert "there is no" in found.why
+    assert mend in found.mend
+
+
+def test_a_device_that_this_user_may_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = kvm.problem()
+    assert found is not None
+    assert "for this user" in found.why
+    assert "usermod -aG kvm" in found.mend
 
 
 def test_a_cpu_without_the_extension_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "_cpu_flags", lambda: {"sse2"})
+    monkeypatch.setattr(kvm, "PVM_MODULE", Path("/"))
+    found = kvm.problem()
+    assert found is not None
+    assert "kvm_pvm" in found.why
     with pytest.raises(UnsupportedError, match="neither vmx nor svm"):
         kvm.require_usable(otherwise="Use something else.")
 

@@ -6,8 +6,11 @@ Lower-layer exceptions are mapped here, once: a refusal is ``RejectedError``, a 
 
 from __future__ import annotations
 
+import errno
 import http.client
 import logging
+import os
+import re
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +18,15 @@ from typing import Self
 
 import msgspec
 
-from ramet.errors import RejectedError, VmmDiedError, VmmError
+from ramet.errors import RejectedError, VmmDiedError, VmmError, host_error
 from ramet.linux.unixsock import connect_in
 
 log = logging.getLogger("ramet.firecracker")
 API_SOCKET = "api.sock"
 HTTP_ERROR = 400
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How Rust's std::io::Error ends its text."""
 CAPTURE_S = 600.0
 """How long a snapshot or a load may take: a guest's whole memory may be written to a slow disk."""
 
@@ -117,9 +123,20 @@ class FirecrackerMonitor:
     def create_snapshot(self, *, vmstate: str, memory: str, diff: bool) -> None:
         """Write device state and memory of a paused VM. ``diff``: only the pages dirtied since the last snapshot, in place, onto
         what ``memory`` holds already. Paths are relative to Firecracker's working directory.
+
+        Raises:
+            NoSpaceError, HostError: if the host had no room, or could not write.
+            VmmError: for every other failure.
         """
         body = {"snapshot_type": "Diff" if diff else "Full", "snapshot_path": vmstate, "mem_file_path": memory}
-        self.request("PUT", "/snapshot/create", body, timeout_s=CAPTURE_S)
+        try:
+            self.request("PUT", "/snapshot/create", body, timeout_s=CAPTURE_S)
+        except RejectedError as err:
+            found = _OS_ERROR.search(err.reply)
+            if found is not None and int(found[1]) in WRITE_ERRORS:
+                number = int(found[1])
+                raise host_error(f"let Firecracker write {memory}", OSError(number, os.strerror(number))) from err
+            raise
 
     def load_snapshot(self, *, vmstate: str, memory: str, tracking: str) -> None:
         """Load a snapshot, tracking what the guest dirties; the vCPUs stay stopped. ``tracking`` names the option."""
