@@ -232,7 +232,7 @@ def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
     """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made."""
     end_s = time.monotonic() + deadline_s
     while True:
-        stream = AgentStream(vsock.connect(run_dir, deadline_s=max(end_s - time.monotonic(), 0)))
+        stream = AgentStream(vsock.connect(run_dir, deadline_s=max(end_s - time.monotonic(), 0)), probes=True)
         try:
             if stream.sync(timeout_s=max(end_s - time.monotonic(), 0)):
                 return stream

@@ -16,14 +16,24 @@ from ramet.guests.wire import Request
 
 RECEIVE_BYTES = 256 * 1024
 GONE = "The VMM ended while its guest was being talked to."
+LOST = "The connection to the guest was lost: its VMM ended, or captured it while it ran, which resets Firecracker's vsock."
+OUTLIVES = "What must outlive a fork or a snapshot of a running Firecracker instance: `ramet exec --detach`."
+PROBE_S = 2.0
+NO_SIGNAL = b"\0"
+"""What kill(2) sends nothing for."""
 
 
 class AgentStream:
-    """A connected socket and what is queued on it. Memory is bounded by what is sent, one message and one receive."""
+    """A connected socket and what is queued on it. Memory is bounded by what is sent, one message and one receive.
 
-    def __init__(self, sock: socket.socket, *, port: Port | None = None) -> None:
+    ``probes``: the guest's end can be reset without a word to ours (a vsock whose device was captured), which only sending
+    something shows; so a silent agent is sent a signal that is none, now and then.
+    """
+
+    def __init__(self, sock: socket.socket, *, port: Port | None = None, probes: bool = False) -> None:
         self._sock = sock
         self._port = port
+        self._probes = probes
         epoch = os.urandom(wire.EPOCH_BYTES)
         self._decoder = wire.Decoder(epoch)
         self._messages: list[tuple[int, bytes]] = []
@@ -99,11 +109,14 @@ class AgentStream:
             left_s = None if end_s is None else end_s - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return None  # whatever is there: a guest that sends without end must not keep us for ever
-            readable, writable = self._poll(left_s, extra)
+            wait_s = min(left_s if left_s is not None else PROBE_S, PROBE_S) if self._probes else left_s
+            readable, writable = self._poll(wait_s, extra)
             if writable:
                 self._flush()
             if self.fileno() in readable:
                 self._fill()
+            if self._probes and not readable and not self._unsent:
+                self.send(Request.SIGNAL, NO_SIGNAL)
             ready = [fd for fd in readable if fd != self.fileno()]
             if ready:
                 return ready
@@ -125,7 +138,7 @@ class AgentStream:
         except BlockingIOError:
             return
         except OSError as err:
-            raise VmmDiedError(GONE) from err
+            raise self._gone() from err
         del self._unsent[:sent]
 
     def _fill(self) -> None:
@@ -134,7 +147,10 @@ class AgentStream:
         except BlockingIOError:
             return
         except OSError as err:
-            raise VmmDiedError(GONE) from err
+            raise self._gone() from err
         if not data:
-            raise VmmDiedError(GONE)
+            raise self._gone()
         self._messages += self._decoder.feed(data)
+
+    def _gone(self) -> VmmDiedError:
+        return VmmDiedError(LOST, hint=OUTLIVES) if self._probes else VmmDiedError(GONE)

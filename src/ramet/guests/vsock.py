@@ -36,7 +36,7 @@ def connect(run_dir: Path, *, deadline_s: float) -> socket.socket:
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             raise GuestTimeoutError(
-                f"The guest's agent accepted no connection within {deadline_s:g} s.",
+                f"The guest's agent accepted no connection within {deadline_s:.3g} s.",
                 hint="`ramet logs NAME` shows the guest's console.",
             )
         try:

@@ -100,8 +100,6 @@ class Driver(Protocol):
     dirty_since: DirtySince
     opens_memory_read_only: bool
     """Whether the VMM's descriptor of its memory file cannot write: then it may map a snapshot itself."""
-    guest_ends_by_reboot: bool
-    """Whether a guest ends its VMM by rebooting, and not by powering off."""
 
     def build(self, hardware: Hardware) -> VmmBuild:
         """What a snapshot taken by this host's VMM on that hardware can be loaded by.

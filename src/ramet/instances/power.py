@@ -108,7 +108,7 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
                 instance.change(state=State.RUNNING)
             store.say(f"{instance.record.name}: shutting down")
             with AgentClient.open(instance.paths.run, deadline_s=timeout_s) as agent:
-                agent.shutdown(reboot=instance.driver.guest_ends_by_reboot)
+                agent.shutdown()
         except (GuestError, VmmDiedError):
             # A guest that cannot be asked is no reason not to kill it, but only when told to.
             if not force and process.is_alive(vmm):

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 
 from ramet.guests import wire
 from ramet.guests.client import AgentClient
+from ramet.guests.stream import AgentStream
 from ramet.guests.wire import Reply
 
 STARTED = wire.encode(Reply.STARTED, (77).to_bytes(4, "little"))
@@ -54,6 +55,10 @@ class FakeAgent:
         """Whether the client hangs up, or goes on sending, in this time."""
         return bool(select.select([self._sock], [], [], timeout_s)[0]) and not self._sock.recv(65536)
 
+    def hears_within(self, timeout_s: float) -> bool:
+        """Whether the client sends anything, or hangs up, in this time."""
+        return bool(select.select([self._sock], [], [], timeout_s)[0])
+
     def _receive(self) -> None:
         data = self._sock.recv(65536)
         if not data:
@@ -62,7 +67,9 @@ class FakeAgent:
 
 
 @contextmanager
-def session(behave: Callable[[FakeAgent], None], *, deadline_s: float = DEADLINE_S) -> Iterator[AgentClient]:
+def session(
+    behave: Callable[[FakeAgent], None], *, deadline_s: float = DEADLINE_S, probes: bool = False
+) -> Iterator[AgentClient]:
     """A client whose agent does what ``behave`` does, in a thread that has ended after the block."""
     ours, theirs = socket.socketpair()
     theirs.settimeout(DEADLINE_S)
@@ -77,7 +84,7 @@ def session(behave: Callable[[FakeAgent], None], *, deadline_s: float = DEADLINE
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        with AgentClient.over(ours, deadline_s=deadline_s) as client:
+        with AgentClient(AgentStream(ours, probes=probes), deadline_s=deadline_s) as client:
             yield client
     finally:
         thread.join(2 * DEADLINE_S)

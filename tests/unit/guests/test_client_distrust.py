@@ -15,9 +15,10 @@ import pytest
 
 from ramet.errors import GuestError, GuestTimeoutError, NoSpaceError, RametError, VmmDiedError
 from ramet.guests import client as client_module
+from ramet.guests import stream as stream_module
 from ramet.guests import transfer, wire
 from ramet.guests.client import AgentClient, GuestRefusedError
-from ramet.guests.wire import Reply
+from ramet.guests.wire import Reply, Request
 from tests.unit.guests.fake_agent import STARTED, FakeAgent, session
 
 MIB = 1 << 20
@@ -331,3 +332,37 @@ def test_errors_are_all_ours() -> None:
                     request(client)
                 except RametError:
                     break
+
+
+def test_a_connection_that_was_reset_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vsock whose device was captured: the guest's end is gone, and only what is sent there brings that to light."""
+    monkeypatch.setattr(stream_module, "PROBE_S", 0.05)
+
+    def behave(agent: FakeAgent) -> None:
+        agent.greet()
+        agent.request()
+        agent.send(STARTED)
+        while agent.request()[0] != Request.SIGNAL:
+            pass  # the command's empty stdin
+        # a guest answers what comes for a socket that it does not have with a reset
+
+    with session(behave, probes=True) as client, refused(VmmDiedError, "resets Firecracker's vsock"):
+        client.exec(["sleep", "1000"])
+
+
+def test_a_silent_agent_is_not_probed_where_the_port_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "PROBE_S", 0.05)
+    heard = []
+
+    def behave(agent: FakeAgent) -> None:
+        agent.greet()
+        agent.request()
+        agent.send(STARTED)
+        agent.request()
+        heard.append(agent.hears_within(0.3))
+        agent.send(exit_reply(0, 0, 0))
+        agent.wait_for_hangup()
+
+    with session(behave) as client:
+        assert client.exec(["true"]).status == 0
+    assert heard == [False]

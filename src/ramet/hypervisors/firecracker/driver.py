@@ -35,8 +35,8 @@ LOAD_DEADLINE_S = 30.0
 LOG_TAIL_BYTES = 3000
 LOG = "firecracker.log"
 METRICS = "firecracker-metrics.json"
-BOOT_ARGS = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
-"""A reset by the keyboard controller is what ends Firecracker; it has no power button that a guest could press."""
+BOOT_ARGS = "reboot=k ramet.poweroff=reboot pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
+"""A reset by the keyboard controller is what ends Firecracker; it has no power that a guest could switch off."""
 _VERSION = re.compile(r"Firecracker v(\d+)\.(\d+)\.(\S+)")
 
 
@@ -90,12 +90,16 @@ def _version_of(path: str, mtime_ns: int, size: int) -> tuple[int, int, str]:
     return found
 
 
+def tracking_option() -> str:
+    """What ``PUT /snapshot/load`` calls dirty tracking: 1.12 refuses the later name, later versions the earlier one."""
+    return "enable_diff_snapshots" if version(program())[:2] == OLDEST else "track_dirty_pages"
+
+
 class FirecrackerDriver:
     """The driver; it holds no state of any VM."""
 
     dirty_since = DirtySince.LAST_CAPTURE
     opens_memory_read_only = True
-    guest_ends_by_reboot = True
 
     def build(self, hardware: Hardware) -> VmmBuild:
         return VmmBuild(
@@ -128,9 +132,7 @@ class FirecrackerDriver:
         if spec.vmstate is None:
             raise ValueError("load() needs a vmstate")
         with self._launched(spec) as (vmm, monitor):
-            major_minor = version(program())[:2]
-            tracking = "enable_diff_snapshots" if major_minor == OLDEST else "track_dirty_pages"
-            monitor.load_snapshot(vmstate=str(spec.vmstate), memory=str(spec.memory), tracking=tracking)
+            monitor.load_snapshot(vmstate=str(spec.vmstate), memory=str(spec.memory), tracking=tracking_option())
             _require_private(vmm, spec.memory)
             return vmm
 

@@ -69,7 +69,6 @@ class QemuDriver:
 
     dirty_since = DirtySince.MAPPED
     opens_memory_read_only = False
-    guest_ends_by_reboot = False
 
     def build(self, hardware: Hardware) -> VmmBuild:
         return VmmBuild(
