@@ -105,19 +105,30 @@ def signals_held() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def find_program(name: str, *, package: str) -> str:
-    """Return the absolute path of a program.
+def find_program(name: str, *, package: str | None = None, hint: str | None = None, variable: str | None = None) -> str:
+    """Return the absolute path of a program: the one that the environment's ``variable`` names, else the one in PATH.
 
     Raises:
-        UnsupportedError: naming the Debian package to install.
+        UnsupportedError: with ``hint``, or naming the Debian package to install, or the variable that names no program.
     """
+    given = os.environ.get(variable) if variable else None
+    if given is not None:
+        found = shutil.which(given)
+        if found is None:
+            raise UnsupportedError(
+                f"{variable} names {given!r}, which cannot be executed.",
+                capability=name,
+                why=f"{variable} is not an executable",
+                hint=f"Set it to a {name} program, or unset it to use the one in PATH.",
+            )
+        return str(Path(found).absolute())
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
     if found is None:
         raise UnsupportedError(
             f"The program {name!r} is not on this host.",
             capability=name,
             why=f"{name} was not found in PATH",
-            hint=f"Install it: apt-get install {package}",
+            hint=hint or f"Install it: apt-get install {package}",
         )
     return str(Path(found).absolute())
 

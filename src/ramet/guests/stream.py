@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from math import ceil
+from typing import NoReturn
 
 from ramet.errors import GuestTimeoutError, VmmDiedError
 from ramet.guests import wire
@@ -138,7 +139,7 @@ class AgentStream:
         except BlockingIOError:
             return
         except OSError as err:
-            raise self._gone() from err
+            self._raise_gone(err)
         del self._unsent[:sent]
 
     def _fill(self) -> None:
@@ -147,10 +148,12 @@ class AgentStream:
         except BlockingIOError:
             return
         except OSError as err:
-            raise self._gone() from err
+            self._raise_gone(err)
         if not data:
-            raise self._gone()
+            self._raise_gone()
         self._messages += self._decoder.feed(data)
 
-    def _gone(self) -> VmmDiedError:
-        return VmmDiedError(LOST, hint=OUTLIVES) if self._probes else VmmDiedError(GONE)
+    def _raise_gone(self, err: OSError | None = None) -> NoReturn:
+        if self._probes:
+            raise VmmDiedError(LOST, hint=OUTLIVES) from err
+        raise VmmDiedError(GONE) from err

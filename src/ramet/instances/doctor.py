@@ -62,7 +62,7 @@ def _firecracker() -> Capability:
             available=False,
             why=err.message,
             meaning="nothing: VMs run in QEMU",
-            mend="put a release of firecracker into PATH, or set RAMET_FIRECRACKER",
+            mend=err.hint,
         )
     usable = kvm.problem() is None
     return Capability(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ from ramet.paths import VSOCK_SOCKET
 log = logging.getLogger("ramet.firecracker")
 OLDEST = (1, 12)
 NEXT_MAJOR = 2
+GET_IT = "Put a release of Firecracker into PATH, or name it with RAMET_FIRECRACKER."
+KNOWN = "from 1.12 on and below 2"
 GUEST_CID = 3
 """The smallest that a guest can have (vsock(7)); each Firecracker has its own address space of them."""
 LOAD_DEADLINE_S = 30.0
@@ -46,17 +47,7 @@ def program() -> str:
     Raises:
         UnsupportedError: if there is none.
     """
-    given = os.environ.get("RAMET_FIRECRACKER")
-    if given is None:
-        return process.find_program("firecracker", package="firecracker, from its releases")
-    if not os.access(given, os.X_OK):
-        raise UnsupportedError(
-            f"RAMET_FIRECRACKER names {given!r}, which cannot be executed.",
-            capability="firecracker",
-            why="RAMET_FIRECRACKER is not an executable",
-            hint="Set it to a firecracker program, or unset it to use the one in PATH.",
-        )
-    return given
+    return process.find_program("firecracker", hint=GET_IT, variable="RAMET_FIRECRACKER")
 
 
 def version(path: str) -> tuple[int, int, str]:
@@ -82,9 +73,9 @@ def _version_of(path: str, mtime_ns: int, size: int) -> tuple[int, int, str]:
     found = (int(match[1]), int(match[2]), match[3])
     if found[:2] < OLDEST or found[0] >= NEXT_MAJOR:
         raise UnsupportedError(
-            f"{path} is Firecracker {'.'.join(map(str, found))}, which this version of Ramet does not know.",
+            f"{path} is Firecracker {'.'.join(map(str, found))}. This version of Ramet knows those {KNOWN}.",
             capability="firecracker",
-            why="versions from 1.12 on, below 2, are supported",
+            why=f"only those {KNOWN} are known",
             hint="Name another one with RAMET_FIRECRACKER, or use --hypervisor qemu.",
         )
     return found

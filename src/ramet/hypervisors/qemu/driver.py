@@ -34,17 +34,7 @@ def program() -> str:
     Raises:
         UnsupportedError: if there is none.
     """
-    given = os.environ.get("RAMET_QEMU")
-    if given is None:
-        return process.find_program("qemu-system-x86_64", package=PACKAGE)
-    if not os.access(given, os.X_OK):
-        raise UnsupportedError(
-            f"RAMET_QEMU names {given!r}, which cannot be executed.",
-            capability="qemu",
-            why="RAMET_QEMU is not an executable",
-            hint="Set it to a qemu-system-x86_64 program, or unset it to use the one in PATH.",
-        )
-    return given
+    return process.find_program("qemu-system-x86_64", package=PACKAGE, variable="RAMET_QEMU")
 
 
 @functools.cache

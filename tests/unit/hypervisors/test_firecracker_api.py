@@ -1,0 +1,125 @@
+"""Firecracker's REST interface, from a server that the test plays: refusals, silence, and a connection that breaks."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from ramet.errors import HostError, NoSpaceError, RejectedError, VmmDiedError, VmmError
+from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
+from ramet.linux.unixsock import listen_in
+
+NO_CONTENT = b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
+Behaviour = Callable[[socket.socket], None]
+
+
+def answer(status: int, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status} \r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def fault(text: str) -> bytes:
+    return answer(400, b'{"fault_message":"' + text.encode() + b'"}')
+
+
+def answering(*answers: bytes) -> Behaviour:
+    def behave(sock: socket.socket) -> None:
+        for one in answers:
+            sock.recv(65536)
+            sock.sendall(one)
+        while sock.recv(65536):
+            pass
+
+    return behave
+
+
+@contextmanager
+def monitor(run_dir: Path, behave: Behaviour, *, deadline_s: float = 5.0) -> Iterator[FirecrackerMonitor]:
+    with listen_in(run_dir, API_SOCKET) as server:
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            with sock, suppress(OSError):
+                sock.settimeout(10)
+                behave(sock)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with FirecrackerMonitor(run_dir, deadline_s=deadline_s) as made:
+            yield made
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_what_is_asked_is_what_is_sent(tmp_path: Path) -> None:
+    seen = []
+
+    def behave(sock: socket.socket) -> None:
+        for reply in (NO_CONTENT, answer(200, b'{"id":"x","state":"Paused","vmm_version":"1.12.1"}'), NO_CONTENT):
+            seen.append(sock.recv(65536))
+            sock.sendall(reply)
+
+    with monitor(tmp_path, behave) as made:
+        made.stop_vcpus()
+        assert not made.vcpus_running()
+        made.create_snapshot(vmstate="work/vmstate", memory="work/memory.next", diff=True)
+    assert seen[0].startswith(b"PATCH /vm ")
+    assert seen[0].endswith(b'{"state":"Paused"}')
+    assert seen[1].startswith(b"GET / ")
+    assert seen[2].startswith(b"PUT /snapshot/create ")
+    assert b'"snapshot_type":"Diff"' in seen[2]
+    assert b'"mem_file_path":"work/memory.next"' in seen[2]
+
+
+@pytest.mark.parametrize("text", ["The microVM cannot be paused", "No such file or directory (os error 2)"])
+def test_a_refusal_carries_what_firecracker_said(tmp_path: Path, text: str) -> None:
+    with monitor(tmp_path, answering(fault(text), NO_CONTENT)) as made:
+        with pytest.raises(RejectedError) as caught:
+            made.create_snapshot(vmstate="s", memory="m", diff=False)
+        assert caught.value.reply == text
+        made.stop_vcpus()
+
+
+def test_a_refusal_that_is_no_json_is_shown_as_it_is(tmp_path: Path) -> None:
+    with (
+        monitor(tmp_path, answering(answer(500, b"\xffoops"))) as made,
+        pytest.raises(RejectedError) as caught,
+    ):
+        made.stop_vcpus()
+    assert "oops" in caught.value.reply
+
+
+@pytest.mark.parametrize(("number", "kind"), [(28, NoSpaceError), (122, NoSpaceError), (30, HostError), (5, HostError)])
+def test_an_error_of_the_host_is_told_as_one(tmp_path: Path, number: int, kind: type[HostError]) -> None:
+    """H12."""
+    text = f"Cannot dump memory: Guest memory error: something (os error {number})"
+    with monitor(tmp_path, answering(fault(text))) as made, pytest.raises(kind, match="let Firecracker write m"):
+        made.create_snapshot(vmstate="s", memory="m", diff=True)
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 20", b"no HTTP at all\r\n\r\n"])
+def test_a_connection_that_breaks_is_a_death(tmp_path: Path, sent: bytes) -> None:
+    def behave(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(sent)
+
+    with monitor(tmp_path, behave) as made:
+        with pytest.raises(VmmDiedError):
+            made.stop_vcpus()
+        with pytest.raises(VmmDiedError, match="was lost before"):
+            made.stop_vcpus()
+
+
+def test_silence_has_an_end(tmp_path: Path) -> None:
+    with monitor(tmp_path, answering(), deadline_s=0.2) as made, pytest.raises(VmmError, match=r"within 0.2 s"):
+        made.stop_vcpus()
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(VmmDiedError, match="Could not reach Firecracker"):
+        FirecrackerMonitor(tmp_path, deadline_s=1.0)
