@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from ramet import Host, process
 
 DIRECTORY = Path(__file__).parent.parent / "artifacts"
 _FAILED = pytest.StashKey[bool]()
+TAIL_CHARACTERS = 3000
 KEPT_SUFFIXES = {".log", ".json"}
 
 
@@ -34,7 +36,18 @@ def keep(host: Host, test_id: str) -> None:
                 copy = target / path.relative_to(host.home)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(path.read_bytes())
+                if in_the_lab() and path.suffix == ".log":  # whose files are gone with it
+                    print(f"\n-- {path.name} of {path.parent.parent.name}:\n{_tail(path)}")
     print(f"\nkept: {target}")
+
+
+def in_the_lab() -> bool:
+    """Whether this process runs in a lab."""
+    return os.environ.get("RAMET_LAB") == "1"
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-TAIL_CHARACTERS:]
 
 
 def vmm_pids(*stores: str) -> set[int]:

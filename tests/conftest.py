@@ -116,7 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
     reports_fd = os.environ.pop(in_lab.REPORTS_FD, None)
     if reports_fd is not None:
         config.pluginmanager.register(in_lab.Reporting(config, int(reports_fd)), "lab-reporting")
-    elif not in_lab.in_the_lab():
+    elif not artifacts.in_the_lab():
         config.pluginmanager.register(in_lab.LabRunner(config), "lab-runner")
 
 
@@ -161,7 +161,7 @@ def needs(item: pytest.Item) -> set[str]:
 @pytest.fixture(scope="session", params=["ext4", "xfs"])
 def file_system(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A real file system on a loop device, for the whole session: without reflinks, and with them."""
-    if in_lab.in_the_lab():
+    if artifacts.in_the_lab():
         assert file_system_of(in_lab.DISK).startswith(request.param), "the lab has another disk"
         yield in_lab.DISK
         return

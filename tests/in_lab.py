@@ -33,11 +33,6 @@ REPORTS_FD = "RAMET_TEST_REPORTS_FD"
 TAIL_LINES = 40
 
 
-def in_the_lab() -> bool:
-    """Whether this process runs in a lab."""
-    return os.environ.get("RAMET_LAB") == "1"
-
-
 class Reporting:
     """In the lab: send each report to the pytest outside, one line of JSON each."""
 

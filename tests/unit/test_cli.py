@@ -138,7 +138,9 @@ def test_rm_wants_names_or_all(host: FakeHost, argv: list[str]) -> None:
 
 def test_fork_reports_pause_and_method(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fork", "web", "a", "b", "--start"]) == 0
-    assert host.calls == [("fork", {"source": "web", "names": ("a", "b"), "count": None, "start": True})]
+    assert host.calls == [
+        ("fork", {"source": "web", "names": ("a", "b"), "count": None, "start": True, "hypervisor": None})
+    ]
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == ["a: standby (forked from web)", "b: standby (forked from web)"]
     assert "by reflink" in out

@@ -23,7 +23,8 @@ from ramet.errors import ConfigError
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-n", "--count", type=int, metavar="N", help="How many. Without names they are SOURCE-1, SOURCE-2, …")
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")
-def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start: bool) -> None:
+@click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), help="Another one, for a stopped source.")
+def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start: bool, hypervisor: str | None) -> None:
     """Fork an instance or a snapshot into one or many new instances.
 
     SOURCE is an instance, or snapshot:ID-or-name. A fork wakes with the memory and the disk of its source and an
@@ -32,6 +33,8 @@ def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start
     the capture and runs on, whatever happens. With --json: an object with the instances, the source's pause and the
     copy method.
     """
+    from ramet.model import Hypervisor
+
     if count is not None and count < 1:
         raise ConfigError(f"Cannot make {count} forks.", hint="Give -n a number from 1 up.")
     if count is not None and names and count != len(names):
@@ -39,7 +42,9 @@ def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start
     host = app.host()
     began = time.monotonic()
     with app.working(f"Forking {source}"):
-        report = host.fork(source, names, count=count, start=start)
+        report = host.fork(
+            source, names, count=count, start=start, hypervisor=Hypervisor(hypervisor) if hypervisor else None
+        )
     if app.json:
         output.json(report)
         return

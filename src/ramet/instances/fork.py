@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from ramet import config, process
-from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError
-from ramet.hypervisors.base import DirtySince
-from ramet.instances import create, guest
+from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError, UnsupportedError
+from ramet.hypervisors.base import DirtySince, Hardware
+from ramet.instances import choice, create, guest
 from ramet.instances.context import Store, check_new_name
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
 from ramet.instances.standby import captured, keep_as_base
-from ramet.model import Ancestor, InstanceRecord, Manifest, Method, State
+from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
@@ -54,34 +56,64 @@ class _Plan:
     names: tuple[str, ...]
 
 
-def fork(store: Store, source: str, names: Sequence[str], *, count: int | None, start: bool) -> Forked:
+def fork(
+    store: Store,
+    source: str,
+    names: Sequence[str],
+    *,
+    count: int | None,
+    start: bool,
+    hypervisor: Hypervisor | None = None,
+) -> Forked:
     """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
     for name in names:
         check_new_name(name)
     if source.startswith("snapshot:"):
-        made = _from_snapshot(store, store.find_snapshot(source), names, count)
+        made = _from_snapshot(store, store.find_snapshot(source), names, count, hypervisor)
     else:
-        made = _from_instance(store, source, names, count)
+        made = _from_instance(store, source, names, count, hypervisor)
     if start:
         _start(store, made)
     return made
 
 
-def _from_snapshot(store: Store, snapshot_id: str, names: Sequence[str], count: int | None) -> Forked:
+def _require_same(source: str, made_by: Hypervisor, asked: Hypervisor | None) -> None:
+    """Memory and device state are one VMM's own.
+
+    Raises:
+        UnsupportedError: if another one is asked for.
+    """
+    if asked in (None, made_by):
+        return
+    raise UnsupportedError(
+        f"Cannot fork {source!r} into {asked}: its memory and device state are {made_by}'s, which no other VMM can load.",
+        capability="fork across hypervisors",
+        why="device states have no common format",
+        hint=f"A disk alone can change the hypervisor: fork a stopped instance, which boots afresh, with --hypervisor {asked}.",
+    )
+
+
+def _from_snapshot(
+    store: Store, snapshot_id: str, names: Sequence[str], count: int | None, hypervisor: Hypervisor | None
+) -> Forked:
     with store.reading(snapshot_id) as paths:
         manifest = manifests.load(paths)
+        _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
         manifests.check_files(paths, manifest)
         owner = _owner_of(store, manifest)
         chosen = _names(store, manifest.instance_name, names, count)
         return _derive_all(store, _Plan(source=owner, names=chosen), paths, manifest)
 
 
-def _from_instance(store: Store, source: str, names: Sequence[str], count: int | None) -> Forked:
+def _from_instance(
+    store: Store, source: str, names: Sequence[str], count: int | None, hypervisor: Hypervisor | None
+) -> Forked:
     with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
         chosen = _names(store, record.name, names, count)
         if record.state is State.STOPPED:
-            return _from_disk(store, _Plan(source=record, names=chosen))
+            return _from_disk(store, _Plan(source=_with_vmm(store, record, hypervisor), names=chosen))
+        _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
             if record.snapshot is None:
                 raise ConflictError(f"{source!r} sleeps on no snapshot: its record is damaged.")
@@ -181,6 +213,20 @@ def _from_disk(store: Store, plan: _Plan) -> Forked:
                 method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
                 create.establish(store, work, record)
         return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
+
+
+def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | None) -> InstanceRecord:
+    """The record of a stopped source as one of another hypervisor would be.
+
+    Raises:
+        UnsupportedError: if that does not work on this host.
+    """
+    if hypervisor in (None, record.hypervisor):
+        return record
+    chosen = choice.choose(hypervisor, None)
+    hardware = Hardware(memory_mib=record.memory_mib, cpus=record.cpus, accelerator=chosen.accelerator)
+    build = store.driver(chosen.hypervisor).build(hardware)
+    return msgspec.structs.replace(record, hypervisor=chosen.hypervisor, vmm_build=build)
 
 
 @contextmanager

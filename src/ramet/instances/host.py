@@ -139,15 +139,21 @@ class Host:
         return self.get(name)
 
     def fork(
-        self, source: str, names: Sequence[str] = (), *, count: int | None = None, start: bool = False
+        self,
+        source: str,
+        names: Sequence[str] = (),
+        *,
+        count: int | None = None,
+        start: bool = False,
+        hypervisor: Hypervisor | None = None,
     ) -> ForkReport:
         """Fork an instance or ``snapshot:ID-or-name`` into one or many; all or nothing.
 
         Forks sleep (or are stopped, if the source is) unless ``start``. A running source is paused for the capture alone;
-        ``source_pause_s`` says for how long.
+        ``source_pause_s`` says for how long. Another ``hypervisor`` than the source's is for a stopped source only.
         """
         self._fresh()
-        made = fork.fork(self._store, source, names, count=count, start=start)
+        made = fork.fork(self._store, source, names, count=count, start=start, hypervisor=hypervisor)
         return ForkReport(
             instances=tuple(self.get(instance_id) for instance_id in made.ids),
             source_pause_s=made.source_pause_s,

@@ -1,0 +1,103 @@
+"""What a user meets with Firecracker that is not as with QEMU: attached commands, the console, the log, the end of a guest."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+from ramet.errors import ConfigError, RametError, UnsupportedError, VmmDiedError
+from ramet.hypervisors.qemu import driver as qemu
+from ramet.model import MIB, Accelerator, Hypervisor, InstanceInfo, State
+from ramet.process import wait_until
+from tests.conftest import requires
+from tests.vm.guests import marks, set_marks, sh
+
+pytestmark = [
+    requires("firecracker", "kvm"),
+    pytest.mark.parametrize("file_system", ["xfs"], indirect=True),
+]
+FIRECRACKER = Hypervisor.FIRECRACKER
+
+
+@pytest.fixture
+def web(host: Host) -> InstanceInfo:
+    info = host.create("web", memory_mib=128, disk_bytes=32 * MIB, hypervisor=FIRECRACKER)
+    set_marks(host, "web", "ram", "disk")
+    return info
+
+
+def test_what_is_attached_is_told_of_a_capture_and_what_is_detached_lives_on(host: Host, web: InstanceInfo) -> None:
+    """A capture resets every connection of the guest's vsock, and the host's end hears nothing of it by itself."""
+    host.exec("web", ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/ram/count; sleep 0.1; done"], detach=True)
+    errors: list[RametError] = []
+
+    def attached() -> None:
+        try:
+            host.exec("web", ["sh", "-c", "echo >/ram/began; exec sleep 1000"])
+        except RametError as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=attached)
+    thread.start()
+    wait_until(lambda: sh(host, "web", "ls /ram/began || true") != "", 20, what="the command to run")
+    host.fork("web", ["kid"])
+    thread.join(30)
+    assert not thread.is_alive(), "the command waits for ever"
+    assert [type(err) for err in errors] == [VmmDiedError]
+    assert "--detach" in str(errors[0])
+    before = int(sh(host, "web", "cat /ram/count"))
+    wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > before, 20, what="the detached command to go on")
+
+
+def test_a_guest_that_powers_off_or_reboots_ends_its_vmm(host: Host, web: InstanceInfo) -> None:
+    for command in ("poweroff", "reboot"):
+        host.exec("web", [command], detach=True)
+        wait_until(lambda: host.get("web").state is State.STOPPED, 60, what=f"the guest to end after {command}")
+        host.start("web")
+        assert sh(host, "web", "cat /data/mark") == "disk"
+    assert host.stop("web").state is State.STOPPED
+    assert host.last_note is None, "it shut down by itself"
+
+
+def test_its_console_and_its_logs(host: Host, web: InstanceInfo) -> None:
+    with pytest.raises(UnsupportedError, match="takes no input") as caught:
+        host.console_socket("web")
+    assert "ramet exec -t web" in str(caught.value)
+    console, vmm = (host.logs("web")[kind].read_text(errors="replace") for kind in ("console", "vmm"))
+    assert "built-in shell" in console
+    assert "Running Firecracker v" in vmm
+    assert (Path(web.logs["vmm"]).parent / "firecracker-metrics.json").stat().st_size > 0
+
+
+def test_its_state_is_its_own_and_its_disk_is_anybody_s(host: Host, web: InstanceInfo) -> None:
+    host.standby("web")
+    for source in ("web", f"snapshot:{host.snapshot_create('web', 'golden').id}"):
+        with pytest.raises(UnsupportedError, match="no other VMM can load"):
+            host.fork(source, ["kid"], hypervisor=Hypervisor.QEMU)
+    assert [info.name for info in host.list()] == ["web"]
+    host.stop("web", discard_memory=True)
+    (kid,) = host.fork("web", ["kid"], hypervisor=Hypervisor.QEMU, start=True).instances
+    assert (kid.hypervisor, kid.accelerator) == (Hypervisor.QEMU, Accelerator.KVM)
+    assert sh(host, "kid", "cat /data/mark") == "disk"
+    host.stop("kid")
+    (back,) = host.fork("kid", ["back"], hypervisor=FIRECRACKER, start=True).instances
+    assert back.hypervisor is FIRECRACKER
+    set_marks(host, "back", "ram-back", "disk-back")
+    host.standby("back")
+    host.restore("back")
+    assert marks(host, "back") == ("ram-back", "disk-back")
+
+
+def test_it_needs_kvm_and_is_chosen_where_qemu_is_missing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="needs KVM"):
+        host.create("web", hypervisor=FIRECRACKER, accelerator=Accelerator.TCG)
+
+    def missing() -> str:
+        raise UnsupportedError("There is no QEMU.", capability="qemu", why="not installed")
+
+    monkeypatch.setattr(qemu, "program", missing)
+    assert host.create("web", memory_mib=128, disk_bytes=32 * MIB).hypervisor is FIRECRACKER
+    assert host.last_note == "Firecracker: KVM works here, and QEMU is not installed"
