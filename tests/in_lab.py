@@ -31,6 +31,9 @@ SILENCE_S = 700.0
 """Longer than a test may take (``timeout`` in pyproject.toml): a lab that says nothing for so long hangs."""
 REPORTS_FD = "RAMET_TEST_REPORTS_FD"
 TAIL_LINES = 40
+RETRIES_MAX = 3
+"""In one session. Emulation breaks now and then (docs/lab.md); what breaks more often than that is ours."""
+TRIPLE_FAULT = ("KVM_EXIT_SHUTDOWN", "a guest in it ended by a triple fault")
 
 
 class Reporting:
@@ -104,8 +107,7 @@ class LabRunner:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._labs: dict[str, _Lab] = {}
-        self._ended: dict[str, str] = {}
-        """Labs that are gone, and their last words."""
+        self._again: list[str] = []
         self._waiting: dict[str, list[str]] = {}
 
     @pytest.hookimpl(trylast=True)
@@ -131,37 +133,58 @@ class LabRunner:
         for lab in self._labs.values():
             lab.end()
 
-    def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self._again:
+            terminalreporter.write_line(f"lab: {line}", yellow=True)
+
+    def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """What came of a test in the lab; a machine that broke under it gets one more try, which the summary tells."""
         kind = _kind_of(item)
+        reports, broken = self._run(item, kind)
+        if broken is not None and len(self._again) < RETRIES_MAX:
+            self._again.append(f"{item.nodeid} was run again: {broken}")
+            if kind in self._labs:
+                self._labs.pop(kind).end()
+            reports, broken = self._run(item, kind)
+        return reports
+
+    def _run(self, item: pytest.Item, kind: str) -> tuple[list[pytest.TestReport], str | None]:
+        """The reports of one test, and how the emulated machine broke, if it did."""
+        began = time.time()
+        waiting = self._waiting[kind]
         if kind not in self._labs:
             for other in self._labs.values():
                 other.end()
-            options = [f"--require={self._config.getoption('--require')}", "-m", "vm or not vm"]
-            self._labs[kind] = _Lab(kind, self._waiting[kind], options)
-        began = time.time()
-        if kind not in self._ended:
-            lab = self._labs[kind]
-            try:
-                for message in lab.messages():
-                    if message.get("finished") == item.nodeid:
-                        return
-                    if message.get("nodeid") == item.nodeid:
-                        yield self._config.hook.pytest_report_from_serializable(config=self._config, data=message)
-                why = "the lab ended before this test did"
-            except (TimeoutError, ValueError) as err:
-                why = str(err)
-            lab.end()
-            self._ended[kind] = f"{why}\n{lab.last_words()}"
-        yield pytest.TestReport(
+            self._labs[kind] = _Lab(kind, waiting[waiting.index(item.nodeid) :], self._options())
+        lab = self._labs[kind]
+        reports: list[pytest.TestReport] = []
+        try:
+            for message in lab.messages():
+                if message.get("finished") == item.nodeid:
+                    failed = any(report.failed for report in reports)
+                    told = "".join(f"{report.longreprtext}{report.sections}" for report in reports)
+                    return reports, TRIPLE_FAULT[1] if failed and TRIPLE_FAULT[0] in told else None
+                if message.get("nodeid") == item.nodeid:
+                    data = self._config.hook.pytest_report_from_serializable(config=self._config, data=message)
+                    reports.append(data)
+            why = "the lab ended before this test did"
+        except (TimeoutError, ValueError) as err:
+            why = str(err)
+        self._labs.pop(kind).end()
+        failure = pytest.TestReport(
             nodeid=item.nodeid,
             location=item.location,
             keywords={},
             outcome="failed",
-            longrepr=self._ended[kind],
+            longrepr=f"{why}\n{lab.last_words()}",
             when="call",
             start=began,
             stop=time.time(),
         )
+        return [failure], why
+
+    def _options(self) -> list[str]:
+        return [f"--require={self._config.getoption('--require')}", "-m", "vm or not vm"]
 
 
 def belongs(item: pytest.Item) -> bool:
