@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from ramet.guests import agent_build, initramfs, kernel, recipe
@@ -24,8 +25,7 @@ MODULES = (
     "vhost_vsock",
     "tun",
 )
-INIT = Path(__file__).parent / "init"
-HOLD_KVM = Path(__file__).parent / "hold_kvm.c"
+INIT = files("lab") / "init"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,6 @@ def _entries(lab_kernel: kernel.Kernel, busybox: bytes) -> list[initramfs.Entry]
         initramfs.file("init", INIT.read_bytes(), 0o755),
         initramfs.file("bin/busybox", busybox, 0o755),
         initramfs.file("bin/ramet-agent", agent_build.compile_programs()["ramet-agent"], 0o755),
-        initramfs.file("bin/hold-kvm", agent_build.compile_program([HOLD_KVM]), 0o755),
         *(initramfs.file(f"modules/{name}", data) for name, data in lab_kernel.modules),
         initramfs.file("modules/order", order.encode()),
     ]
@@ -69,7 +68,7 @@ def _entries(lab_kernel: kernel.Kernel, busybox: bytes) -> list[initramfs.Entry]
 def _sources_digest() -> str:
     """Of what we put in; a newer kernel package alone is no reason to build anew."""
     digest = hashlib.sha256("\n".join(MODULES).encode())
-    for source in (INIT, HOLD_KVM, *agent_build.sources()):
+    for source in (INIT, *agent_build.sources()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

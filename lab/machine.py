@@ -23,10 +23,7 @@ from ramet.guests.client import AgentClient
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"), "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0")}
 MKFS_PACKAGES = {"xfs": "xfsprogs", "ext4": "e2fsprogs"}
 DISK_MOUNT = Path("/run/lab/disk")
-CMDLINE = (
-    "console=ttyS0 quiet loglevel=4 panic=-1 maxcpus=1 noreplace-smp mitigations=off"
-    " rcupdate.rcu_expedited=1 random.trust_cpu=on"
-)
+CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off rcupdate.rcu_expedited=1 random.trust_cpu=on"
 READY_S = 120.0
 LOG_TAIL_BYTES = 3000
 

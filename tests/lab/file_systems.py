@@ -1,8 +1,15 @@
-"""Which file systems the tests with KVM run on: reflinks always, copies in `make test-all`, which is a lab of its own."""
+"""What the tests with KVM run on, and which of them run in every `make test`."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
+
 WHOLE = os.environ.get("RAMET_TEST_ALL") == "1"
 FILE_SYSTEMS = ["xfs", "ext4"] if WHOLE else ["xfs"]
+"""Reflinks always, copies in `make test-all`, which is a lab of its own."""
+
+only_whole = pytest.mark.skipif(
+    not WHOLE, reason="in make test-all: the lab's emulation is slow, and breaks now and then"
+)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ramet import Host
 from tests.conftest import requires
+from tests.lab.file_systems import only_whole
 from tests.lab.test_lab import run
 
 SCRIPT = """
@@ -30,6 +31,7 @@ ramet rm web blue --force >/dev/null
 """
 
 
+@only_whole
 @requires("qemu", "gcc", "loopfs")
 def test_a_guest_under_kvm_sleeps_forks_and_wakes(tmp_path: Path) -> None:
     home = tmp_path / "home"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,19 +39,13 @@ def compile_programs() -> dict[str, bytes]:
         UnsupportedError: without a C compiler or a static libc.
         CommandError: with the compiler's words.
     """
+    compiler = process.find_program("cc", package="gcc libc6-dev")
     agent = [path for path in sources() if path.name != FILLER]
     filler = [path for path in sources() if path.name == FILLER]
-    return {"ramet-agent": compile_program(agent), "ramet-fill": compile_program(filler)}
+    return {"ramet-agent": _compile(compiler, agent), "ramet-fill": _compile(compiler, filler)}
 
 
-def compile_program(paths: Sequence[Path]) -> bytes:
-    """One static program of C files that lie in one directory, as bytes.
-
-    Raises:
-        UnsupportedError: without a C compiler or a static libc.
-        CommandError: with the compiler's words.
-    """
-    compiler = process.find_program("cc", package="gcc libc6-dev")
+def _compile(compiler: str, paths: list[Path]) -> bytes:
     directory = paths[0].parent
     with TemporaryDirectory(prefix="ramet-cc-") as scratch:
         out = Path(scratch) / "out"

@@ -35,6 +35,7 @@ GUEST_CID = 3
 LOAD_DEADLINE_S = 30.0
 LOG_TAIL_BYTES = 3000
 LOG = "firecracker.log"
+TRIPLE_FAULT = "Received KVM_EXIT_SHUTDOWN"
 METRICS = "firecracker-metrics.json"
 BOOT_ARGS = "reboot=k ramet.poweroff=reboot pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
 """A reset by the keyboard controller is what ends Firecracker; it has no power that a guest could switch off."""
@@ -135,8 +136,9 @@ class FirecrackerDriver:
         return vmm_log.with_name(LOG)
 
     def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
-        """Its last words, if nobody has killed it."""
-        return "Firecracker exiting successfully" in _own_log(vmm_log)
+        """Its last words, if nobody has killed it; a triple fault, with which memory is lost, it names besides."""
+        said = _own_log(vmm_log)
+        return "Firecracker exiting successfully" in said and TRIPLE_FAULT not in said
 
     @contextmanager
     def _launched(self, spec: LaunchSpec) -> Iterator[tuple[VmmProcess, FirecrackerMonitor]]:
