@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -27,10 +28,24 @@ def fault(text: str) -> bytes:
     return answer(400, b'{"fault_message":"' + text.encode() + b'"}')
 
 
+def take_request(sock: socket.socket) -> bytes:
+    """One whole request: its head and its body may come apart."""
+    data = b""
+    while True:
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        if end and len(body) >= (int(length[1]) if length else 0):
+            return data
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionResetError
+        data += more
+
+
 def answering(*answers: bytes) -> Behaviour:
     def behave(sock: socket.socket) -> None:
         for one in answers:
-            sock.recv(65536)
+            take_request(sock)
             sock.sendall(one)
         while sock.recv(65536):
             pass
@@ -61,7 +76,7 @@ def test_what_is_asked_is_what_is_sent(tmp_path: Path) -> None:
 
     def behave(sock: socket.socket) -> None:
         for reply in (NO_CONTENT, answer(200, b'{"id":"x","state":"Paused","vmm_version":"1.12.1"}'), NO_CONTENT):
-            seen.append(sock.recv(65536))
+            seen.append(take_request(sock))
             sock.sendall(reply)
 
     with monitor(tmp_path, behave) as made:
@@ -105,7 +120,7 @@ def test_an_error_of_the_host_is_told_as_one(tmp_path: Path, number: int, kind: 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 20", b"no HTTP at all\r\n\r\n"])
 def test_a_connection_that_breaks_is_a_death(tmp_path: Path, sent: bytes) -> None:
     def behave(sock: socket.socket) -> None:
-        sock.recv(65536)
+        take_request(sock)
         sock.sendall(sent)
 
     with monitor(tmp_path, behave) as made:
