@@ -108,6 +108,17 @@ def test_a_disk_of_its_own(disk: str, reflinks: int) -> None:
 
 
 @requires("qemu", "gcc")
+def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
+    with subprocess.Popen([*LAB, "--", "yes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as child:
+        assert child.stdout
+        assert child.stderr
+        assert child.stdout.readline() == b"y\n"
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        assert child.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
+@requires("qemu", "gcc")
 def test_a_command_that_takes_too_long_is_ended() -> None:
     began = time.monotonic()
     done = run("--timeout", "1", command=["sleep", "600"])

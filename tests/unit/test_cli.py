@@ -41,6 +41,12 @@ def test_create_passes_sizes_in_their_units(host: FakeHost, capsys: pytest.Captu
     assert "\x1b" not in out
 
 
+def test_create_says_what_was_chosen_and_why(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    host.last_note = "QEMU with KVM, which works here"
+    assert run(["create", "web"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  QEMU with KVM, which works here"]
+
+
 @pytest.mark.parametrize("bad", ["0.5G", "lots", "-1", "256M256M", "1P", ""])
 @pytest.mark.parametrize("option", ["--memory", "--disk"])
 def test_a_bad_size_is_refused_before_the_host_is_asked(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
-from ramet.errors import ConflictError, InUseError, NotFoundError, StateError
+from ramet.errors import ConflictError, InUseError, NotFoundError, StateError, UnsupportedError
 from ramet.linux.mounts import file_system_of
-from ramet.model import InstanceInfo, Method, State
+from ramet.model import Hypervisor, InstanceInfo, Method, State
 from ramet.process import wait_until
 from ramet.verify.evidence import fingerprints
 from tests.vm.guests import marks, set_marks, sh
@@ -173,3 +173,26 @@ def test_a_failed_instance_cannot_be_forked(host: Host, standby: InstanceInfo) -
     _lose_vmm(host, "web")
     with pytest.raises(StateError):
         host.fork("web", ["x"])
+
+
+@pytest.mark.parametrize("file_system", ["xfs"], indirect=True)
+def test_only_a_stopped_source_can_be_forked_into_another_hypervisor(
+    host: Host, standby: InstanceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory and device state are one VMM's own; nothing is made where it is refused."""
+    firecracker = Hypervisor.FIRECRACKER
+    named = host.snapshot_create("web", "golden")
+    for source in ("web", "snapshot:golden", f"snapshot:{named.id}"):
+        with pytest.raises(UnsupportedError, match="no other VMM can load"):
+            host.fork(source, ["kid"], hypervisor=firecracker)
+    host.restore("web")
+    with pytest.raises(UnsupportedError, match="no other VMM can load"):
+        host.fork("web", ["kid"], hypervisor=firecracker)
+    assert marks(host, "web") == ("ram-source", "disk-source")
+    host.stop("web")
+    monkeypatch.setenv("RAMET_FIRECRACKER", "/nowhere/firecracker")
+    with pytest.raises(UnsupportedError, match="RAMET_FIRECRACKER names"):
+        host.fork("web", ["kid"], hypervisor=firecracker)
+    assert [info.name for info in host.list()] == ["web"]
+    (kid,) = host.fork("web", ["kid"], hypervisor=Hypervisor.QEMU).instances
+    assert (kid.hypervisor, kid.state) == (Hypervisor.QEMU, State.STOPPED)

@@ -1,4 +1,4 @@
-"""Whether KVM is usable, which is more than present.
+"""Whether KVM is usable, which is more than present, and which CPU its guests have.
 
 Some hosts have a /dev/kvm that opens, creates a VM, and then runs a stock guest a hundred times too slowly (nested, without
 hardware virtualisation). Guest code must run at native speed: that takes the CPU's own extension, and a short timed run settles
@@ -8,7 +8,6 @@ the rest.
 from __future__ import annotations
 
 import functools
-import getpass
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def problem() -> Problem | None:
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Problem(
             why="/dev/kvm is not readable and writable for this user",
-            mend=f"usermod -aG kvm {getpass.getuser()}, and log in again; or run as root",
+            mend="usermod -aG kvm $USER, and log in again; or run as root",
         )
     if not flags:
         whose = " (it is kvm_pvm's)" if PVM_MODULE.exists() else ""
@@ -79,8 +78,20 @@ def require_usable(*, otherwise: str) -> None:
         raise UnsupportedError(f"KVM cannot be used here: {why}.", capability="kvm", why=why, hint=otherwise)
 
 
+@functools.cache
+def host_cpu() -> str:
+    """Which CPU a guest under KVM has: the host's, by vendor, family, model, stepping and name."""
+    found = _cpu_info()
+    numbers = "/".join(found.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{found.get('vendor_id', 'unknown')} {numbers} {found.get('model name', '')}".strip()
+
+
 def _cpu_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
+    return set(_cpu_info().get("flags", "").split())
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first CPU of /proc/cpuinfo."""
+    first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -56,7 +56,7 @@ def _instead_of_qemu(why_no_qemu: str) -> Choice:
     if why_not is not None:
         what = "" if why_no_firecracker else "Firecracker needs KVM, and "
         raise UnsupportedError(
-            f"No hypervisor works here. {why_no_qemu} {what}{why_not}",
+            f"No hypervisor works here. {why_no_qemu} {what}{why_not.rstrip('.')}.",
             capability="qemu",
             why=why_no_qemu,
             hint=f"Install QEMU: apt-get install {qemu.PACKAGE}. `ramet doctor` says more.",

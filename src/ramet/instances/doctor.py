@@ -46,7 +46,7 @@ def _qemu() -> Capability:
             name="QEMU",
             available=False,
             why=err.message,
-            meaning="no VM can run",
+            meaning="VMs run in Firecracker alone, where that runs",
             mend=f"apt-get install {qemu.PACKAGE}",
         )
     return Capability(name="QEMU", available=True, why=found, meaning="VMs run")
@@ -61,7 +61,7 @@ def _firecracker() -> Capability:
             name="Firecracker",
             available=False,
             why=err.message,
-            meaning="nothing: VMs run in QEMU",
+            meaning="VMs run in QEMU alone",
             mend=err.hint,
         )
     usable = kvm.problem() is None
@@ -69,7 +69,7 @@ def _firecracker() -> Capability:
         name="Firecracker",
         available=usable,
         why=found if usable else f"{found}, but it needs KVM",
-        meaning="VMs run in it with --hypervisor firecracker" if usable else "nothing: VMs run in QEMU",
+        meaning="VMs run in it with --hypervisor firecracker" if usable else "VMs run in QEMU alone",
         mend=None if usable else "see KVM",
     )
 

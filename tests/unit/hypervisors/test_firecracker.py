@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import HostError, UnsupportedError
+from ramet.hypervisors import kvm
 from ramet.hypervisors.base import Hardware
 from ramet.hypervisors.firecracker import driver
-from ramet.hypervisors.firecracker.driver import FirecrackerDriver
+from ramet.hypervisors.firecracker.driver import LOG, FirecrackerDriver
 from ramet.model import Accelerator
 from tools import firecracker as fetching
 
@@ -100,11 +101,34 @@ def test_a_build_names_version_and_devices(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("RAMET_FIRECRACKER", program_saying(tmp_path / "firecracker", "Firecracker v1.12.1"))
     build = FirecrackerDriver().build(ONE)
     assert (build.version, build.accelerator) == ("1.12.1", Accelerator.KVM)
+    assert build.cpu_model == kvm.host_cpu()
     assert build == FirecrackerDriver().build(ONE)
     assert (
         build.devices
         != FirecrackerDriver().build(Hardware(memory_mib=256, cpus=2, accelerator=Accelerator.KVM)).devices
     )
+
+
+# -- how it ended --------------------------------------------------------------------------------------------------
+
+END = "[web:main] Vmm is stopping.\n[web:main] Firecracker exiting successfully. exit_code=0\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "by_guest"),
+    [
+        (END, True),
+        ("[web:fc_vcpu 0] Received KVM_EXIT_SHUTDOWN signal\n" + END, False),
+        ("[web:main] Vmm is stopping.\n", False),
+        ("", False),
+        (None, False),
+    ],
+    ids=["shut down", "triple fault", "cut off", "empty", "no log"],
+)
+def test_a_guest_that_ended_is_told_from_a_vmm_that_was_lost(tmp_path: Path, said: str | None, by_guest: bool) -> None:
+    if said is not None:
+        (tmp_path / LOG).write_text(said)
+    assert FirecrackerDriver().ended_by_guest(tmp_path, tmp_path / "vmm.log") is by_guest
 
 
 # -- the one that the tests run -----------------------------------------------------------------------------------

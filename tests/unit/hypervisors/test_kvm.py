@@ -60,6 +60,17 @@ def test_a_cpu_without_the_extension_is_a_trap(monkeypatch: pytest.MonkeyPatch) 
         kvm.require_usable(otherwise="Use something else.")
 
 
+def test_the_host_s_cpu_is_named_so_that_another_one_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H61: a guest under KVM has it, whatever QEMU and Firecracker call it."""
+    one = {"vendor_id": "GenuineIntel", "cpu family": "6", "model": "143", "stepping": "8", "model name": "Xeon"}
+    names = set()
+    for other in ({}, {"model": "106"}, {"stepping": "6"}, {"vendor_id": "AuthenticAMD"}, {"model name": "Xeon 2"}):
+        monkeypatch.setattr(kvm, "_cpu_info", lambda other=other: {**one, **other})
+        names.add(kvm.host_cpu.__wrapped__())
+    assert "GenuineIntel 6/143/8 Xeon" in names
+    assert len(names) == 5
+
+
 def test_slow_guest_code_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "time_loop", lambda device, iterations, runs: 0.08)
     assert "80 ms" in (kvm.why_not_usable() or "")

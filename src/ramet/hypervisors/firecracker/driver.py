@@ -12,15 +12,17 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from ramet import process
-from ramet.errors import LaunchError, RametError, RejectedError, UnsupportedError, VmmDiedError, VmmError, host_errors
+from ramet.errors import UnsupportedError, VmmDiedError, VmmError, host_errors
+from ramet.hypervisors import kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
+from ramet.hypervisors.launch import last_run, launched
 from ramet.linux import procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import VSOCK_SOCKET
@@ -33,7 +35,6 @@ KNOWN = "from 1.12 on and below 2"
 GUEST_CID = 3
 """The smallest that a guest can have (vsock(7)); each Firecracker has its own address space of them."""
 LOAD_DEADLINE_S = 30.0
-LOG_TAIL_BYTES = 3000
 LOG = "firecracker.log"
 TRIPLE_FAULT = "Received KVM_EXIT_SHUTDOWN"
 METRICS = "firecracker-metrics.json"
@@ -99,7 +100,7 @@ class FirecrackerDriver:
             version=".".join(map(str, version(program()))),
             accelerator=Accelerator.KVM,
             machine="firecracker",
-            cpu_model="host",
+            cpu_model=kvm.host_cpu(),
             devices=_devices_digest(hardware),
         )
 
@@ -107,9 +108,8 @@ class FirecrackerDriver:
         if spec.boot is None:
             raise ValueError("boot() needs boot files")
         with self._launched(spec) as (vmm, monitor):
-            for path, body in _configuration(
-                spec.hardware, disk=str(spec.disk.relative_to(spec.work_dir.parent))
-            ).items():
+            disk = str(spec.disk.relative_to(spec.work_dir.parent))
+            for path, body in _configuration(spec.hardware, disk=disk).items():
                 monitor.request("PUT", path, body)
             boot_source = {
                 "kernel_image_path": str(spec.boot.kernel),
@@ -142,28 +142,18 @@ class FirecrackerDriver:
 
     @contextmanager
     def _launched(self, spec: LaunchSpec) -> Iterator[tuple[VmmProcess, FirecrackerMonitor]]:
-        """Start Firecracker; if the block fails, kill it and say why with its log, so that no process is left."""
-        with ExitStack() as held:
-            held.enter_context(process.signals_held())
-            command, vmm = _spawn(spec)
-            try:
-                held.close()  # a signal that came meanwhile raises here, where it is known whom to kill
-                with _connected(spec.run_dir, vmm) as monitor:
-                    yield vmm, monitor
-            except RametError as err:
-                status = process.exit_status(vmm)
-                process.kill_and_wait(vmm)
-                reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
-                raise LaunchError(
-                    f"Firecracker did not come up for {spec.name!r}: {err.message}{reply}",
-                    argv=command,
-                    status=status,
-                    log_tail=_own_log(spec.vmm_log)[-LOG_TAIL_BYTES:],
-                    hint=f"The whole log is {spec.vmm_log.with_name(LOG)}.",
-                ) from err
-            except BaseException:
-                process.kill_and_wait(vmm)
-                raise
+        log = spec.vmm_log
+        with (
+            launched(
+                "Firecracker",
+                spec.name,
+                lambda: _spawn(spec),
+                last_words=lambda: _own_log(log) + last_run(log),
+                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}.",
+            ) as vmm,
+            _connected(spec.run_dir, vmm) as monitor,
+        ):
+            yield vmm, monitor
 
 
 def _spawn(spec: LaunchSpec) -> tuple[list[str], VmmProcess]:
@@ -232,7 +222,9 @@ def _require_private(vmm: VmmProcess, memory: Path) -> None:
     with host_errors(f"see how Firecracker maps {memory}"):
         mappings = procfs.mappings_of_file(vmm.pid, memory)
         found = memory.stat()
-        writable = [one.fd for one in procfs.open_descriptors(vmm.pid) if one.ino == found.st_ino and one.writable]
+        opened = procfs.open_descriptors(vmm.pid)
+    same = [one for one in opened if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
+    writable = [one.fd for one in same if one.writable]
     mapped_bytes = sum(mapping.end - mapping.start for mapping in mappings)
     if mapped_bytes != found.st_size or any("s" in mapping.perms for mapping in mappings) or writable:
         raise VmmError(

@@ -6,13 +6,14 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import LaunchError, RametError, UnsupportedError, host_errors
+from ramet.errors import UnsupportedError, host_errors
+from ramet.hypervisors import kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
+from ramet.hypervisors.launch import last_run, launched
 from ramet.hypervisors.qemu import argv as qemu_argv
 from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
 from ramet.hypervisors.qemu.tsc import host_tsc_khz
@@ -24,7 +25,6 @@ log = logging.getLogger("ramet.qemu")
 PACKAGE = "qemu-system-x86"
 PIDFILE = "qemu.pid"
 LOAD_DEADLINE_S = 30.0
-LOG_TAIL_BYTES = 3000
 _VERSION = re.compile(r"version (\S+)(?: \(([^)]*)\))?")
 
 
@@ -66,7 +66,7 @@ class QemuDriver:
             version=version(program()),
             accelerator=hardware.accelerator,
             machine=qemu_argv.MACHINE,
-            cpu_model=qemu_argv.CPU_MODEL[hardware.accelerator],
+            cpu_model=_cpu_model(hardware.accelerator),
             devices=qemu_argv.hardware_digest(hardware),
         )
 
@@ -100,31 +100,17 @@ class QemuDriver:
         """QEMU removes its pid file when it exits in order and leaves it when it is killed; a signal is named in its log."""
         if (run_dir / PIDFILE).exists():
             return False
-        return "terminating on signal" not in _last_run(vmm_log)
+        return "terminating on signal" not in last_run(vmm_log)
 
-    @contextmanager
-    def _launched(self, spec: LaunchSpec, *, extra_fds: tuple[int, ...]) -> Iterator[VmmProcess]:
-        """Start QEMU; if the block fails, kill it and say why with its log, so that no process is left."""
+    def _launched(self, spec: LaunchSpec, *, extra_fds: tuple[int, ...]) -> AbstractContextManager[VmmProcess]:
         tsc_khz = _tsc_khz(spec)
-        with ExitStack() as held:
-            held.enter_context(process.signals_held())
-            command, vmm = _spawn(spec, extra_fds, tsc_khz)
-            try:
-                held.close()  # a signal that came while QEMU was started raises here, where it is known whom to kill
-                yield vmm
-            except RametError as err:
-                status = process.exit_status(vmm)
-                process.kill_and_wait(vmm)
-                raise LaunchError(
-                    f"QEMU did not come up for {spec.name!r}: {err.message}",
-                    argv=command,
-                    status=status,
-                    log_tail=_last_run(spec.vmm_log)[-LOG_TAIL_BYTES:],
-                    hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
-                ) from err
-            except BaseException:
-                process.kill_and_wait(vmm)
-                raise
+        return launched(
+            "QEMU",
+            spec.name,
+            lambda: _spawn(spec, extra_fds, tsc_khz),
+            last_words=lambda: last_run(spec.vmm_log),
+            hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
+        )
 
 
 def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) -> tuple[list[str], VmmProcess]:
@@ -156,18 +142,14 @@ def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) ->
         return command, vmm
 
 
+def _cpu_model(accelerator: Accelerator) -> str:
+    """Under KVM the guest has the host's CPU, whose name alone says which that is."""
+    return kvm.host_cpu() if accelerator is Accelerator.KVM else qemu_argv.CPU_MODEL[accelerator]
+
+
 def _tsc_khz(spec: LaunchSpec) -> int | None:
     """Only a guest that boots under TCG needs it: KVM's clock tells it by itself."""
     return host_tsc_khz() if spec.boot and spec.hardware.accelerator is Accelerator.TCG else None
-
-
-def _last_run(vmm_log: Path) -> str:
-    """The log since the last launch (a line that begins with ``$ ``), without the command line itself."""
-    with suppress(FileNotFoundError):
-        text = vmm_log.read_text(errors="replace")
-        start = max(text.rfind("\n$ ") + 1, 0)
-        return text[start:].partition("\n")[2]
-    return ""
 
 
 def _require_one_writable_block(monitor: QmpMonitor, spec: LaunchSpec) -> None:
