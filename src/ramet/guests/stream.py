@@ -116,7 +116,7 @@ class AgentStream:
                 self._flush()
             if self.fileno() in readable:
                 self._fill()
-            if self._probes and not readable and not self._unsent:
+            if self._probes and not readable and not writable and not self._unsent:
                 self.send(Request.SIGNAL, NO_SIGNAL)
             ready = [fd for fd in readable if fd != self.fileno()]
             if ready:

@@ -350,6 +350,26 @@ def test_a_connection_that_was_reset_without_a_word_is_noticed(monkeypatch: pyte
         client.exec(["sleep", "1000"])
 
 
+def test_probes_are_as_far_apart_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "PROBE_S", 0.1)
+    probes = []
+
+    def behave(agent: FakeAgent) -> None:
+        agent.greet()
+        agent.request()
+        agent.send(STARTED)
+        end_s = time.monotonic() + 0.55
+        while (left_s := end_s - time.monotonic()) > 0:
+            if agent.hears_within(left_s) and agent.request()[0] == Request.SIGNAL:
+                probes.append(left_s)
+        agent.send(exit_reply(0, 0, 0))
+        agent.wait_for_hangup()
+
+    with session(behave, probes=True) as client:
+        assert client.exec(["true"]).status == 0
+    assert 1 <= len(probes) <= 5
+
+
 def test_a_silent_agent_is_not_probed_where_the_port_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "PROBE_S", 0.05)
     heard = []
