@@ -18,8 +18,7 @@ from types import FrameType
 
 import click
 
-from lab import image, machine
-from ramet import process
+from lab import emulator, image, machine
 from ramet.cli import exec as cli_exec
 from ramet.cli import output, signals, terminal
 from ramet.errors import ConfigError, InterruptedByUserError, RametError
@@ -52,10 +51,10 @@ def cli(
 ) -> int:
     """Run COMMAND in a lab with KVM and exit with its status (125 if it could not be run)."""
     file_system, disk_gib = _parse_disk(disk)
-    process.find_program("qemu-system-x86_64", package="qemu-system-x86")
+    qemu = emulator.command(CACHE)
     hardware = machine.Hardware(memory_mib=memory_mib, cpus=cpus, file_system=file_system, disk_mib=disk_gib * 1024)
     began = time.monotonic()
-    with machine.lab(image.obtain(CACHE), hardware) as agent:
+    with machine.lab(qemu, image.obtain(CACHE), hardware) as agent:
         if verbose:
             click.echo(f"lab: up after {time.monotonic() - began:.1f} s", err=True)
         is_terminal = os.isatty(terminal.STDIN) and os.isatty(terminal.STDOUT)

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,12 @@ LOG_TAIL_BYTES = 3000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What the lab has; sizes in MiB. ``file_system``: of its disk, or None for no disk."""
+    """What the lab has; sizes in MiB. ``cpus``: the command's. ``file_system``: of its disk, or None for no disk.
+
+    There is one more CPU, the first, which runs no guest: when any CPU restores its floating-point state, QEMU's
+    ``cpu_clear_ignne`` rewrites CPU 0's ``hflags2`` without a lock, and a world switch there loses its bits (seen in 7.2 and
+    10.0: guests ended by triple faults, walks of one page table with the other's root). ``init`` keeps the command off it.
+    """
 
     memory_mib: int
     cpus: int
@@ -39,8 +44,8 @@ class Hardware:
 
 
 @contextmanager
-def lab(image: Image, hardware: Hardware) -> Iterator[AgentClient]:
-    """A booted lab and a session with its agent, for the block.
+def lab(qemu: Sequence[str], image: Image, hardware: Hardware) -> Iterator[AgentClient]:
+    """A booted lab and a session with its agent, for the block. ``qemu``: the program and its first options.
 
     Raises:
         LaunchError: with the console's end, if it did not come up.
@@ -51,7 +56,7 @@ def lab(image: Image, hardware: Hardware) -> Iterator[AgentClient]:
         disk = _disk(stack, hardware) if hardware.file_system else None
         ours, theirs = socket.socketpair()
         stack.callback(theirs.close)
-        argv = _argv(image, hardware, port_fd=theirs.fileno(), disk_fd=disk)
+        argv = _argv(qemu, image, hardware, port_fd=theirs.fileno(), disk_fd=disk)
         child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -76,13 +81,12 @@ def lab(image: Image, hardware: Hardware) -> Iterator[AgentClient]:
             raise VmmDiedError("The lab went down while its command ran.", hint=_tail(console)) from err
 
 
-def _argv(image: Image, hardware: Hardware, *, port_fd: int, disk_fd: int | None) -> list[str]:
-    qemu = process.find_program("qemu-system-x86_64", package="qemu-system-x86")
+def _argv(qemu: Sequence[str], image: Image, hardware: Hardware, *, port_fd: int, disk_fd: int | None) -> list[str]:
     argv = [
-        *(process.find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL", qemu),
+        *(process.find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL", *qemu),
         *("-name", "ramet-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt,erms=off,fsrm=off"),
-        *("-smp", str(hardware.cpus), "-m", f"{hardware.memory_mib}M"),
+        *("-smp", str(1 + hardware.cpus), "-m", f"{hardware.memory_mib}M"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
         *("-append", CMDLINE if disk_fd is None else f"{CMDLINE} lab_disk={hardware.file_system}"),
         *("-serial", "stdio"),

@@ -31,9 +31,6 @@ SILENCE_S = 420.0
 """Longer than any of our tests takes there: a lab that says nothing for so long hangs."""
 REPORTS_FD = "RAMET_TEST_REPORTS_FD"
 TAIL_LINES = 40
-RETRIES_MAX = 3
-"""In one session. Emulation breaks now and then (docs/lab.md); what breaks more often than that is ours."""
-TRIPLE_FAULT = ("KVM_EXIT_SHUTDOWN", "a guest in it ended by a triple fault")
 
 
 class Reporting:
@@ -108,16 +105,11 @@ class LabRunner:
         self._config = config
         self._labs: dict[str, _Lab] = {}
         self._ours: set[str] = set()
-        self._again: list[str] = []
         self._waiting: dict[str, list[str]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Ours come last, one file system after the other."""
-        if os.environ.get("RAMET_TEST_ALL") != "1":  # docs/lab.md says how it breaks
-            for item in filter(belongs, items):
-                item.add_marker(pytest.mark.skip(reason="no KVM here, and the lab's is for make test-all"))
-            return
         ours = sorted((item for item in items if belongs(item)), key=_kind_of)
         self._ours = {item.nodeid for item in ours}
         for item in ours:
@@ -139,23 +131,9 @@ class LabRunner:
         for lab in self._labs.values():
             lab.end()
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for line in self._again:
-            terminalreporter.write_line(f"lab: {line}", yellow=True)
-
     def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
-        """What came of a test in the lab; a machine that broke under it gets one more try, which the summary tells."""
+        """What came of a test in the lab; the next test gets a new lab if this one ended or hung."""
         kind = _kind_of(item)
-        reports, broken = self._run(item, kind)
-        if broken is not None and len(self._again) < RETRIES_MAX:
-            self._again.append(f"{item.nodeid} was run again: {broken}")
-            if kind in self._labs:
-                self._labs.pop(kind).end()
-            reports, broken = self._run(item, kind)
-        return reports
-
-    def _run(self, item: pytest.Item, kind: str) -> tuple[list[pytest.TestReport], str | None]:
-        """The reports of one test, and how the emulated machine broke, if it did."""
         began = time.time()
         waiting = self._waiting[kind]
         if kind not in self._labs:
@@ -167,9 +145,7 @@ class LabRunner:
         try:
             for message in lab.messages():
                 if message.get("finished") == item.nodeid:
-                    failed = any(report.failed for report in reports)
-                    told = "".join(f"{report.longreprtext}{report.sections}" for report in reports)
-                    return reports, TRIPLE_FAULT[1] if failed and TRIPLE_FAULT[0] in told else None
+                    return reports
                 if message.get("nodeid") == item.nodeid:
                     data = self._config.hook.pytest_report_from_serializable(config=self._config, data=message)
                     reports.append(data)
@@ -187,7 +163,7 @@ class LabRunner:
             start=began,
             stop=time.time(),
         )
-        return [failure], why
+        return [failure]
 
     def _options(self) -> list[str]:
         return [f"--require={self._config.getoption('--require')}", "-m", "vm or not vm"]

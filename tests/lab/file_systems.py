@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 WHOLE = os.environ.get("RAMET_TEST_ALL") == "1"
 FILE_SYSTEMS = ["xfs", "ext4"] if WHOLE else ["xfs"]
 """Reflinks always, copies in `make test-all`, which is a lab of its own."""
-
-only_whole = pytest.mark.skipif(
-    not WHOLE, reason="in make test-all: the lab's emulation is slow, and breaks now and then"
-)

@@ -96,6 +96,12 @@ def test_a_command_runs_as_if_it_ran_here_and_has_kvm(tmp_path: Path) -> None:
     assert not there.exists()
 
 
+@requires("qemu", "gcc")
+def test_cpu_0_is_not_the_command_s() -> None:
+    program = "import os; print(sorted(os.sched_getaffinity(0)), os.sched_getaffinity(1))"
+    assert run("--cpus", "3", command=["python", "-c", program]).stdout == "[1, 2, 3] {1, 2, 3}\n"
+
+
 @requires("qemu", "gcc", "loopfs")
 @pytest.mark.parametrize(("disk", "reflinks"), [("xfs:4G", 0), ("ext4:1G", 1)])
 def test_a_disk_of_its_own(disk: str, reflinks: int) -> None:
