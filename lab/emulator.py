@@ -18,6 +18,7 @@ from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
 
 VARIABLE = "RAMET_LAB_QEMU"
 PROGRAM = "qemu-system-x86_64"
+PROGRAM_IN_TREE = f"usr/bin/{PROGRAM}"
 OLDEST = (8, 2)
 BACKPORTS_OF = "bookworm"
 SOURCE = (
@@ -37,14 +38,14 @@ def command(cache_dir: Path) -> list[str]:
         HostError: if the newer one cannot be downloaded; the cache holds no half of it.
     """
     program = process.find_program(PROGRAM, package="qemu-system-x86", variable=VARIABLE)
-    version = process.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").partition("\n")[0]
+    version = _version_of(program)
     if VARIABLE in os.environ or is_new_enough(version):
         return [program]
     tree = cache_dir / "lab" / f"qemu-{BACKPORTS_OF}-backports"
     if not tree.exists():
         _fetch(tree, has=version)
     share = tree / "usr/share"
-    return [str(tree / "usr/bin" / PROGRAM), "-L", str(share / "qemu"), "-L", str(share / "seabios")]
+    return [str(tree / PROGRAM_IN_TREE), "-L", str(share / "qemu"), "-L", str(share / "seabios")]
 
 
 def is_new_enough(version: str) -> bool:
@@ -85,5 +86,28 @@ def _fetch(tree: Path, *, has: str) -> None:
             ) from err
         for deb in scratch.glob("*.deb"):
             process.run(["dpkg-deb", "-x", str(deb), str(scratch / "tree")], timeout_s=UNPACK_TIMEOUT_S)
-        with host_errors(f"keep QEMU in {tree}"), suppress(FileExistsError):
-            (scratch / "tree").rename(tree)  # two labs may fetch at once, and either result will do
+        _require_new_enough(scratch / "tree" / PROGRAM_IN_TREE)
+        with host_errors(f"keep QEMU in {tree}"):
+            try:
+                (scratch / "tree").rename(tree)
+            except OSError:
+                if not tree.exists():  # two labs may fetch at once, and either result will do
+                    raise
+
+
+def _version_of(program: str) -> str:
+    """The line in which a QEMU says what it is."""
+    return process.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").partition("\n")[0]
+
+
+def _require_new_enough(program: Path) -> None:
+    """Nothing is kept that does not run here."""
+    try:
+        found = _version_of(str(program))
+    except CommandError as err:
+        found = err.stderr_tail.strip()[-300:]
+    if not is_new_enough(found):
+        raise HostError(
+            f"Debian's newer QEMU does not run on this host: {found}",
+            hint=f"Set {VARIABLE} to a {PROGRAM} from {OLDEST[0]}.{OLDEST[1]} on.",
+        )

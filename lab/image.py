@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from ramet.errors import host_errors
 from ramet.guests import agent_build, initramfs, kernel, recipe
 
 MODULES = (
@@ -45,10 +46,13 @@ def obtain(cache_dir: Path) -> Image:
     directory = cache_dir / "lab" / _sources_digest()
     image = Image(kernel=directory / "kernel", initrd=directory / "initrd")
     if not image.initrd.exists():
-        directory.mkdir(parents=True, exist_ok=True)
+        with host_errors(f"make {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
         lab_kernel = kernel.obtain(cache_dir, modules=MODULES, say=lambda text: None)
-        _replace(image.kernel, lab_kernel.vmlinux)
-        _replace(image.initrd, initramfs.archive(_entries(lab_kernel, recipe.busybox(cache_dir))))
+        initrd = initramfs.archive(_entries(lab_kernel, recipe.busybox(cache_dir)))
+        with host_errors(f"write the lab's kernel and initramfs to {directory}"):
+            _replace(image.kernel, lab_kernel.vmlinux)
+            _replace(image.initrd, initrd)
     return image
 
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from lab.image import Image
 from ramet import process
-from ramet.errors import LaunchError, VmmDiedError
+from ramet.errors import GuestTimeoutError, LaunchError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient
 
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"), "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0")}
@@ -71,7 +71,7 @@ def lab(qemu: Sequence[str], image: Image, hardware: Hardware) -> Iterator[Agent
         agent = stack.enter_context(AgentClient.over(ours, deadline_s=READY_S))
         try:
             agent.ping()
-        except VmmDiedError as err:
+        except (VmmDiedError, GuestTimeoutError) as err:
             raise LaunchError(
                 "The lab did not come up.", argv=argv, status=child.poll(), log_tail=_tail(console)
             ) from err
@@ -104,9 +104,10 @@ def _argv(qemu: Sequence[str], image: Image, hardware: Hardware, *, port_fd: int
 def _disk(stack: ExitStack, hardware: Hardware) -> int:
     """A formatted file without a name; sparse."""
     assert hardware.file_system is not None
-    fd = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, fd)
-    os.ftruncate(fd, hardware.disk_mib * 1024 * 1024)
+    with host_errors(f"make a disk of {hardware.disk_mib // 1024} GiB in /var/tmp"):
+        fd = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, hardware.disk_mib * 1024 * 1024)
     program, *options = MKFS[hardware.file_system]
     mkfs = process.find_program(program, package=MKFS_PACKAGES[hardware.file_system])
     process.run([mkfs, *options, f"/proc/{os.getpid()}/fd/{fd}"], timeout_s=60)

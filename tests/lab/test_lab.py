@@ -177,6 +177,14 @@ def test_what_cannot_be_run_is_told_as_shells_do() -> None:
     assert "no-such-command" in done.stderr
 
 
+@requires("qemu", "gcc")
+def test_a_disk_that_no_file_system_can_hold() -> None:
+    done = run("--disk", "xfs:99999999G", command=["true"])
+    assert done.returncode == LAB_FAILED
+    assert "make a disk of 99999999 GiB" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

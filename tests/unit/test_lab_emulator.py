@@ -14,6 +14,12 @@ from ramet.errors import HostError, UnsupportedError
 OLD = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"
 NEW = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"
 
+UNPACK = f"""
+mkdir -p "$3/usr/bin"
+printf '#!/bin/sh\necho "{NEW}"\n' >"$3/usr/bin/qemu-system-x86_64"
+chmod +x "$3/usr/bin/qemu-system-x86_64"
+"""
+
 Programs = Callable[..., Path]
 
 
@@ -78,7 +84,7 @@ def test_a_newer_one_is_fetched_once(programs: Programs, tmp_path: Path) -> None
     programs(
         qemu__system__x86_64=f"echo '{OLD}'",
         apt__get='for last; do :; done; [ "$last" = update ] || touch a.deb b.deb; echo "$last" >>../said',
-        dpkg__deb='mkdir -p "$3/usr/bin"; touch "$3/usr/bin/qemu-system-x86_64"',
+        dpkg__deb=UNPACK,
     )
     first = emulator.command(tmp_path)
     assert first == emulator.command(tmp_path)
@@ -96,3 +102,25 @@ def test_a_failed_download_keeps_nothing(programs: Programs, tmp_path: Path, fai
     with pytest.raises(HostError, match="no such host"):
         emulator.command(tmp_path)
     assert list((tmp_path / "lab").iterdir()) == []
+
+
+def test_what_does_not_run_here_is_not_kept(programs: Programs, tmp_path: Path) -> None:
+    programs(
+        qemu__system__x86_64=f"echo '{OLD}'",
+        apt__get='for last; do :; done; [ "$last" = update ] || touch a.deb',
+        dpkg__deb=UNPACK.replace(f'echo "{NEW}"', "echo no libfoo.so >&2; exit 127"),
+    )
+    with pytest.raises(HostError, match=r"no libfoo\.so") as caught:
+        emulator.command(tmp_path)
+    assert emulator.VARIABLE in str(caught.value.hint)
+    assert list((tmp_path / "lab").iterdir()) == []
+
+
+def test_two_at_once_are_no_error(programs: Programs, tmp_path: Path) -> None:
+    programs(
+        qemu__system__x86_64=f"echo '{OLD}'",
+        apt__get='for last; do :; done; [ "$last" = update ] || touch a.deb',
+        dpkg__deb=f'{UNPACK}\ncp -r "$3" ../qemu-bookworm-backports',
+    )
+    assert Path(emulator.command(tmp_path)[0]).exists()
+    assert [entry.name for entry in (tmp_path / "lab").iterdir()] == ["qemu-bookworm-backports"]

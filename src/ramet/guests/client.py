@@ -238,6 +238,7 @@ def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
                 return stream
         except VmmDiedError:
             log.debug("%s: the connection to the guest was reset before it was of use; once more", run_dir)
+            time.sleep(vsock.RETRY_S)  # or the agent has no room for one more session
         except BaseException:
             stream.close()
             raise

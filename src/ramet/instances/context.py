@@ -192,6 +192,16 @@ class Store:
             found.setdefault(snapshot_id, []).append(f"name {name}")
         return {snapshot_id: tuple(who) for snapshot_id, who in found.items()}
 
+    def is_needed_by_others(self, snapshot_id: str, instance_id: str) -> bool:
+        """Whether a name, or an instance other than this one, refers to the snapshot.
+
+        Raises:
+            CorruptError: if a record cannot be read.
+        """
+        others = [record for record in self.records() if record.id != instance_id]
+        referred = {one for record in others for one in (record.snapshot, record.mapped_snapshot, record.diff_base)}
+        return snapshot_id in referred or snapshot_id in names.all_names(self.paths.snapshot_names).values()
+
     def delete_snapshot(self, snapshot_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Delete a snapshot that nothing references, and that no other command reads for longer than ``timeout_s``.
 

@@ -117,14 +117,13 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
     path = mapped_file(store, store.paths.instance(record.id), record.mapped_snapshot)
     try:
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
-        opened = procfs.open_descriptors(record.vmm.pid)
+        opened = procfs.descriptors_of_file(record.vmm.pid, path)
     except (FileNotFoundError, ProcessLookupError):
         return None
     if not mappings:
         return None
-    ino = mappings[0].ino
-    writable = any(descriptor.writable for descriptor in opened if descriptor.ino == ino)
-    return MappedMemory(path=str(path), dev=mappings[0].dev, ino=ino, writable=writable)
+    writable = any(descriptor.writable for descriptor in opened)
+    return MappedMemory(path=str(path), dev=mappings[0].dev, ino=mappings[0].ino, writable=writable)
 
 
 def disk_use(store: Store) -> list[DiskUse]:

@@ -173,9 +173,7 @@ def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
 
 def _is_shared(instance: Locked, snapshot_id: str) -> bool:
     """Whether a name or another instance refers to the snapshot: then no VMM gets a writable descriptor on it."""
-    mine = f"instance {instance.record.name} ("
     try:
-        dependents = instance.store.references().get(snapshot_id, ())
+        return instance.store.is_needed_by_others(snapshot_id, instance.record.id)
     except CorruptError:
         return True  # what a damaged record refers to is unknown
-    return any(not who.startswith(mine) for who in dependents)

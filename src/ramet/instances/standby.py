@@ -119,9 +119,10 @@ def _captured_by_vmm(
     store, record = instance.store, instance.record
     base_id = None if record.needs_full else record.diff_base
     base = None if base_id is None else store.paths.snapshot(base_id).memory
-    if base is not None and not base.exists():
+    size_bytes = record.memory_mib * MIB
+    if base is not None and not _is_whole(base, size_bytes):
         log.warning(
-            "%s: the snapshot %s that its next diff is relative to has gone: taking all of it", record.name, base_id
+            "%s: its next diff is relative to snapshot %s, whose memory is gone: taking all", record.name, base_id
         )
         base_id = base = None
     result = captures.capture_by_vmm(
@@ -129,7 +130,7 @@ def _captured_by_vmm(
         vmm,
         live=instance.paths,
         base=base,
-        size_bytes=record.memory_mib * MIB,
+        size_bytes=size_bytes,
         # The first one after a boot is relative to memory full of zeros, which a file of one hole is.
         diff=base is not None
         or (record.mapped_snapshot is None and record.diff_base is None and not record.needs_full),
@@ -137,6 +138,14 @@ def _captured_by_vmm(
         before_request=lambda: instance.change(needs_full=True),
     )
     return result, base_id
+
+
+def _is_whole(memory: Path, size_bytes: int) -> bool:
+    """Firecracker empties a file of another size, writes the diff into it, and calls the result complete."""
+    try:
+        return memory.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
 
 
 def keep_as_base(instance: Locked, manifest: Manifest) -> None:

@@ -123,6 +123,16 @@ def open_descriptors(pid: int) -> list[Descriptor]:
     return sorted(found, key=lambda descriptor: descriptor.fd)
 
 
+def descriptors_of_file(pid: int, path: Path) -> list[Descriptor]:
+    """The open descriptors on the file that is at ``path`` now, by device and inode number.
+
+    Raises:
+        FileNotFoundError: if there is no file at ``path``, or no such process.
+    """
+    found = path.stat()
+    return [one for one in open_descriptors(pid) if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
+
+
 def bytes_written(pid: int) -> int:
     """What a process has passed to write(2) and its like since it began (``wchar`` of /proc/PID/io), sockets included."""
     for line in Path(f"/proc/{pid}/io").read_text().splitlines():

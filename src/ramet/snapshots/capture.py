@@ -7,6 +7,7 @@ of that file (pagemap(5)), found by the mapping's inode, read through /proc/PID/
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import HostError, VmmDiedError, VmmError, host_errors
+from ramet.errors import HostError, UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
 from ramet.linux import procfs, procmem
 from ramet.linux.extents import map_data
@@ -24,6 +25,8 @@ from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store.derive import ANY_METHOD, derive
+
+log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 1024 * 1024
 DIG_S = 600.0
@@ -127,8 +130,13 @@ def capture_by_vmm(
 
 
 def _dig_holes(path: Path) -> None:
-    """Give back the pages of zeros of a memory file that was written whole."""
-    process.run([process.find_program("fallocate", package="util-linux"), "--dig-holes", str(path)], timeout_s=DIG_S)
+    """Give back the pages of zeros of a memory file that was written whole; where that fails it only takes more room."""
+    try:
+        process.run(
+            [process.find_program("fallocate", package="util-linux"), "--dig-holes", str(path)], timeout_s=DIG_S
+        )
+    except (HostError, UnsupportedError) as err:
+        log.warning("%s keeps its pages of zeros: %s", path, err)
 
 
 def _pages_of(size_bytes: int) -> int:
@@ -149,8 +157,7 @@ def _make_hole(path: Path, size_bytes: int) -> None:
 
 
 def _require_let_go(vmm: VmmProcess, path: Path) -> None:
-    found = path.stat()
-    holding = [one.fd for one in procfs.open_descriptors(vmm.pid) if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
+    holding = [one.fd for one in procfs.descriptors_of_file(vmm.pid, path)]
     if holding or procfs.mappings_of_file(vmm.pid, path):
         raise VmmError(f"The VMM (process {vmm.pid}) keeps {path} open or mapped: it cannot be published.")
 

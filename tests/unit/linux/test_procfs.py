@@ -175,6 +175,16 @@ def test_descriptors_of_a_file_without_a_name_are_found_by_inode(tmp_path: Path)
     assert found.target == f"{path} (deleted)"
 
 
+def test_descriptors_of_the_file_at_a_path_and_of_no_other(tmp_path: Path) -> None:
+    path, other = make_file(tmp_path / "file", 1), make_file(tmp_path / "other", 1)
+    with path.open("rb") as one, path.open("r+b") as two, other.open("r+b"):
+        found = procfs.descriptors_of_file(os.getpid(), path)
+        assert {each.fd: each.writable for each in found} == {one.fileno(): False, two.fileno(): True}
+        path.unlink()
+        with pytest.raises(FileNotFoundError):
+            procfs.descriptors_of_file(os.getpid(), path)
+
+
 def test_all_kinds_of_descriptors_in_order() -> None:
     with ExitStack() as stack:
         for sock in socket.socketpair():

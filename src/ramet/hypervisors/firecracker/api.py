@@ -57,9 +57,14 @@ class FirecrackerMonitor:
             VmmDiedError: if nobody listens.
             VmmError: if it accepts no connection within ``deadline_s``.
         """
+        self._run_dir = run_dir
         self._timeout_s = deadline_s
+        self._http = self._connected()
+
+    def _connected(self) -> _Connection:
+        run_dir, deadline_s = self._run_dir, self._timeout_s
         try:
-            sock = connect_in(run_dir, API_SOCKET, deadline_s=deadline_s)
+            return _Connection(connect_in(run_dir, API_SOCKET, deadline_s=deadline_s))
         except TimeoutError as err:
             raise VmmError(
                 f"Firecracker hangs: {run_dir / API_SOCKET} has accepted no connection for {deadline_s:g} s.",
@@ -67,7 +72,6 @@ class FirecrackerMonitor:
             ) from err
         except OSError as err:
             raise VmmDiedError(f"Could not reach Firecracker at {run_dir / API_SOCKET}: {err.strerror}.") from err
-        self._http = _Connection(sock)
 
     def __enter__(self) -> Self:
         return self
@@ -82,18 +86,20 @@ class FirecrackerMonitor:
         self._http.close()
 
     def request(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> bytes:
-        """Make one request and return the answer's body.
+        """Make one request and return the answer's body, on a new connection if the last request was cut short: Firecracker
+        answers one after the other, so this one then waits for that one.
 
         Raises:
             RejectedError: if Firecracker refused it.
             VmmDiedError: if the connection broke: what it has done of the request is unknown.
-            VmmError: if there was no answer in time; the connection is of no use any more.
+            VmmError: if there was no answer in time.
         """
         what = f"{method} {path}"
         log.debug("API -> %s %s", what, body)
         limit_s = timeout_s or self._timeout_s
         if self._http.sock is None:
-            raise VmmDiedError(f"The connection to Firecracker was lost before {what}.")
+            self._http, limit_s = self._connected(), CAPTURE_S
+        assert self._http.sock is not None
         try:
             self._http.sock.settimeout(limit_s)
             data = None if body is None else msgspec.json.encode(body)
@@ -106,6 +112,9 @@ class FirecrackerMonitor:
         except (OSError, http.client.HTTPException) as err:
             self.close()
             raise VmmDiedError(f"Firecracker went away during {what}: {err}.") from err
+        except BaseException:
+            self.close()  # the answer that is on its way is no other request's
+            raise
         if answer.status >= HTTP_ERROR:
             raise RejectedError(f"Firecracker refused {what}.", request=what, reply=_fault(text))
         return text

@@ -221,14 +221,12 @@ def _require_private(vmm: VmmProcess, memory: Path) -> None:
     """Refuse a VMM that could write into the memory file: what came of the options is looked at, not assumed (H06, H60)."""
     with host_errors(f"see how Firecracker maps {memory}"):
         mappings = procfs.mappings_of_file(vmm.pid, memory)
-        found = memory.stat()
-        opened = procfs.open_descriptors(vmm.pid)
-    same = [one for one in opened if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
-    writable = [one.fd for one in same if one.writable]
+        writable = [one.fd for one in procfs.descriptors_of_file(vmm.pid, memory) if one.writable]
+        size_bytes = memory.stat().st_size
     mapped_bytes = sum(mapping.end - mapping.start for mapping in mappings)
-    if mapped_bytes != found.st_size or any("s" in mapping.perms for mapping in mappings) or writable:
+    if mapped_bytes != size_bytes or any("s" in mapping.perms for mapping in mappings) or writable:
         raise VmmError(
-            f"Firecracker does not map {memory} as it should: {mapped_bytes} of {found.st_size} bytes, "
+            f"Firecracker does not map {memory} as it should: {mapped_bytes} of {size_bytes} bytes, "
             f"{', '.join(mapping.perms for mapping in mappings) or 'not at all'}, writable descriptors: {writable}."
         )
 
