@@ -32,7 +32,7 @@ def test_each_folder_says_what_it_is_for(folder: str) -> None:
     assert named <= modules, "it names a file that is gone"
 
 
-@pytest.mark.parametrize("folder", ["cli", "linux", "snapshots", "store"])
+@pytest.mark.parametrize("folder", ["cli", "guests", "instances", "linux", "snapshots", "store"])
 def test_a_folder_that_lists_its_files_lists_them_all(folder: str) -> None:
     text = (SRC / folder / "README.md").read_text(encoding="utf-8")
     for path in (SRC / folder).glob("*.py"):

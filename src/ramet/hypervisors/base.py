@@ -48,7 +48,7 @@ class LaunchSpec:
     """Mapped MAP_PRIVATE; its size is the guest's RAM."""
     disk: Path
     work_dir: Path
-    """Of the live files that the VMM writes; beside them it makes its pid file in ``run_dir`` and appends to the two logs."""
+    """Of the live files that the VMM writes; beside them it makes its pid file or sockets in ``run_dir``, and its logs."""
     run_dir: Path
     vmm_log: Path
     console_log: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 import uuid
@@ -32,7 +31,6 @@ from ramet.store import atomic, names
 from ramet.store.layout import discard, new_id, work_in_progress
 from ramet.store.locks import locked
 
-log = logging.getLogger("ramet.create")
 DISK_LABEL = "ramet-data"
 MKFS_TIMEOUT_S = 60
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 from ramet import process
 from ramet.errors import RametError
@@ -32,7 +31,6 @@ def examine(paths: StorePaths) -> list[Capability]:
         _pagemap(),
         _ptrace(),
         _landlock(),
-        _vsock(),
         _room(paths),
     ]
 
@@ -161,19 +159,6 @@ def _landlock() -> Capability:
     except OSError as err:
         return Capability(name="Landlock", available=False, why=f"the kernel says: {err.strerror}", meaning=meaning)
     return Capability(name="Landlock", available=True, why=f"the kernel has ABI {version}", meaning=meaning)
-
-
-def _vsock() -> Capability:
-    if Path("/dev/vhost-vsock").exists():
-        return Capability(
-            name="vhost-vsock", available=True, why="/dev/vhost-vsock is there", meaning="not used by QEMU here"
-        )
-    return Capability(
-        name="vhost-vsock",
-        available=False,
-        why="there is no /dev/vhost-vsock",
-        meaning="nothing: agents are reached through virtio-serial",
-    )
 
 
 def _room(paths: StorePaths) -> Capability:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from ramet.linux import procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import VSOCK_SOCKET
 
-log = logging.getLogger("ramet.firecracker")
 OLDEST = (1, 12)
 NEXT_MAJOR = 2
 GET_IT = "Put a release of Firecracker into PATH, or name it with RAMET_FIRECRACKER."
