@@ -120,7 +120,7 @@ def test_two_at_once_are_no_error(programs: Programs, tmp_path: Path) -> None:
     programs(
         qemu__system__x86_64=f"echo '{OLD}'",
         apt__get='for last; do :; done; [ "$last" = update ] || touch a.deb',
-        dpkg__deb=f'{UNPACK}\ncp -r "$3" ../qemu-bookworm-backports',
+        dpkg__deb=f'{UNPACK}\ncp -r "$3" {tmp_path}/lab/qemu-bookworm-backports',
     )
     assert Path(emulator.command(tmp_path)[0]).exists()
     assert [entry.name for entry in (tmp_path / "lab").iterdir()] == ["qemu-bookworm-backports"]
