@@ -38,8 +38,7 @@ def command(cache_dir: Path) -> list[str]:
         HostError: if the newer one cannot be downloaded; the cache holds no half of it.
     """
     program = process.find_program(PROGRAM, package="qemu-system-x86", variable=VARIABLE)
-    version = _version_of(program)
-    if VARIABLE in os.environ or is_new_enough(version):
+    if VARIABLE in os.environ or is_new_enough(version := _version_of(program)):
         return [program]
     tree = cache_dir / "lab" / f"qemu-{BACKPORTS_OF}-backports"
     if not tree.exists():
@@ -67,8 +66,12 @@ def _fetch(tree: Path, *, has: str) -> None:
             hint=f"Install a newer one, or set {VARIABLE} to its {PROGRAM}.",
         )
     apt_get = process.find_program("apt-get", package="apt")
-    with host_errors(f"make {tree.parent}"):
+    with host_errors(f"fetch QEMU into {tree.parent}"):
         tree.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_from(apt_get, tree, has=has)
+
+
+def _fetch_from(apt_get: str, tree: Path, *, has: str) -> None:
     with TemporaryDirectory(prefix=".qemu-", dir=tree.parent) as name:
         scratch = Path(name)
         (scratch / "sources.list").write_text(SOURCE)
@@ -87,12 +90,11 @@ def _fetch(tree: Path, *, has: str) -> None:
         for deb in scratch.glob("*.deb"):
             process.run(["dpkg-deb", "-x", str(deb), str(scratch / "tree")], timeout_s=UNPACK_TIMEOUT_S)
         _require_new_enough(scratch / "tree" / PROGRAM_IN_TREE)
-        with host_errors(f"keep QEMU in {tree}"):
-            try:
-                (scratch / "tree").rename(tree)
-            except OSError:
-                if not tree.exists():  # two labs may fetch at once, and either result will do
-                    raise
+        try:
+            (scratch / "tree").rename(tree)
+        except OSError:
+            if not tree.exists():  # two labs may fetch at once, and either result will do
+                raise
 
 
 def _version_of(program: str) -> str:

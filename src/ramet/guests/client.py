@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ramet.errors import ConfigError, GuestError, VmmDiedError
+from ramet.errors import ConfigError, GuestError, GuestTimeoutError, VmmDiedError
 from ramet.guests import transfer, vsock, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
 from ramet.guests.ports import Port, take_port
@@ -231,8 +231,8 @@ class AgentClient:
 def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
     """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made."""
     end_s = time.monotonic() + deadline_s
-    while True:
-        stream = AgentStream(vsock.connect(run_dir, deadline_s=max(end_s - time.monotonic(), 0)), probes=True)
+    while (left_s := end_s - time.monotonic()) > 0:
+        stream = AgentStream(vsock.connect(run_dir, deadline_s=left_s), probes=True)
         try:
             if stream.sync(timeout_s=max(end_s - time.monotonic(), 0)):
                 return stream
@@ -243,6 +243,10 @@ def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
             stream.close()
             raise
         stream.close()
+    raise GuestTimeoutError(
+        f"The guest's agent opened no session within {deadline_s:.3g} s.",
+        hint="`ramet logs NAME` shows the guest's console.",
+    )
 
 
 def _string(text: str) -> bytes:

@@ -53,19 +53,9 @@ class PlayedMonitor:
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> InstancePaths:
-    paths = InstancePaths(dir=tmp_path / "instance")
-    paths.work.mkdir(parents=True)
-    paths.disk.write_bytes(b"disk" * 4096)
-    full_base(paths.memory)
-    return paths
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> SnapshotPaths:
-    directory = tmp_path / "work-in-progress"
-    directory.mkdir()
-    return SnapshotPaths(dir=directory)
+def live(live: InstancePaths) -> InstancePaths:
+    full_base(live.memory)
+    return live
 
 
 @pytest.fixture

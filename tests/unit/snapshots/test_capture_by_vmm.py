@@ -65,21 +65,6 @@ class PlayedMonitor:
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> InstancePaths:
-    paths = InstancePaths(dir=tmp_path / "instance")
-    paths.work.mkdir(parents=True)
-    paths.disk.write_bytes(b"disk" * 4096)
-    return paths
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> SnapshotPaths:
-    directory = tmp_path / "work-in-progress"
-    directory.mkdir()
-    return SnapshotPaths(dir=directory)
-
-
-@pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     path = full_base(tmp_path / "base")
     before = path.read_bytes(), path.stat()
