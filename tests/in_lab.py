@@ -47,6 +47,17 @@ class Reporting:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._stream.write(json.dumps({"finished": nodeid}) + "\n")
 
+    def pytest_unconfigure(self) -> None:
+        self._stream.close()
+
+
+def received(config: pytest.Config, message: dict[str, Any]) -> pytest.TestReport:
+    """The report that ``Reporting`` sent."""
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=message)
+    if isinstance(report.longrepr, list):
+        report.longrepr = tuple(report.longrepr)  # a skip's path, line and reason: JSON has no tuples, pytest insists
+    return report
+
 
 class _Lab:
     """One lab, and the reports that come out of it."""
@@ -147,8 +158,7 @@ class LabRunner:
                 if message.get("finished") == item.nodeid:
                     return reports
                 if message.get("nodeid") == item.nodeid:
-                    data = self._config.hook.pytest_report_from_serializable(config=self._config, data=message)
-                    reports.append(data)
+                    reports.append(received(self._config, message))
             why = "the lab ended before this test did"
         except (TimeoutError, ValueError) as err:
             why = str(err)

@@ -1,0 +1,58 @@
+"""What a test in the lab reports arrives outside as it was sent."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.in_lab import Reporting, received
+
+pytest_plugins = ["pytester"]
+
+THREE_TESTS = """
+import pytest
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert 1 == 2
+
+@pytest.mark.skip(reason="only elsewhere")
+def test_is_skipped():
+    pass
+"""
+
+
+def test_reports_arrive_as_they_were_sent(pytester: pytest.Pytester) -> None:
+    """pytest's own summary refuses a skip whose reason is not a tuple, and ends the whole run."""
+    pytester.makepyfile(THREE_TESTS)
+    out_of, into = os.pipe()
+    recorder = pytester.inline_run(plugins=[_Configured(into)])
+    with os.fdopen(out_of) as stream:
+        messages = [json.loads(line) for line in stream]
+    sent = recorder.getreports("pytest_runtest_logreport")
+    config = pytester.parseconfig()
+    arrived = [received(config, message) for message in messages if "finished" not in message]
+    assert [(one.nodeid, one.when, one.outcome) for one in arrived] == [
+        (one.nodeid, one.when, one.outcome) for one in sent
+    ]
+    assert [one.longrepr for one in arrived if one.skipped] == [one.longrepr for one in sent if one.skipped]
+    assert [str(one.longrepr) for one in arrived] == [str(one.longrepr) for one in sent]
+    assert [message["finished"].split("::")[1] for message in messages if "finished" in message] == [
+        "test_passes",
+        "test_fails",
+        "test_is_skipped",
+    ]
+
+
+class _Configured:
+    """Registers ``Reporting`` as the conftest of the lab does."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.pluginmanager.register(Reporting(config, self._fd))
