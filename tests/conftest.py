@@ -1,107 +1,29 @@
-"""The fixture ladder (file_system > store_home > host > running > standby) and the host's capabilities.
+"""The fixture ladder (file_system > store_home > host > running > standby), and what a test that needs something meets.
 
-A test says what it needs with ``@requires(…)``; the header prints each capability with yes or no and why. ``--require=all`` (the
-default where $CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
+A test says what it needs with ``@requires(…)`` (capabilities.py); the header prints each capability with yes or no and why.
+``--require=all`` (the default where $CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from ramet import Host
-from ramet.errors import RametError
 from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
 from tests import artifacts, guest_images, in_lab
+from tests.capabilities import NEVER_REQUIRED, PROBES, needs, why_missing, why_no_kvm_here
 from tools import loopfs
 
 STATE_DIR = Path(__file__).parent.parent / ".state"
 VM_DIRECTORIES = ("vm", "lab")
 
 
-def requires(*capabilities: str) -> pytest.MarkDecorator:
-    """Mark a test with what it needs of the host."""
-    return pytest.mark.requires(*capabilities)
-
-
-# -- capabilities -------------------------------------------------------------------------------------------------
-
-
-def _qemu() -> str | None:
-    from ramet.hypervisors.qemu import driver
-
-    try:
-        driver.program()
-    except RametError as err:
-        return err.message
-    return None
-
-
-def _firecracker() -> str | None:
-    from ramet.hypervisors.firecracker import driver
-
-    try:
-        driver.version(driver.program())
-    except RametError as err:
-        return err.message
-    return None
-
-
-def why_no_kvm_here() -> str | None:
-    """None if this host, or the lab that we run in, has KVM of its own."""
-    from ramet.hypervisors import kvm
-
-    return kvm.why_not_usable()
-
-
-def _kvm() -> str | None:
-    """Of this host, or in the lab."""
-    here = why_no_kvm_here()
-    lab_lacks = [why for why in (why_missing("qemu"), why_missing("gcc")) if why is not None]
-    return f"{here}; and no lab: {'; '.join(lab_lacks)}" if here and lab_lacks else None
-
-
-def _compiler() -> str | None:
-    return None if shutil.which("gcc") else "gcc was not found"
-
-
-def _clang() -> str | None:
-    return None if shutil.which("clang") else "clang was not found"
-
-
-def _root() -> str | None:
-    return None if os.geteuid() == 0 else "not root"
-
-
-def _pagemap_scan() -> str | None:
-    from ramet.linux.pagemap import has_pagemap_scan
-
-    return None if has_pagemap_scan() else f"kernel {os.uname().release} lacks it"
-
-
-PROBES: dict[str, Callable[[], str | None]] = {
-    "qemu": _qemu,
-    "firecracker": _firecracker,
-    "kvm": _kvm,
-    "loopfs": loopfs.why_not,
-    "root": _root,
-    "gcc": _compiler,
-    "clang": _clang,
-    "pagemap-scan": _pagemap_scan,
-}
-NEVER_REQUIRED = frozenset({"pagemap-scan"})
-"""What ``--require=all`` does not mean: no package can bring it."""
-
-
-@functools.cache
-def why_missing(capability: str) -> str | None:
-    return PROBES[capability]()
+# -- what tests need -------------------------------------------------------------------------------------------------
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -145,14 +67,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if capability in required or ("all" in required and capability not in NEVER_REQUIRED):
             pytest.fail(f"{capability} is required and missing: {why}", pytrace=False)
         pytest.skip(f"needs {capability}: {why}")
-
-
-def needs(item: pytest.Item) -> set[str]:
-    """The capabilities that a test needs of the host."""
-    found = {str(name) for mark in item.iter_markers("requires") for name in mark.args}
-    if "file_system" in getattr(item, "fixturenames", ()):
-        found |= {"loopfs", "qemu"}
-    return found
 
 
 # -- the ladder ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import IO, Any
 import pytest
 
 from tests import guest_images
+from tests.capabilities import needs, why_missing, why_no_kvm_here
 
 ROOT = Path(__file__).parent.parent
 DISK = Path("/run/lab/disk")
@@ -181,8 +182,6 @@ class LabRunner:
 
 def belongs(item: pytest.Item) -> bool:
     """Whether a test needs KVM, and this host has none of its own."""
-    from tests.conftest import needs, why_missing, why_no_kvm_here
-
     return "kvm" in needs(item) and why_no_kvm_here() is not None and not any(map(why_missing, needs(item)))
 
 

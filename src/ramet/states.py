@@ -70,13 +70,13 @@ def is_reached(verb: Verb, actual: State) -> bool:
     return TARGET_STATE.get(verb) == actual
 
 
-def require(verb: Verb, actual: State, *, name: str, allowed: frozenset[State] | None = None) -> None:
-    """Raise unless ``verb`` may start from ``actual``; ``allowed`` replaces the table's row.
+def require(verb: Verb, actual: State, *, name: str) -> None:
+    """Raise unless ``verb`` may start from ``actual``.
 
     Raises:
         StateError: naming the actual state, the required ones and the next step.
     """
-    required = START_STATES[verb] if allowed is None else allowed
+    required = START_STATES[verb]
     if actual in required:
         return
     names = sorted(state.value for state in required)

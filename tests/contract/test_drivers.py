@@ -27,7 +27,7 @@ from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots.capture import capture, capture_by_vmm, find_dirty
 from ramet.store.derive import ANY_METHOD, derive
 from tests import guest_images
-from tests.conftest import requires
+from tests.capabilities import requires
 
 MEMORY_MIB = 160
 BOOT_S = 120.0

@@ -16,7 +16,7 @@ from ramet.linux import procfs
 from ramet.model import MIB, Hypervisor, InstanceInfo, Method, SnapshotKind, State
 from ramet.store.derive import probe_reflink
 from ramet.verify.evidence import Fingerprint, fingerprint, fingerprints
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.lab.file_systems import FILE_SYSTEMS
 from tests.vm.guests import marks, set_marks, sh
 

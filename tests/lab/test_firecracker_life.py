@@ -12,7 +12,7 @@ from ramet.errors import ConfigError, RametError, UnsupportedError, VmmDiedError
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.model import MIB, Accelerator, Hypervisor, InstanceInfo, State
 from ramet.process import wait_until
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [

@@ -19,7 +19,7 @@ from ramet.model import MIB, PAGE_BYTES, Hypervisor, InstanceInfo, SnapshotKind,
 from ramet.snapshots.capture import find_dirty
 from ramet.store.derive import ANY_METHOD, derive
 from ramet.verify.evidence import fingerprint
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.lab.file_systems import FILE_SYSTEMS, WHOLE
 from tests.vm.disk_space import take_all_but
 from tests.vm.guests import marks, set_marks, sh

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ramet.process import wait_until
-from tests.conftest import requires
+from tests.capabilities import requires
 from tools import loopfs
 
 ROOT = Path(__file__).parent.parent.parent

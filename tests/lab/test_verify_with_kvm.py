@@ -12,7 +12,7 @@ from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict
 from ramet.verify.report import render
 from ramet.verify.sabotage import SABOTAGES
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.lab.file_systems import FILE_SYSTEMS, WHOLE
 
 pytestmark = [

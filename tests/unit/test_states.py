@@ -67,10 +67,3 @@ def test_no_verb_leads_to_where_it_starts_and_every_state_can_be_left() -> None:
         assert target not in START_STATES[verb]
     left = {state for verb in TARGET_STATE for state in START_STATES[verb]}
     assert left == set(State) - {State.CREATED}, "created leads to running by itself, or to failed"
-
-
-def test_allowed_replaces_the_row_of_the_table() -> None:
-    require(Verb.STOP, SB, name="web", allowed=frozenset({SB}))
-    with pytest.raises(StateError) as caught:
-        require(Verb.STOP, R, name="web", allowed=frozenset({SB}))
-    assert caught.value.required == ("standby",)

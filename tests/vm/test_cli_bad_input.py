@@ -22,7 +22,7 @@ from ramet.config import host_memory_mib
 from ramet.model import MIB, InstanceInfo
 from ramet.process import wait_until
 from tests import artifacts
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.vm.command_line import CommandLine, listing
 from tests.vm.disk_space import take_all_but
 from tests.vm.guests import sh

@@ -17,7 +17,7 @@ from ramet.paths import SnapshotPaths
 from ramet.snapshots.publish import publish
 from ramet.store.derive import derive, probe_reflink
 from ramet.store.layout import open_store, work_in_progress
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.children import Mapper
 from tests.unit.linux.own_mapping import OwnMapping
 from tests.unit.snapshots.memory_files import Fingerprint, capture

@@ -12,7 +12,7 @@ from ramet import Host
 from ramet.errors import NoSpaceError
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, State
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.vm.guests import sh
 from tools.loopfs import loopfs
 

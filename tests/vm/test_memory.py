@@ -8,7 +8,7 @@ from ramet import Host
 from ramet.linux import pagemap, procfs
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo, State
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.vm.guests import sh
 
 

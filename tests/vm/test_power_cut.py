@@ -21,7 +21,7 @@ from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
 from ramet.store import atomic, names
 from ramet.store.derive import derive
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.children import run_in_child
 from tests.unit.snapshots.published import SNAPSHOT, fill
 from tests.unit.steps import Steps

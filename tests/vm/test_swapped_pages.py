@@ -13,7 +13,7 @@ import pytest
 from ramet.linux import pagemap, procfs
 from ramet.linux.pagemap import Method, Region
 from ramet.process import wait_until
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.children import Mapper
 from tests.unit.snapshots.memory_files import PAGES, capture, full_base
 from tools import loopfs

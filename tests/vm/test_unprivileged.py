@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import requires
+from tests.capabilities import requires
 
 NOBODY = 65534
 PYTHON = Path("/usr/bin/python3")

@@ -10,14 +10,14 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from ramet import process
 from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
+from ramet.guests import debian
 
 META_PACKAGES = ("linux-image-amd64", "linux-image-generic", "linux-image-virtual")
 GUEST_MODULES = (
@@ -29,8 +29,7 @@ GUEST_MODULES = (
     "vmw_vsock_virtio_transport",
 )
 SOFT_DEPENDENCIES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("ext4", "jbd2", "libcrc32c"), ("crc32c_generic",))
-DOWNLOAD_TIMEOUT_S = 600
-UNPACK_TIMEOUT_S = 300
+FILTER_TIMEOUT_S = 300
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ELF = b"\x7fELF"
 _GZIP = b"\x1f\x8b"
@@ -57,39 +56,18 @@ def obtain(cache_dir: Path, *, modules: tuple[str, ...] = GUEST_MODULES, say: Ca
         UnsupportedError: where apt or a decompressor is missing.
         CommandError, HostError: if the download or the unpacking failed; the cache holds no half of it.
     """
-    apt_get = process.find_program("apt-get", package="apt")
-    dpkg_deb = process.find_program("dpkg-deb", package="dpkg")
     package = _image_package()
     debs = cache_dir / "packages"
     with host_errors(f"make {debs}"):
         debs.mkdir(parents=True, exist_ok=True)
     say(f"fetching {package}")
-    with _unpacked(apt_get, dpkg_deb, debs, package) as trees:
+    with _unpacked(debs, package) as trees:
         vmlinuz = _only(trees, "boot/vmlinuz-*")
         version = vmlinuz.name.removeprefix("vmlinuz-")
         say(f"taking kernel {version} apart")
         with host_errors(f"read {vmlinuz}"):
             vmlinux = extract_vmlinux(vmlinuz.read_bytes())
         return Kernel(version=version, package=package, vmlinux=vmlinux, modules=_modules(trees, version, modules))
-
-
-def download(apt_get: str, packages: Path, package: str) -> Path:
-    """Let apt fetch a package into ``packages`` (nothing happens if it is there and whole); returns the file.
-
-    Raises:
-        HostError: with what to do, if apt cannot.
-    """
-    try:
-        process.run([apt_get, "-q", "download", package], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=packages)
-    except CommandError as err:
-        raise HostError(
-            f"Could not download the Debian package {package}: {err.stderr_tail.strip()[-300:]}",
-            hint="Check the network and apt's sources, run `apt-get update`, and try again.",
-        ) from err
-    found = sorted(packages.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise HostError(f"apt-get download {package} left no file in {packages}.")
-    return found[-1]
 
 
 def extract_vmlinux(image: bytes) -> bytes:
@@ -156,21 +134,15 @@ def _image_package() -> str:
 
 
 @contextmanager
-def _unpacked(apt_get: str, dpkg_deb: str, debs: Path, package: str) -> Iterator[tuple[Path, ...]]:
+def _unpacked(debs: Path, package: str) -> Iterator[tuple[Path, ...]]:
     """The kernel's package, and Ubuntu's separate package of modules, unpacked for the block."""
     names = [package]
     if package.endswith("-generic"):
         names.append(
             package.replace("linux-image-unsigned-", "linux-modules-").replace("linux-image-", "linux-modules-")
         )
-    with TemporaryDirectory(prefix=".unpack-", dir=debs) as scratch:
-        trees = []
-        for name in names:
-            tree = Path(scratch) / name
-            deb = download(apt_get, debs, name)
-            process.run([dpkg_deb, "-x", str(deb), str(tree)], timeout_s=UNPACK_TIMEOUT_S)
-            trees.append(tree)
-        yield tuple(trees)
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(debian.unpacked(name, debs)) for name in names)
 
 
 def _only(trees: tuple[Path, ...], pattern: str) -> Path:
@@ -255,4 +227,4 @@ def _stream(decompressor: _Decompressor, data: bytes) -> bytes:
 
 def _filter(program: str, data: bytes) -> bytes:
     path = process.find_program(program, package=program)
-    return process.run([path, "-d", "-q", "-c"], timeout_s=UNPACK_TIMEOUT_S, stdin=data).stdout
+    return process.run([path, "-d", "-q", "-c"], timeout_s=FILTER_TIMEOUT_S, stdin=data).stdout

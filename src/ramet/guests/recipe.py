@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from ramet import process
 from ramet.errors import UnsupportedError
-from ramet.guests import initramfs, kernel
+from ramet.guests import debian, initramfs
 from ramet.guests.kernel import Kernel
 
 BUSYBOX = Path("/bin/busybox")
@@ -66,12 +66,8 @@ def busybox(cache_dir: Path) -> bytes:
     """A static busybox: the host's if it has one, else Debian's package, unpacked."""
     if BUSYBOX.is_file() and _is_static(BUSYBOX.read_bytes()):
         return BUSYBOX.read_bytes()
-    packages = cache_dir / "packages"
-    apt_get = process.find_program("apt-get", package="apt")
-    deb = kernel.download(apt_get, packages, "busybox-static")
-    with TemporaryDirectory(prefix=".unpack-", dir=packages) as scratch:
-        process.run(["dpkg-deb", "-x", str(deb), scratch], timeout_s=60)
-        found = [path for path in (Path(scratch) / "bin/busybox", Path(scratch) / "usr/bin/busybox") if path.exists()]
+    with debian.unpacked("busybox-static", cache_dir / "packages") as tree:
+        found = [path for path in (tree / "bin/busybox", tree / "usr/bin/busybox") if path.exists()]
         if not found:
             raise UnsupportedError(
                 "busybox-static holds no busybox.", capability="busybox", why="unknown package layout"

@@ -11,7 +11,6 @@ import msgspec
 
 from ramet import config, process
 from ramet.errors import (
-    ConfigError,
     CorruptError,
     HostError,
     InUseError,
@@ -22,7 +21,7 @@ from ramet.errors import (
 from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
-from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord
+from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store import atomic, names
 from ramet.store.layout import discard, is_id, open_store
@@ -32,18 +31,6 @@ log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
 COLLECT_TIMEOUT_S = 5.0
 """How long a snapshot that nothing needs any more is waited for: signals are held meanwhile."""
-
-
-def check_new_name(name: str, *, what: str = "instance") -> str:
-    """Return ``name`` if something new can be called so.
-
-    Raises:
-        ConfigError: if it cannot be a name, or has the form of an id, which would hide whatever has that id.
-    """
-    config.check_name(name, what=what)
-    if is_id(name):
-        raise ConfigError(f"{name!r} has the form of an id.", hint="Use a name that is not 12 hexadecimal digits.")
-    return name
 
 
 class Store:
@@ -243,6 +230,28 @@ class Store:
                 continue
             except (LockedError, CorruptError, HostError) as err:
                 log.warning("snapshot %s was left: %s", snapshot_id, err.message)
+
+
+def snapshot_of(record: InstanceRecord) -> str:
+    """The id of the snapshot that a sleeping instance sleeps on.
+
+    Raises:
+        CorruptError: if its record has none.
+    """
+    if record.snapshot is None:
+        raise CorruptError(f"{record.name!r} sleeps on no snapshot: its record is damaged.")
+    return record.snapshot
+
+
+def vmm_of(record: InstanceRecord) -> VmmProcess:
+    """The VMM of a live instance.
+
+    Raises:
+        CorruptError: if its record has none.
+    """
+    if record.vmm is None:
+        raise CorruptError(f"{record.name!r} has no VMM: its record is damaged.")
+    return record.vmm
 
 
 class Locked:

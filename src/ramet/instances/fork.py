@@ -14,28 +14,26 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ramet import config, process
-from ramet.errors import ConfigError, ConflictError, NotFoundError, RametError, StateError, UnsupportedError
+from ramet import process
+from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
-from ramet.instances import choice, create, guest
-from ramet.instances.context import Store, check_new_name
+from ramet.instances import birth, choice, guest, naming
+from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
-from ramet.instances.standby import captured, keep_as_base
+from ramet.instances.taking import captured, keep_as_base
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
-from ramet.store import names as name_store
 from ramet.store.derive import ANY_METHOD, derive
 from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
-FORKS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ def fork(
 ) -> Forked:
     """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
     for name in names:
-        check_new_name(name)
+        naming.check_new_name(name)
     if source.startswith("snapshot:"):
         made = _from_snapshot(store, store.find_snapshot(source), names, count, hypervisor)
     else:
@@ -100,7 +98,7 @@ def _from_snapshot(
         _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
         manifests.check_files(paths, manifest)
         owner = _owner_of(store, manifest)
-        chosen = _names(store, manifest.instance_name, names, count)
+        chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
         return _derive_all(store, _Plan(source=owner, names=chosen), paths, manifest)
 
 
@@ -109,14 +107,12 @@ def _from_instance(
 ) -> Forked:
     with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
-        chosen = _names(store, record.name, names, count)
+        chosen = naming.names_of_forks(store, record.name, names, count)
         if record.state is State.STOPPED:
             return _from_disk(store, _Plan(source=_with_vmm(store, record, hypervisor), names=chosen))
         _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
-            if record.snapshot is None:
-                raise ConflictError(f"{source!r} sleeps on no snapshot: its record is damaged.")
-            with store.reading(record.snapshot) as paths:
+            with store.reading(snapshot_of(record)) as paths:
                 manifest = manifests.load(paths)
                 manifests.check_files(paths, manifest)
                 return _derive_all(store, _Plan(source=record, names=chosen), paths, manifest)
@@ -189,8 +185,8 @@ def _derive_one(
                 mine = derive_snapshot(files, manifest, work, fork=record)
                 publish(work, final, mine)
         with work_in_progress(store.paths, record.id) as work:
-            create.make_directories(work)
-            create.establish(store, work, record)
+            birth.make_directories(work)
+            birth.establish(store, work, record)
     return mine.memory.method
 
 
@@ -208,9 +204,9 @@ def _from_disk(store: Store, plan: _Plan) -> Forked:
                 locked(store.paths.locks, f"instance-{record.id}"),
                 work_in_progress(store.paths, record.id) as work,
             ):
-                create.make_directories(work)
+                birth.make_directories(work)
                 method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
-                create.establish(store, work, record)
+                birth.establish(store, work, record)
         return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
 
 
@@ -261,35 +257,6 @@ def _start(store: Store, made: Forked) -> None:
     except BaseException:
         _undo(store, made.ids)
         raise
-
-
-def _names(store: Store, source_name: str, names: Sequence[str], count: int | None) -> tuple[str, ...]:
-    """The names of the forks: those given, then SOURCE-1, SOURCE-2 … as far as they are free.
-
-    Raises:
-        ConfigError: for a count that does not fit the names.
-        ConflictError: if a name is taken.
-    """
-    wanted = count if count is not None else max(len(names), 1)
-    if not 1 <= wanted <= FORKS_MAX:
-        raise ConfigError(f"{wanted} is no number of forks.", hint=f"Use 1 to {FORKS_MAX}.")
-    if len(names) > wanted:
-        raise ConfigError(f"{len(names)} names were given for {wanted} forks.")
-    if len(set(names)) != len(names):
-        raise ConfigError("The same name was given to two forks.")
-    taken = set(name_store.all_names(store.paths.instance_names))
-    for name in names:
-        if name in taken:
-            raise ConflictError(f"There is already an instance called {name!r}.", hint="`ramet ls` lists them.")
-    chosen = list(names)
-    number = 1
-    while len(chosen) < wanted:
-        suffix = f"-{number}"
-        candidate = source_name[: config.NAME_MAX - len(suffix)] + suffix
-        if candidate not in taken and candidate not in chosen:
-            chosen.append(candidate)
-        number += 1
-    return tuple(chosen)
 
 
 def _new_record(source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:

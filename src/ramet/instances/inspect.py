@@ -10,7 +10,7 @@ from pathlib import Path
 from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Store
-from ramet.instances.standby import mapped_file
+from ramet.instances.live_files import mapped_file
 from ramet.linux import extents, procfs
 from ramet.model import DiskUse, Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State
 from ramet.snapshots import manifest as manifests
@@ -114,7 +114,7 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
     """What /proc shows of the guest's memory; None if the VMM is gone meanwhile."""
     if record.vmm is None:
         return None
-    path = mapped_file(store, store.paths.instance(record.id), record.mapped_snapshot)
+    path = mapped_file(store.paths, record)
     try:
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
         opened = procfs.descriptors_of_file(record.vmm.pid, path)

@@ -5,8 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ramet.errors import host_errors
-from ramet.paths import InstancePaths
+from ramet.model import InstanceRecord
+from ramet.paths import InstancePaths, StorePaths
 from ramet.store import atomic
+
+
+def mapped_file(store: StorePaths, record: InstanceRecord) -> Path:
+    """The file that the VMM maps: its own under ``work/``, or, where that is not needed, its own snapshot's."""
+    own = store.instance(record.id).memory
+    if own.exists() or record.mapped_snapshot is None:
+        return own
+    return store.snapshot(record.mapped_snapshot).memory
 
 
 def clear(paths: InstancePaths, *, keep_disk: bool) -> None:

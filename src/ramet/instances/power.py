@@ -6,8 +6,8 @@ from ramet import process
 from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient
 from ramet.instances import guest, live_files
-from ramet.instances.context import Locked, Store
-from ramet.instances.create import boot
+from ramet.instances.boot import boot
+from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive
 from ramet.model import State
 from ramet.snapshots import manifest as manifests
@@ -133,9 +133,7 @@ def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
             required=[State.RUNNING.value, State.PAUSED.value],
             hint=f"If that is what you want: ramet stop {record.name} --discard-memory. {NEXT_STEP[record.state]}",
         )
-    if record.snapshot is None:
-        raise ConflictError(f"{record.name!r} sleeps on no snapshot: its record is damaged.")
-    with store.collecting(record), instance.pending("stop"), store.reading(record.snapshot) as snapshot:
+    with store.collecting(record), instance.pending("stop"), store.reading(snapshot_of(record)) as snapshot:
         manifests.load(snapshot)
         with host_errors(f"replace {instance.paths.disk}"):
             instance.paths.disk.unlink(missing_ok=True)

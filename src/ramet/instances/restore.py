@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConfigError, ConflictError, CorruptError, StateError, UnsupportedError, host_errors
+from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.instances import guest, live_files
-from ramet.instances.context import Locked, Store
-from ramet.instances.create import launch_spec
+from ramet.instances.boot import launch_spec
+from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, Manifest, Method, State
@@ -70,9 +70,7 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
             hint=f"`ramet start {name}` boots that disk; `ramet restore {name} --discard-disk` rolls memory and disk back.",
         )
     require(Verb.RESTORE, record.state, name=name)
-    if record.snapshot is None:
-        raise ConflictError(f"{name!r} sleeps on no snapshot: its record is damaged.")
-    return record.snapshot
+    return snapshot_of(record)
 
 
 def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from ramet import config, process
+from ramet import process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
-from ramet.instances import guest
-from ramet.instances.context import Locked, Store, check_new_name
+from ramet.instances import guest, naming
+from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive
-from ramet.instances.standby import captured, keep_as_base
+from ramet.instances.taking import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
@@ -29,19 +28,18 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
         ConflictError: if the name is taken; nothing was touched.
     """
     if name is not None:
-        check_new_name(name, what="snapshot")
+        naming.check_new_name(name, what="snapshot")
         if names.lookup(store.paths.snapshot_names, name) is not None:
             raise ConflictError(f"There is already a snapshot called {name!r}.", hint="`ramet snapshot ls` lists them.")
     with exclusive(store, instance_name) as instance:
         record = instance.record
         require(Verb.SNAPSHOT, record.state, name=instance_name)
-        name = name or _free_name(store, record.name)
+        name = name or naming.free_snapshot_name(store, record.name)
         if record.state is State.STANDBY:
-            if record.snapshot is None:
-                raise ConflictError(f"{instance_name!r} sleeps on no snapshot: its record is damaged.")
-            with store.reading(record.snapshot):
-                names.claim(store.paths.snapshot_names, name, record.snapshot, what="snapshot")
-            return record.snapshot
+            snapshot_id = snapshot_of(record)
+            with store.reading(snapshot_id):
+                names.claim(store.paths.snapshot_names, name, snapshot_id, what="snapshot")
+            return snapshot_id
         return _capture(store, instance, name)
 
 
@@ -125,15 +123,3 @@ def info(store: Store, snapshot_id: str, references: Mapping[str, tuple[str, ...
         written_bytes=manifest.memory.written_bytes,
         referenced_by=references.get(snapshot_id, ()),
     )
-
-
-def _free_name(store: Store, instance_name: str) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    taken = names.all_names(store.paths.snapshot_names)
-    base = f"{instance_name[: config.NAME_MAX - 20]}-{stamp}"
-    number = 1
-    candidate = base
-    while candidate in taken:
-        number += 1
-        candidate = f"{base}-{number}"
-    return candidate

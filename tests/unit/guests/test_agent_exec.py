@@ -18,7 +18,7 @@ from ramet.guests import wire
 from ramet.guests.client import ExecControl, GuestRefusedError
 from ramet.guests.wire import Reply, Request
 from ramet.process import wait_until
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.children import LIBC_SIGNALS
 from tests.unit.guests.native_agent import DEADLINE_S, LINGER_MS, NativeAgent
 from tests.unit.guests.raw_client import EPOCH, Raw, exec_message, refusal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.fuzz import seeds
 
 ROOT = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from ramet.guests import wire
 from ramet.guests.client import GuestRefusedError
 from ramet.guests.wire import Reply, Request
 from ramet.process import wait_until
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.guests.native_agent import CGROUP, DEADLINE_S, NativeAgent
 from tests.unit.guests.raw_client import EPOCH, Raw, refusal
 

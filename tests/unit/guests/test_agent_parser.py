@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ramet.errors import GuestError
 from ramet.guests import agent_build, wire
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.guests import native_agent
 
 pytestmark = requires("gcc")

@@ -26,7 +26,7 @@ from ramet.guests import agent_build, image, kernel, recipe
 from ramet.guests.kernel import Kernel
 from ramet.model import Image
 from ramet.store import atomic
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.guests.test_initramfs import read
 
 KERNEL = Kernel(

@@ -14,7 +14,7 @@ import pytest
 
 from ramet import process
 from ramet.errors import CommandError, HostError, UnsupportedError
-from ramet.guests import kernel
+from ramet.guests import debian, kernel
 
 ELF = b"\x7fELF" + bytes(range(256)) * 100
 
@@ -231,5 +231,5 @@ def test_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(process, "run", run)
     with pytest.raises(HostError, match="Failed to fetch") as caught:
-        kernel.download("/usr/bin/apt-get", tmp_path, "linux-image")
+        debian.download("linux-image", tmp_path)
     assert "apt-get update" in str(caught.value)

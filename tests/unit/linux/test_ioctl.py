@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ramet.linux import extents, ioctl, ofdlock, pagemap, reflink
-from tests.conftest import requires
+from tests.capabilities import requires
 
 C_PROGRAM = r"""
 #define _GNU_SOURCE

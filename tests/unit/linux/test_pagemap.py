@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ramet.linux import pagemap
 from ramet.linux.pagemap import PAGE_BYTES, Method, Region
-from tests.conftest import requires
+from tests.capabilities import requires
 from tests.unit.children import Mapper
 from tests.unit.linux.own_mapping import OwnMapping, make_file
 

@@ -1,0 +1,51 @@
+"""From work in progress to an instance with a name, and back: what create and fork share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import host_errors
+from ramet.instances.context import Locked, Store
+from ramet.instances.observe import reap_strays
+from ramet.model import InstanceRecord
+from ramet.paths import InstancePaths
+from ramet.store import atomic, names
+from ramet.store.layout import discard
+
+
+def make_directories(directory: Path) -> None:
+    """The directories of a new instance."""
+    paths = InstancePaths(dir=directory)
+    with host_errors(f"make {directory}"):
+        for path in (paths.work, paths.run, paths.logs):
+            path.mkdir(mode=0o700)
+
+
+def establish(store: Store, work: Path, record: InstanceRecord) -> None:
+    """Turn work in progress into an instance and claim its name; if the name is taken meanwhile, nothing is left.
+
+    Raises:
+        ConflictError: if somebody else got the name.
+    """
+    final = store.paths.instance(record.id).dir
+    with process.signals_held():  # never a directory without a name
+        with host_errors(f"create the instance {record.name!r}"):
+            atomic.write_json(work / "instance.json", record)
+            work.rename(final)
+            atomic.fsync_directory(final.parent)
+        try:
+            names.claim(store.paths.instance_names, record.name, record.id, what="instance")
+        except BaseException:
+            discard(store.paths, final)
+            raise
+
+
+def abandon(store: Store, instance: Locked) -> None:
+    """Undo ``establish``, as far as it came: no VMM, no name, no directory."""
+    with process.signals_held():
+        if instance.paths.dir.exists():
+            reap_strays(instance.paths.run)  # one that was recorded, or not yet
+        names.release(store.paths.instance_names, instance.record.name, instance.record.id)
+        if instance.paths.dir.exists():
+            discard(store.paths, instance.paths.dir)

@@ -1,0 +1,116 @@
+"""boot: a first start of an instance's live disk, and what a driver needs to know to launch its VMM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import GuestError, LaunchError, VmmError, host_errors
+from ramet.guests import image as images
+from ramet.guests.client import AgentClient
+from ramet.hypervisors.base import BootFiles, DirtySince, LaunchSpec
+from ramet.instances import guest, live_files
+from ramet.instances.context import Locked
+from ramet.model import MIB, Image, State
+from ramet.paths import InstancePaths
+
+
+def boot(instance: Locked, *, timeout_s: float) -> None:
+    """Boot the live disk with the instance's image, wait for the agent, give it its identity, and record it running.
+
+    Raises:
+        LaunchError: with the tail of the console, if the guest did not come up; no VMM is left.
+    """
+    store, paths, record = instance.store, instance.paths, instance.record
+    built, image_dir = images.resolve(store.paths.images, record.image)
+    build = instance.driver.build(store.hardware(record))  # another one than at the last boot, after an upgrade
+    if instance.driver.dirty_since is DirtySince.MAPPED:
+        _make_empty_memory(paths.memory, record.memory_mib)
+    store.say(f"{record.name}: booting")
+    vmm = None
+    try:
+        vmm = instance.driver.boot(_boot_spec(instance, built, image_dir))
+        instance.change(durable=False, vmm=vmm)
+        try:
+            _wait_for_agent(instance, timeout_s)
+            with guest.identified(paths.run, record, generation=record.generation + 1):
+                pass  # nothing was frozen
+        except (GuestError, VmmError) as err:
+            raise LaunchError(
+                f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",
+                argv=(),
+                status=process.exit_status(vmm),
+                log_tail=console_tail(paths),
+                hint="The console's last lines are above; more memory or another image may help.",
+            ) from err
+    except BaseException:
+        with process.signals_held():
+            if vmm is not None:
+                process.kill_and_wait(vmm)
+                instance.change(durable=False, vmm=None)
+            live_files.clear(paths, keep_disk=True)
+        raise
+    with process.signals_held():  # no guest runs that the record on disk does not know of
+        instance.change(
+            state=State.RUNNING,
+            vmm_build=build,
+            failure=None,
+            failure_detail=None,
+            pending=None,
+            snapshot=None,
+            mapped_snapshot=None,
+            diff_base=None,
+            needs_full=False,
+            generation=record.generation + 1,
+        )
+
+
+def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmstate: Path | None) -> LaunchSpec:
+    """What the driver needs to know of an instance."""
+    paths = instance.paths
+    return LaunchSpec(
+        name=instance.record.name,
+        hardware=instance.store.hardware(instance.record),
+        memory=memory,
+        disk=paths.disk,
+        work_dir=paths.work,
+        run_dir=paths.run,
+        vmm_log=paths.vmm_log,
+        console_log=paths.console_log,
+        boot=boot,
+        vmstate=vmstate,
+    )
+
+
+def console_tail(paths: InstancePaths, limit: int = 1500) -> str:
+    """The last ``limit`` bytes of the guest's console, for an error; empty if there are none."""
+    try:
+        return paths.console_log.read_bytes()[-limit:].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:
+    """A first boot of the instance's live disk with an image."""
+    return launch_spec(
+        instance,
+        memory=instance.paths.memory,
+        boot=BootFiles(kernel=image_dir / built.kernel, initrd=image_dir / built.initrd, cmdline=built.cmdline),
+        vmstate=None,
+    )
+
+
+def _wait_for_agent(instance: Locked, timeout_s: float) -> None:
+    with AgentClient.open(instance.paths.run, deadline_s=timeout_s) as agent:
+        agent.ping(timeout_s=timeout_s)
+
+
+def _make_empty_memory(path: Path, memory_mib: int) -> None:
+    with host_errors(f"make the memory file {path}"):
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, memory_mib * MIB)
+        finally:
+            os.close(fd)

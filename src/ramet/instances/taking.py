@@ -1,0 +1,97 @@
+"""A capture of one instance, into work in progress: what standby, fork and snapshot share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ramet.errors import CorruptError, VmmError
+from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
+from ramet.instances import live_files
+from ramet.instances.context import Locked, vmm_of
+from ramet.model import MIB, Manifest, SnapshotKind, VmmProcess
+from ramet.paths import SnapshotPaths
+from ramet.snapshots import capture as captures
+from ramet.snapshots.publish import describe
+from ramet.store.layout import new_id, work_in_progress
+
+log = logging.getLogger("ramet.capture")
+
+
+@contextmanager
+def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Iterator[tuple[Path, Manifest]]:
+    """Capture a frozen VM into work in progress: yields the directory and the manifest, neither published yet."""
+    store, record = instance.store, instance.record
+    vmm = vmm_of(record)
+    if monitor.vcpus_running():
+        raise VmmError(f"The vCPUs of {record.name!r} run: nothing was captured of a guest that changes meanwhile.")
+    snapshot_id = new_id()
+    with work_in_progress(store.paths, snapshot_id) as work:
+        if isinstance(monitor, SavesMemory):
+            result, base_id = _captured_by_vmm(instance, monitor, vmm, SnapshotPaths(dir=work))
+        else:
+            base_id = record.mapped_snapshot
+            result = captures.capture(
+                monitor,
+                vmm,
+                live=instance.paths,
+                mapped_file=live_files.mapped_file(store.paths, record),
+                into=SnapshotPaths(dir=work),
+                base_is_empty=base_id is None,
+            )
+        if record.vmm_build is None:
+            raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
+        manifest = describe(
+            snapshot_id,
+            record,
+            record.vmm_build,
+            result,
+            kind=SnapshotKind.FULL if base_id is None else SnapshotKind.DIFF,
+            parent=base_id,
+        )
+        yield work, manifest
+
+
+def keep_as_base(instance: Locked, manifest: Manifest) -> None:
+    """Note that the VMM lives on and that ``manifest``'s snapshot, which is published, is what its next diff is relative to."""
+    if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:
+        with instance.store.collecting(instance.record):
+            instance.change(diff_base=manifest.id, needs_full=False)
+
+
+def _captured_by_vmm(
+    instance: Locked, monitor: SavesMemory, vmm: VmmProcess, into: SnapshotPaths
+) -> tuple[captures.Captured, str | None]:
+    """A capture that the VMM writes itself; and the snapshot whose memory it is a diff of, None if it is whole."""
+    store, record = instance.store, instance.record
+    base_id = None if record.needs_full else record.diff_base
+    base = None if base_id is None else store.paths.snapshot(base_id).memory
+    size_bytes = record.memory_mib * MIB
+    if base is not None and not _is_whole(base, size_bytes):
+        log.warning(
+            "%s: its next diff is relative to snapshot %s, whose memory is gone: taking all", record.name, base_id
+        )
+        base_id = base = None
+    result = captures.capture_by_vmm(
+        monitor,
+        vmm,
+        live=instance.paths,
+        base=base,
+        size_bytes=size_bytes,
+        # The first one after a boot is relative to memory full of zeros, which a file of one hole is.
+        diff=base is not None
+        or (record.mapped_snapshot is None and record.diff_base is None and not record.needs_full),
+        into=into,
+        before_request=lambda: instance.change(needs_full=True),
+    )
+    return result, base_id
+
+
+def _is_whole(memory: Path, size_bytes: int) -> bool:
+    """Firecracker empties a file of another size, writes the diff into it, and calls the result complete."""
+    try:
+        return memory.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
