@@ -98,8 +98,14 @@ class Driver(Protocol):
     """One per VMM."""
 
     dirty_since: DirtySince
-    opens_memory_read_only: bool
-    """Whether the VMM's descriptor of its memory file cannot write: then it may map a snapshot itself."""
+
+    @property
+    def opens_memory_read_only(self) -> bool:
+        """Whether the VMM's descriptor of its memory file cannot write: then it may map a snapshot itself.
+
+        Raises:
+            UnsupportedError: if that depends on the VMM's version, and it is not installed.
+        """
 
     def build(self, hardware: Hardware) -> VmmBuild:
         """What a snapshot taken by this host's VMM on that hardware can be loaded by.

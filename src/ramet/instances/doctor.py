@@ -47,7 +47,8 @@ def _qemu() -> Capability:
             meaning="VMs run in Firecracker alone, where that runs",
             mend=f"apt-get install {qemu.PACKAGE}",
         )
-    return Capability(name="QEMU", available=True, why=found, meaning="VMs run")
+    opened = "opens memory files read-only" if qemu.opens_memory_read_only(path) else "opens memory files for writing"
+    return Capability(name="QEMU", available=True, why=f"{found}, {opened}", meaning="VMs run")
 
 
 def _firecracker() -> Capability:

@@ -154,8 +154,9 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
 def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
     """The memory file that the VMM maps.
 
-    With reflinks, a private clone: QEMU before 8.2 opens it for writing even when it maps it privately, so the snapshot's own
-    inode stays out of its reach. Without, the instance's own snapshot where nobody else can use it, else a copy.
+    The snapshot's own, where the VMM opens it read-only. QEMU before 8.2 opens it for writing even when it maps it privately:
+    with reflinks it gets a clone, so that the snapshot's inode stays out of its reach; without, the instance's own snapshot where
+    nobody else can use it, else a copy.
     """
     if instance.driver.opens_memory_read_only:
         return snapshot.memory

@@ -303,7 +303,7 @@ def _share_disk(world: World) -> None:
 
 
 def _share_mapping(world: World) -> None:
-    _wrap_vmm(world, edit="s#share=off#share=on#")
+    _wrap_vmm(world, edit="s#,readonly=on,rom=off##; s#share=off#share=on#")
 
 
 def _token(world: World, role: str) -> str:

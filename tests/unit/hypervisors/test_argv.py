@@ -14,7 +14,7 @@ HARDWARE = Hardware(memory_mib=256, cpus=1, accelerator=Accelerator.TCG)
 SOCKETS = argv.Sockets(qmp=3, console=4, agents=tuple(range(5, 13)))
 
 
-def build(*, boot: bool = False, memory: str = "/store/work/memory") -> list[str]:
+def build(*, boot: bool = False, memory: str = "/store/work/memory", read_only: bool = False) -> list[str]:
     return argv.build_argv(
         "qemu",
         name="web",
@@ -25,6 +25,7 @@ def build(*, boot: bool = False, memory: str = "/store/work/memory") -> list[str
         console_log=Path("/store/logs/console.log"),
         sockets=SOCKETS,
         boot=BootFiles(kernel=Path("/k"), initrd=Path("/i"), cmdline="quiet") if boot else None,
+        read_only_memory=read_only,
         tsc_khz=2_600_000 if boot else None,
     )
 
@@ -33,6 +34,13 @@ def test_guest_memory_is_private_and_neither_merged_nor_dumped() -> None:
     """H06, H76."""
     memory = next(word for word in build() if word.startswith("memory-backend-file"))
     assert {"share=off", "merge=off", "dump=off"} <= set(memory.split(","))
+
+
+def test_memory_is_opened_read_only_where_qemu_can() -> None:
+    """H06: ``readonly=on`` alone would be a ROM, and an older QEMU refuses ``rom``."""
+    for boot in (True, False):
+        assert any(word.endswith(",readonly=on,rom=off") for word in build(boot=boot, read_only=True))
+        assert not any("readonly" in word or "rom=" in word for word in build(boot=boot))
 
 
 def test_the_sandbox_is_on_and_nothing_of_the_host_is_added() -> None:

@@ -90,7 +90,10 @@ class FirecrackerDriver:
     """The driver; it holds no state of any VM."""
 
     dirty_since = DirtySince.LAST_CAPTURE
-    opens_memory_read_only = True
+
+    @property
+    def opens_memory_read_only(self) -> bool:
+        return True
 
     def build(self, hardware: Hardware) -> VmmBuild:
         return VmmBuild(

@@ -69,13 +69,18 @@ def build_argv(
     console_log: Path,
     sockets: Sockets,
     boot: BootFiles | None,
+    read_only_memory: bool = False,
     tsc_khz: int | None = None,
 ) -> list[str]:
     """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``.
 
+    ``read_only_memory``: the memory file is opened read-only, and is guest RAM all the same. ``readonly=on`` alone would make a
+    ROM of it; QEMU knows ``rom=off`` since 8.2 (e92666b0ba4c, "backends/hostmem-file: Add 'rom' property").
     ``tsc_khz`` tells a booting kernel what it cannot measure (tsc.py).
     """
     backend = f"size={hardware.memory_mib}M,mem-path={escape(memory)},share=off,merge=off,dump=off"
+    if read_only_memory:
+        backend += ",readonly=on,rom=off"
     argv = [
         program,
         *("-name", name),

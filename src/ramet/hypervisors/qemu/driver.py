@@ -25,7 +25,9 @@ log = logging.getLogger("ramet.qemu")
 PACKAGE = "qemu-system-x86"
 PIDFILE = "qemu.pid"
 LOAD_DEADLINE_S = 30.0
-_VERSION = re.compile(r"version (\S+)(?: \(([^)]*)\))?")
+READ_ONLY_MEMORY_SINCE = (8, 2)
+"""The ``rom`` property of memory-backend-file (argv.py)."""
+_VERSION = re.compile(r"version ((\d+)\.(\d+)\S*)(?: \(([^)]*)\))?")
 
 
 def program() -> str:
@@ -38,27 +40,41 @@ def program() -> str:
 
 
 @functools.cache
-def _version_of(path: str, mtime_ns: int, size: int) -> str:
+def _version_of(path: str, mtime_ns: int, size: int) -> tuple[str, tuple[int, int]]:
     out = process.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
     match = _VERSION.search(out)
     if match is None:
         raise UnsupportedError(
             f"{path} --version did not answer like QEMU: {out.strip()[:80]!r}.", capability="qemu", why="not QEMU"
         )
-    return match.group(2) or match.group(1)
+    whole, major, minor, packaged = match.groups()
+    return packaged or whole, (int(major), int(minor))
+
+
+def _version(path: str) -> tuple[str, tuple[int, int]]:
+    """The packaged version and QEMU's own; asked once per process and per file."""
+    stat = Path(path).stat()
+    return _version_of(path, stat.st_mtime_ns, stat.st_size)
 
 
 def version(path: str) -> str:
-    """The packaged version, such as ``Debian 1:7.2+dfsg-7``; asked once per process and per file."""
-    stat = Path(path).stat()
-    return _version_of(path, stat.st_mtime_ns, stat.st_size)
+    """The packaged version, such as ``Debian 1:7.2+dfsg-7``."""
+    return _version(path)[0]
+
+
+def opens_memory_read_only(path: str) -> bool:
+    """Whether this QEMU can run a guest from a file that it cannot write."""
+    return _version(path)[1] >= READ_ONLY_MEMORY_SINCE
 
 
 class QemuDriver:
     """The driver; it holds no state of any VM."""
 
     dirty_since = DirtySince.MAPPED
-    opens_memory_read_only = False
+
+    @property
+    def opens_memory_read_only(self) -> bool:
+        return opens_memory_read_only(program())
 
     def build(self, hardware: Hardware) -> VmmBuild:
         return VmmBuild(
@@ -120,8 +136,9 @@ def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) ->
             (spec.run_dir / PIDFILE).unlink(missing_ok=True)
             names = (QMP_SOCKET, CONSOLE_SOCKET, *(f"agent{port}.sock" for port in range(AGENT_PORTS)))
             fds = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
+        path = program()
         command = qemu_argv.build_argv(
-            program(),
+            path,
             name=spec.name,
             hardware=spec.hardware,
             memory=spec.memory,
@@ -130,6 +147,7 @@ def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) ->
             console_log=spec.console_log,
             sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
             boot=spec.boot,
+            read_only_memory=opens_memory_read_only(path),
             tsc_khz=tsc_khz,
         )
         vmm = process.spawn(

@@ -1,0 +1,70 @@
+"""A QEMU that opens memory files read-only (8.2 and newer): its VMM maps the snapshot itself, and the kernel guards it.
+
+The host's QEMU if it is new enough, else the one that the lab uses.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lab import emulator
+from ramet import Host
+from ramet.linux.mounts import file_system_of
+from ramet.model import InstanceInfo
+from ramet.verify import run
+from ramet.verify.checks import Strength, Verdict
+from ramet.verify.report import render
+from tests.capabilities import requires
+from tests.conftest import STATE_DIR
+
+pytestmark = requires("qemu", "root")
+
+
+@pytest.fixture(autouse=True)
+def newer_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$RAMET_QEMU is a script, since the lab's QEMU must be told where its firmware is."""
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(emulator.command(STATE_DIR))} "$@"\n')
+    script.chmod(0o700)
+    monkeypatch.setenv("RAMET_QEMU", str(script))
+
+
+def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: InstanceInfo) -> None:
+    """H06, H70: no descriptor that can write, no clone, on any file system; and the guest has writable RAM all the same."""
+    assert standby.snapshot is not None
+    memory = Path(standby.snapshot.memory)
+    before = memory.read_bytes()
+    host.fork("web", "twin")
+    for name in ("web", "twin"):
+        restored = host.restore(name)
+        assert restored.mapped_memory is not None
+        assert restored.snapshot is not None
+        assert restored.mapped_memory.path == restored.snapshot.memory
+        assert not restored.mapped_memory.writable
+        assert host.exec(name, ["sh", "-c", f"cat /ram/mark; echo {name} >/ram/mark"]).stdout == b"ram-source\n"
+    host.standby("twin")
+    assert memory.read_bytes() == before
+    assert host.restore("twin").pid is not None
+    assert host.exec("twin", ["cat", "/ram/mark"]).stdout == b"twin\n"
+    assert host.exec("web", ["cat", "/ram/mark"]).stdout == b"web\n"
+
+
+def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
+    if file_system_of(host.home) != "xfs" and "RAMET_TEST_ALL" not in os.environ:
+        pytest.skip("on ext4 only in make test-all")
+    report = run(host.home)
+    assert report.verdict is Verdict.PASS, render(report)
+    results = {result.claim.id: result for result in report.results}
+    assert results["vmm-maps-privately"].strength is Strength.ENFORCED
+
+
+def test_a_shared_mapping_is_caught_there_too(host: Host) -> None:
+    """The sabotage must undo the kernel's protection first."""
+    if file_system_of(host.home) != "xfs" and "RAMET_TEST_ALL" not in os.environ:
+        pytest.skip("on ext4 only in make test-all")
+    report = run(host.home, sabotage="shared-mapping")
+    assert "vmm-maps-privately" in report.failed(), render(report)
