@@ -19,7 +19,7 @@ from typing import Self
 import msgspec
 
 from ramet.errors import RejectedError, VmmDiedError, VmmError, host_error
-from ramet.linux.unixsock import connect_in
+from ramet.hypervisors.control import reach
 
 log = logging.getLogger("ramet.firecracker")
 API_SOCKET = "api.sock"
@@ -62,16 +62,7 @@ class FirecrackerMonitor:
         self._http = self._connected()
 
     def _connected(self) -> _Connection:
-        run_dir, deadline_s = self._run_dir, self._timeout_s
-        try:
-            return _Connection(connect_in(run_dir, API_SOCKET, deadline_s=deadline_s))
-        except TimeoutError as err:
-            raise VmmError(
-                f"Firecracker hangs: {run_dir / API_SOCKET} has accepted no connection for {deadline_s:g} s.",
-                hint="`ramet stop --force` ends it.",
-            ) from err
-        except OSError as err:
-            raise VmmDiedError(f"Could not reach Firecracker at {run_dir / API_SOCKET}: {err.strerror}.") from err
+        return _Connection(reach("Firecracker", self._run_dir, API_SOCKET, deadline_s=self._timeout_s))
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ import msgspec
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from ramet.errors import RejectedError, VmmDiedError, VmmError
-from ramet.linux.unixsock import connect_in
+from ramet.hypervisors.control import reach
 
 log = logging.getLogger("ramet.qmp")
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a lost connection by itself; we raise it
@@ -46,23 +46,13 @@ class QmpMonitor:
             VmmDiedError: if nobody listens, or QEMU ends meanwhile.
             VmmError: if it does not answer within ``deadline_s``.
         """
+        sock = reach("QEMU", run_dir, QMP_SOCKET, deadline_s=deadline_s)
         self._timeout_s = deadline_s
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_leftover)
         self._client = QMPClient("ramet")
         self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
         self._client.register_listener(self._events)
-        try:
-            sock = connect_in(run_dir, QMP_SOCKET, deadline_s=deadline_s)
-        except TimeoutError as err:
-            self._loop.close()
-            raise VmmError(
-                f"QEMU hangs: {run_dir / QMP_SOCKET} has accepted no connection for {deadline_s:g} s.",
-                hint="`ramet stop --force` ends it.",
-            ) from err
-        except OSError as err:
-            self._loop.close()
-            raise VmmDiedError(f"Could not reach QEMU at {run_dir / QMP_SOCKET}: {err.strerror}.") from err
         try:
             self._sync(self._client.connect(sock), "the QMP greeting")
         except BaseException:
