@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 DISK = Path("/run/lab/disk")
 DISK_SIZE = "16G"
 MEMORY_MIB = 10 * 1024
-LAB_ENDS_AFTER_S = 45 * 60
+LAB_ENDS_AFTER_S = 120 * 60
 SILENCE_S = 1260.0
 """Longer than any test's own limit, which tells more: a lab that says nothing for so long hangs."""
 REPORTS_FD = "RAMET_TEST_REPORTS_FD"

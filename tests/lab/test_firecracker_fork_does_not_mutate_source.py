@@ -17,12 +17,12 @@ from ramet.model import MIB, Hypervisor, InstanceInfo, Method, SnapshotKind, Sta
 from ramet.store.derive import probe_reflink
 from ramet.verify.evidence import Fingerprint, fingerprint, fingerprints
 from tests.capabilities import requires
-from tests.lab.file_systems import FILE_SYSTEMS
+from tests.file_systems import ON_XFS
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
     requires("firecracker", "kvm"),
-    pytest.mark.parametrize("file_system", FILE_SYSTEMS, indirect=True),
+    pytest.mark.parametrize("file_system", ON_XFS, indirect=True),
 ]
 
 MEMORY_MIB = 224

@@ -14,12 +14,13 @@ import pytest
 from ramet import Host
 from ramet.model import MIB, InstanceInfo
 from ramet.process import wait_until
+from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
 from tests.vm.guests import sh
 from tests.vm.pseudo_terminal import PseudoTerminal
 
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
-COPIED_BYTES = (40 if os.environ.get("RAMET_TEST_ALL") == "1" else 24) * MIB
+COPIED_BYTES = (40 if WHOLE else 24) * MIB
 STUBBORN = 'trap "" INT TERM HUP; echo up; while :; do sleep 0.05; done'
 
 

@@ -8,7 +8,6 @@ to start. In ``make test`` a few of each verb are tried, with RAMET_TEST_ALL=1 a
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -22,12 +21,12 @@ from ramet.errors import RametError
 from ramet.model import MIB, InstanceInfo, State
 from ramet.process import wait_until
 from tests import artifacts
+from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
 from tests.vm.guests import sh
 from tests.vm.pseudo_terminal import PseudoTerminal
 
-EVERY_MOMENT = os.environ.get("RAMET_TEST_ALL") == "1"
-STARTING_MS = range(0, 200, 10) if EVERY_MOMENT else (20, 120)
+STARTING_MS = range(0, 200, 10) if WHOLE else (20, 120)
 """Moments after the start of the command: Python is loading, and has ways of its own to end."""
 ENDS_WITHIN_S = 60.0
 INTERRUPTED = 130
@@ -157,12 +156,12 @@ def command(host: Host) -> CommandLine:
     return CommandLine(host.home)
 
 
-@pytest.mark.timeout(1800 if EVERY_MOMENT else 300)
+@pytest.mark.timeout(1800 if WHOLE else 300)
 @pytest.mark.parametrize("names", SEQUENCES, ids=", ".join)
 def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, names: tuple[str, ...]) -> None:
     for name in names:
         verb = VERBS[name]
-        moments: Iterable[int] = itertools.count(0, verb.step_ms) if EVERY_MOMENT else verb.moments_ms
+        moments: Iterable[int] = itertools.count(0, verb.step_ms) if WHOLE else verb.moments_ms
         statuses = []
         for moment_ms, number in zip(moments, itertools.cycle(SIGNALS), strict=False):
             bring_to(host, verb.before)
@@ -280,7 +279,7 @@ def test_a_terminal_that_closes_interrupts_and_takes_no_vm_with_it(
 
 def test_an_image_build_that_is_interrupted_leaves_nothing(store_home: Path, tmp_path: Path) -> None:
     command = CommandLine(tmp_path / "home")
-    for moment_ms, number in zip((400, 1500, 2500) if EVERY_MOMENT else (1000,), SIGNALS, strict=False):
+    for moment_ms, number in zip((400, 1500, 2500) if WHOLE else (1000,), SIGNALS, strict=False):
         with command.start("image", "build") as process:
             status, err = signal_after(process, moment_ms, number)
         assert status == INTERRUPTED, err
@@ -289,5 +288,5 @@ def test_an_image_build_that_is_interrupted_leaves_nothing(store_home: Path, tmp
         left = [path for path in (tmp_path / "home" / "images").glob("*") if path.name != "tags"]
         assert left == []
         assert command.json("ls") == []
-    if EVERY_MOMENT:
+    if WHOLE:
         assert command.run("image", "build").status == 0

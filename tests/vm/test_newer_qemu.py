@@ -5,7 +5,6 @@ The host's QEMU if it is new enough, else the one that the lab uses.
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -13,15 +12,17 @@ import pytest
 
 from lab import emulator
 from ramet import Host
-from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
 from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict
 from ramet.verify.report import render
+from ramet.verify.runner import MEMORY_MIN_MIB
 from tests.capabilities import requires
 from tests.conftest import STATE_DIR
+from tests.file_systems import ON_XFS
 
 pytestmark = requires("qemu", "root")
+on_xfs = pytest.mark.parametrize("file_system", ON_XFS, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +54,16 @@ def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: In
     assert host.exec("web", ["cat", "/ram/mark"]).stdout == b"web\n"
 
 
+@on_xfs
 def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
-    if file_system_of(host.home) != "xfs" and "RAMET_TEST_ALL" not in os.environ:
-        pytest.skip("on ext4 only in make test-all")
     report = run(host.home)
     assert report.verdict is Verdict.PASS, render(report)
     results = {result.claim.id: result for result in report.results}
     assert results["vmm-maps-privately"].strength is Strength.ENFORCED
 
 
+@on_xfs
 def test_a_shared_mapping_is_caught_there_too(host: Host) -> None:
     """The sabotage must undo the kernel's protection first."""
-    if file_system_of(host.home) != "xfs" and "RAMET_TEST_ALL" not in os.environ:
-        pytest.skip("on ext4 only in make test-all")
-    report = run(host.home, sabotage="shared-mapping")
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage="shared-mapping")
     assert "vmm-maps-privately" in report.failed(), render(report)

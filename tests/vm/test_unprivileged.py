@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.capabilities import requires
+from tests.file_systems import ON_EXT4
 
 NOBODY = 65534
 PYTHON = Path("/usr/bin/python3")
 SOURCE = Path(__file__).parents[2] / "src"
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
-pytestmark = requires("root", "qemu")
+pytestmark = [requires("root", "qemu"), pytest.mark.parametrize("file_system", ON_EXT4, indirect=True)]
 
 
 def _why_not() -> str | None:
@@ -39,7 +40,7 @@ def _why_not() -> str | None:
 
 @pytest.fixture
 def their_home(store_home: Path) -> Iterator[Path]:
-    """A store of nobody's, on ext4, with a copy of the image."""
+    """A store of nobody's, with a copy of the image."""
     home = store_home.parent / "nobody"
     shutil.copytree(store_home / "images", home / "images")
     for path in (home, *home.rglob("*")):

@@ -32,7 +32,9 @@ ALL = "all"
 @click.option("--list", "listing", is_flag=True, help="List scenarios and sabotages.")
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario. Repeatable.")
 @click.option("--sabotage", metavar="NAME|all", help="Break isolation on purpose, to see that it is noticed.")
-@click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Memory of the guests.")
+@click.option(
+    "--memory", default="256M", show_default=True, metavar="SIZE", help="Memory of the guests, at least 224M."
+)
 @click.option(
     "--hypervisor",
     type=click.Choice(["qemu", "firecracker"]),

@@ -22,6 +22,8 @@ from ramet.verify.world import World
 
 Say = Callable[[str], None]
 IMAGE = "micro"
+MEMORY_MIN_MIB = 224
+"""Less would leave a guest too little that it can fill: a fork that copies everything would not stand out."""
 VMM_ROWS = {Hypervisor.QEMU: "QEMU", Hypervisor.FIRECRACKER: "Firecracker"}
 """Of ``doctor``."""
 
@@ -51,12 +53,13 @@ def run(
     What it made is removed at the end, whatever happens, unless ``keep``.
 
     Raises:
-        ConfigError: for unknown names, or a sabotage of a scenario that was not chosen.
+        ConfigError: for unknown names, too little memory, or a sabotage of a scenario that was not chosen.
         RametError: if it cannot begin: no VMM, no image.
     """
     say = on_progress or (lambda text: None)
     began = time.monotonic()
     broken = _sabotage(sabotage, scenarios)
+    _require_memory(memory_mib)
     host = _host(home, say)
     why_not = broken.why_not(Hypervisor(hypervisor), no_reflinks=looks.why_no_reflinks(host.home)) if broken else None
     if why_not is not None:
@@ -77,6 +80,7 @@ def run_all_sabotages(
     """Commit every sabotage, each in a run of its own, and note which checks failed that do not fail without it."""
     say = on_progress or (lambda text: None)
     began = time.monotonic()
+    _require_memory(memory_mib)
     host = _host(home, say)
     no_reflinks = looks.why_no_reflinks(host.home)
     say("a run that nobody sabotages, for comparison")
@@ -115,6 +119,14 @@ def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:
             hint=f"Leave out --scenario, or name {broken.scenario}.",
         )
     return broken
+
+
+def _require_memory(memory_mib: int) -> None:
+    if memory_mib < MEMORY_MIN_MIB:
+        raise ConfigError(
+            f"Guests of {memory_mib} MiB cannot prove anything: most of their memory is in use when they have booted.",
+            hint=f"Use {MEMORY_MIN_MIB}M or more.",
+        )
 
 
 def _chosen(names: Sequence[str]) -> list[Scenario]:
