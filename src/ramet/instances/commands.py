@@ -52,6 +52,10 @@ def execute(
     control: ExecControl | None = None,
 ) -> ExecResult:
     """Run a command in the guest; see ``Host.exec``."""
+    if isinstance(argv, str):  # it would pass for a list of one-letter words
+        raise ConfigError(
+            f"{argv!r} is a string, not a list of words.", hint='Use ["sh", "-c", …] for a shell\'s command line.'
+        )
     if not argv or not argv[0]:
         raise ConfigError("There is no command to run.", hint="Write it after --: ramet exec NAME -- uname -a")
     with agent_of(store, name, Verb.EXEC) as agent:

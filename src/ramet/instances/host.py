@@ -141,18 +141,19 @@ class Host:
     def fork(
         self,
         source: str,
-        names: Sequence[str] = (),
+        names: str | Sequence[str] = (),
         *,
         count: int | None = None,
         start: bool = False,
         hypervisor: Hypervisor | None = None,
     ) -> ForkReport:
-        """Fork an instance or ``snapshot:ID-or-name`` into one or many; all or nothing.
+        """Fork an instance or ``snapshot:ID-or-name`` into one or many, called ``names`` or by free names; all or nothing.
 
         Forks sleep (or are stopped, if the source is) unless ``start``. A running source is paused for the capture alone;
         ``source_pause_s`` says for how long. Another ``hypervisor`` than the source's is for a stopped source only.
         """
         self._fresh()
+        names = (names,) if isinstance(names, str) else names  # a string is a sequence of strings too
         made = fork.fork(self._store, source, names, count=count, start=start, hypervisor=hypervisor)
         return ForkReport(
             instances=tuple(self.get(instance_id) for instance_id in made.ids),
