@@ -15,7 +15,7 @@ from ramet import Host
 from ramet.linux import procfs
 from ramet.model import MIB, Hypervisor, InstanceInfo, Method, SnapshotKind, State
 from ramet.store.derive import probe_reflink
-from ramet.verify.evidence import Fingerprint, fingerprint, fingerprints
+from ramet.verify.fingerprints import Fingerprint, fingerprint, fingerprints
 from tests.capabilities import requires
 from tests.file_systems import ON_XFS
 from tests.vm.guests import marks, set_marks, sh

@@ -13,7 +13,7 @@ from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor, InstanceInfo, Method, State
 from ramet.process import wait_until
 from ramet.snapshots import capture
-from ramet.verify.evidence import fingerprints
+from ramet.verify.fingerprints import fingerprints
 from tests.vm.guests import marks, set_marks, sh
 
 

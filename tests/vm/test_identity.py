@@ -9,7 +9,7 @@ import pytest
 from ramet import Host
 from ramet.errors import GuestError
 from ramet.model import InstanceInfo, State
-from ramet.verify.evidence import fingerprints
+from ramet.verify.fingerprints import fingerprints
 from tests import artifacts
 from tests.vm.guests import marks, sh
 from tests.vm.test_fork import snapshot_dir

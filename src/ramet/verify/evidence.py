@@ -1,104 +1,18 @@
 """Evidence from outside: what the kernel and the files say, whatever the code that is judged believes.
 
-Nothing here asks Ramet. Files are fingerprinted through one descriptor each; a process is seen through /proc/PID.
+Nothing here asks Ramet. A process is seen through /proc/PID; what files hold is for fingerprints.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.linux import extents, procfs
 
-CHUNK_BYTES = 1 << 20
-ZEROS = bytes(CHUNK_BYTES)
 LARGE_MAPPING_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
-    """(st_dev, st_ino, size, SHA-256) of a file, and what else must not change."""
-
-    name: str
-    dev: int
-    ino: int
-    size_bytes: int
-    sha256: str
-    mode: int
-    links: int
-    allocated_bytes: int
-
-    def __str__(self) -> str:
-        return f"inode {self.ino}, {self.size_bytes} bytes, SHA-256 {self.sha256[:16]}…"
-
-
-def fingerprint(path: Path, *, drop_cache: bool = False) -> Fingerprint:
-    """Take the fingerprint of a file; holes are not read, but hashed as the zeros that they are.
-
-    ``drop_cache`` asks the kernel to forget the file's cached pages first, so that the answer comes from the disk (H64).
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if drop_cache:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        found = os.fstat(fd)
-        return Fingerprint(
-            name=path.name,
-            dev=found.st_dev,
-            ino=found.st_ino,
-            size_bytes=found.st_size,
-            sha256=_sha256(fd, found.st_size),
-            mode=stat.S_IMODE(found.st_mode),
-            links=found.st_nlink,
-            allocated_bytes=found.st_blocks * 512,
-        )
-    finally:
-        os.close(fd)
-
-
-def fingerprints(directory: Path, *, drop_cache: bool = False) -> dict[str, Fingerprint]:
-    """The fingerprint of every file in a snapshot's directory, by name."""
-    return {path.name: fingerprint(path, drop_cache=drop_cache) for path in sorted(directory.iterdir())}
-
-
-def _sha256(fd: int, size_bytes: int) -> str:
-    digest = hashlib.sha256()
-    position = 0
-    for start, end in extents.map_data(fd):
-        _hash_zeros(digest, start - position)
-        while start < end:
-            data = os.pread(fd, min(CHUNK_BYTES, end - start), start)
-            if not data:
-                raise OSError(f"the file ended at {start}, before {end}")
-            digest.update(data)
-            start += len(data)
-        position = end
-    _hash_zeros(digest, size_bytes - position)
-    return digest.hexdigest()
-
-
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        digest.update(ZEROS[:count])
-        count -= CHUNK_BYTES
-
-
-def differences(before: Fingerprint, after: Fingerprint) -> list[str]:
-    """What changed, in words; empty if nothing did."""
-    pairs = (
-        ("device", before.dev, after.dev),
-        ("inode", before.ino, after.ino),
-        ("size", before.size_bytes, after.size_bytes),
-        ("SHA-256", before.sha256[:16], after.sha256[:16]),
-        ("mode", oct(before.mode), oct(after.mode)),
-        ("links", before.links, after.links),
-    )
-    return [f"{what} {was} became {now}" for what, was, now in pairs if was != now]
 
 
 # -- what a process can reach -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ramet.errors import GuestError, SnapshotError, VmmError
 from ramet.linux import reflink
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
-from ramet.verify import evidence
+from ramet.verify import evidence, fingerprints
 from ramet.verify.world import DISK_BYTES, CutShortError, World
 
 __all__ = ["DISK_BYTES"]
@@ -58,8 +58,8 @@ def source_dirtied(world: World) -> None:
 
 def own_inodes(world: World, role: str, other: str) -> None:
     """No file of one snapshot may be the other's."""
-    mine = evidence.fingerprints(world.snapshot_dir(role))
-    theirs = evidence.fingerprints(world.snapshot_dir(other))
+    mine = fingerprints.fingerprints(world.snapshot_dir(role))
+    theirs = fingerprints.fingerprints(world.snapshot_dir(other))
     problems = []
     for name, file in mine.items():
         same = [there.name for there in theirs.values() if (there.dev, there.ino) == (file.dev, file.ino)]

@@ -13,9 +13,9 @@ from pathlib import Path
 from ramet.errors import GuestError, RametError
 from ramet.instances.host import Host
 from ramet.model import MIB, Hypervisor, InstanceInfo
-from ramet.verify import evidence
+from ramet.verify import fingerprints
 from ramet.verify.checks import Ledger
-from ramet.verify.evidence import Fingerprint
+from ramet.verify.fingerprints import Fingerprint
 
 DISK_BYTES = 64 * MIB
 FILL_PERCENT = 55
@@ -168,7 +168,7 @@ class World:
 
     def remember(self, role: str) -> None:
         """Take the fingerprints that must not change from here on."""
-        self.baselines[role] = evidence.fingerprints(self.snapshot_dir(role))
+        self.baselines[role] = fingerprints.fingerprints(self.snapshot_dir(role))
 
     def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
         """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""
@@ -177,11 +177,11 @@ class World:
         found: dict[str, list[str]] = {}
         for name, fingerprint in before.items():
             try:
-                now = evidence.fingerprint(directory / name, drop_cache=drop_cache)
+                now = fingerprints.fingerprint(directory / name, drop_cache=drop_cache)
             except FileNotFoundError:
                 found[name] = ["it is gone"]
                 continue
-            found[name] = evidence.differences(fingerprint, now)
+            found[name] = fingerprints.differences(fingerprint, now)
         added = (
             sorted(path.name for path in directory.iterdir() if path.name not in before) if directory.is_dir() else []
         )

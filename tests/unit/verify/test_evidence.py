@@ -2,74 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from pathlib import Path
 
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ramet.verify import evidence
-
-MIB = 1 << 20
-
-
-def sparse(path: Path, size_bytes: int, pieces: dict[int, bytes]) -> Path:
-    with path.open("wb") as stream:
-        stream.truncate(size_bytes)
-        for offset, data in pieces.items():
-            stream.seek(offset)
-            stream.write(data)
-    return path
-
-
-@given(
-    size=st.integers(0, 3 * MIB),
-    pieces=st.dictionaries(st.integers(0, 3 * MIB), st.binary(min_size=1, max_size=5000), max_size=6),
-)
-@settings(max_examples=40, deadline=None)
-def test_the_digest_is_that_of_all_bytes_holes_included(
-    size: int, pieces: dict[int, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = sparse(tmp_path_factory.mktemp("sparse") / "file", size, pieces)
-    found = evidence.fingerprint(path)
-    data = path.read_bytes()
-    assert found.sha256 == hashlib.sha256(data).hexdigest()
-    assert found.size_bytes == len(data)
-    assert evidence.differences(found, evidence.fingerprint(path, drop_cache=True)) == []
-
-
-def test_every_kind_of_change_is_named(tmp_path: Path) -> None:
-    path = sparse(tmp_path / "memory", MIB, {0: b"before"})
-    before = evidence.fingerprint(path)
-    assert evidence.differences(before, evidence.fingerprint(path)) == []
-    with path.open("r+b") as stream:
-        stream.seek(MIB - 1)
-        stream.write(b"x")
-    assert [text.split()[0] for text in evidence.differences(before, evidence.fingerprint(path))] == ["SHA-256"]
-    copy = tmp_path / "copy"
-    copy.write_bytes(path.read_bytes())
-    copy.rename(path)
-    assert "inode" in " ".join(evidence.differences(before, evidence.fingerprint(path)))
-    before = evidence.fingerprint(path)
-    path.chmod(0o600 if before.mode != 0o600 else 0o400)
-    (tmp_path / "link").hardlink_to(path)
-    os.truncate(path, MIB + 1)
-    assert {text.split()[0] for text in evidence.differences(before, evidence.fingerprint(path))} == {
-        "size",
-        "SHA-256",
-        "mode",
-        "links",
-    }
-
-
-def test_a_symlink_has_no_fingerprint(tmp_path: Path) -> None:
-    (tmp_path / "target").write_bytes(b"x")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="symbolic"):
-        evidence.fingerprint(tmp_path / "link")
+from tests.unit.verify.sparse_files import MIB, sparse
 
 
 def test_reach_tells_reading_from_writing(tmp_path: Path) -> None:
