@@ -171,6 +171,34 @@ def run(
     return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
 
 
+def run_in_foreground(argv: Sequence[str], *, stdout: int | None = None) -> int:
+    """Run somebody's command with our own standard streams, in our own process group, until it ends; returns its status, or
+    minus the signal that ended it. Ctrl-C reaches it from the terminal by itself; other ending signals are passed on.
+
+    Raises:
+        HostError: if it could not be started.
+    """
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: object) -> None:
+        if child is not None and number != signal.SIGINT:
+            child.send_signal(number)
+
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, pass_on)
+        try:
+            child = subprocess.Popen(list(argv), stdout=stdout)
+        except OSError as err:
+            raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _start_helper(
     argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, *, has_stdin: bool
 ) -> subprocess.Popen[bytes]:

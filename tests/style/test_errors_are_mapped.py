@@ -23,7 +23,7 @@ OUR_OWN_BUGS = {"ValueError", "AttributeError", "AssertionError"}
 """A call that our own code must not make; ``__getattr__`` has to raise AttributeError."""
 SIGNALS = {"KeyboardInterrupt", "TerminatedError"}
 BY_THE_LAYER = {
-    "OSError": ("linux", "store/atomic.py", "store/layout.py", "verify/evidence.py"),
+    "OSError": ("linux", "store/atomic.py", "store/layout.py", "verify/fingerprints.py"),
     "TimeoutError": ("process.py", "linux/unixsock.py"),
     "click.UsageError": ("cli",),
 }

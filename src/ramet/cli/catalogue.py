@@ -40,6 +40,7 @@ VERBS: dict[str, Entry] = {
     "image": Entry(KEEPING, "image", "image", "Build, list and delete guest images."),
     "snapshot": Entry(KEEPING, "snapshot", "snapshot", "Take, list, show and delete named snapshots."),
     "verify": Entry(PROOF, "verify", "verify", "Prove on this host that forks are isolated."),
+    "guard": Entry(PROOF, "guard", "guard", "Run a command and say which of your files it changed."),
     "doctor": Entry(PROOF, "doctor", "doctor", "Say what this host can do, and what mends the rest."),
 }
 
@@ -101,5 +102,5 @@ class LazyGroup(click.Group):
             formatter.write_paragraph()
             formatter.write_text(
                 "exec exits as the guest's command does, or with 127 or 126 if it cannot be run; "
-                "verify with 0 (no FAIL), 1 (FAIL), 2 (could not run)."
+                "verify and guard with 0 (no FAIL), 1 (FAIL), 2 (could not run)."
             )

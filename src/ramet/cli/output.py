@@ -20,6 +20,7 @@ _COLOURS = {
     "standby": "cyan",
     "failed": "red",
     "PASS": "green",
+    "FAIL": "red",
     "yes": "green",
     "no": "red",
 }
@@ -51,6 +52,16 @@ def line(text: str) -> None:
         click.echo(text)
 
 
+def error_line(text: str) -> None:
+    """Print one line to stderr.
+
+    Raises:
+        HostError: if stderr takes no more.
+    """
+    with _writing(sys.stderr, "standard error") as stream:
+        click.echo(text, file=stream)
+
+
 def raw(data: bytes) -> None:
     """Write bytes to stdout as they are, at once.
 
@@ -75,16 +86,20 @@ def raw_error(data: bytes) -> None:
 
 def json(value: object) -> None:
     """Print a value as indented JSON: structs become objects, enums their values, bytes base64."""
+    raw(encoded(value))
+
+
+def encoded(value: object) -> bytes:
+    """``value`` as ``json`` prints it."""
     import msgspec
 
     try:
-        encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+        return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n"
     except UnicodeEncodeError:
         # A path that is not UTF-8: its bytes become lone surrogates, which ASCII JSON can escape.
         import json as standard_json
 
-        encoded = standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode()
-    raw(encoded + b"\n")
+        return standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode() + b"\n"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

@@ -1,0 +1,147 @@
+"""ramet guard"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ramet.cli import output
+from ramet.cli.context import App, Verb, verb
+from ramet.errors import ConfigError, RametError, host_errors
+
+if TYPE_CHECKING:
+    from ramet.verify.guard import GuardReport
+
+COMMAND = "ramet.command"
+CHANGED_STATUS, FAILED_STATUS = 1, 2
+STDERR = 2
+INDENT = 4
+
+
+class GuardVerb(Verb):
+    """Everything after the first ``--`` is the command, options of its own included."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta[COMMAND] = args[end + 1 :]
+        return super().parse_args(ctx, args[:end])
+
+
+@verb(
+    "guard",
+    cls=GuardVerb,
+    examples=[
+        "ramet guard /srv/snapshots -- ./restore-and-run.sh",
+        "ramet guard base.mem base.disk --output report.json -- pytest tests/",
+    ],
+)
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH... -- COMMAND [ARG]..."
+)
+@click.option("--allow-writers", is_flag=True, help="Begin although a process has one of the files open for writing.")
+@click.option(
+    "--output",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the report there, as JSON.",
+)
+def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: Path | None) -> int:
+    """Run a command and say which of your files it changed.
+
+    For snapshots, images or disks of any system: before and after COMMAND each file (in directories: each file below)
+    is fingerprinted (inode, size, SHA-256, mode, links, owner, extents, pages). The report, on stderr, names what changed,
+    which 4 KiB pages, and who had it open for writing meanwhile. Status 0: nothing changed. 1: something did. 2: nothing
+    did, but COMMAND failed, or it could not run. With --json: an object on stdout, and COMMAND's stdout goes to stderr.
+    """
+    try:
+        return _guard(app, paths, tuple(click.get_current_context().meta[COMMAND]), allow_writers, report_path)
+    except RametError as err:
+        err.exit_status = FAILED_STATUS
+        raise
+
+
+def _guard(
+    app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
+) -> int:
+    from ramet import process
+    from ramet.verify.guard import guarding
+
+    if not command:
+        raise ConfigError("There is no command to run.", hint="Write it after --: ramet guard PATH -- make test")
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"There is no program {command[0]!r} that could be run.")
+    if report_path is not None and not report_path.absolute().parent.is_dir():
+        raise ConfigError(f"There is no directory {report_path.absolute().parent} for --output.")
+    say = output.error_line if app.debug else None
+    with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:
+        status = process.run_in_foreground(command, stdout=STDERR if app.json else None)
+    assert watched.report is not None
+    exit_status = _exit_status(watched.report, status)
+    value = _as_json(watched.report, command, status, exit_status)
+    if report_path is not None:
+        with host_errors(f"write {report_path}"):
+            report_path.write_bytes(output.encoded(value))
+    if app.json:
+        output.json(value)
+    else:
+        for text in _lines(watched.report, command, status):
+            output.error_line(text)
+    return exit_status
+
+
+def _exit_status(report: GuardReport, status: int) -> int:
+    if report.verdict.value == "FAIL":
+        return CHANGED_STATUS
+    return FAILED_STATUS if status else 0
+
+
+def _as_json(report: GuardReport, command: tuple[str, ...], status: int, exit_status: int) -> dict[str, object]:
+    return {
+        "verdict": report.verdict,
+        "exit_status": exit_status,
+        "command": {"argv": command, "status": max(status, 0), "signal": -status if status < 0 else None},
+        "paths": [str(path) for path in report.paths],
+        "files": report.files,
+        "bytes": report.total_bytes,
+        "seconds": round(report.seconds, 3),
+        "writers_unseen": report.writers_unseen,
+        "changes": [
+            {
+                "path": str(change.path),
+                "harmless": change.harmless,
+                "differences": change.differences,
+                "pages": [[pages.start, pages.stop - 1] for pages in change.pages],
+                "writers": change.writers,
+            }
+            for change in report.changes
+        ],
+    }
+
+
+def _lines(report: GuardReport, command: tuple[str, ...], status: int) -> list[str]:
+    from ramet.verify.fingerprints import in_words
+
+    ended = f"status {status}" if status >= 0 else f"ended by signal {-status}"
+    new = sum(change.is_new for change in report.changes)
+    changed = sum(not change.harmless for change in report.changes) - new
+    many = report.files != 1
+    files = f"{report.files} file{'s' if many else ''} ({output.size(report.total_bytes)})"
+    found = (
+        f"{changed} of {files} changed"
+        if changed or new
+        else f"{files} {'are as they were' if many else 'is as it was'}"
+    )
+    found += f", {new} new" if new else ""
+    verdict = output.coloured(report.verdict.value)
+    lines = [f"{verdict}  {found}: {shlex.join(command)} ({ended}, {output.duration(report.seconds)})"]
+    for change in report.changes:
+        about = [*change.differences, *([in_words(change.pages)] if change.pages else []), *change.writers]
+        lines += ["", str(change.path), *(" " * INDENT + text for text in about)]
+    if report.changes and report.writers_unseen:
+        lines += ["", f"Who wrote may have been missed: {report.writers_unseen}."]
+    return lines

@@ -1,0 +1,119 @@
+"""`ramet guard`: the command runs as if it ran bare, the report is on stderr, and the status tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RAMET = [sys.executable, "-m", "ramet.cli"]
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    path = tmp_path / "memory"
+    path.write_bytes(b"m" * 8192)
+    return path
+
+
+def guard(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*RAMET, "guard", *words], input=stdin, capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_nothing_changed(memory: Path) -> None:
+    done = guard(str(memory), "--", "sh", "-c", "cat; exit 0", stdin=b"through")
+    assert (done.returncode, done.stdout) == (0, b"through")
+    assert done.stderr.startswith(b"PASS  1 file (8 KiB) is as it was: sh -c")
+
+
+def test_something_changed(memory: Path) -> None:
+    done = guard(
+        str(memory),
+        "--",
+        "sh",
+        "-c",
+        'printf x | dd of="$1" bs=1 seek=5000 conv=notrunc status=none',
+        "sh",
+        str(memory),
+    )
+    assert done.returncode == 1
+    first, *more = done.stderr.decode().splitlines()
+    assert first.startswith("FAIL  1 of 1 file (8 KiB) changed: ")
+    assert str(memory) in more
+    assert "    page 1" in more
+
+
+def test_a_command_that_fails_is_no_pass(memory: Path) -> None:
+    assert guard(str(memory), "--", "sh", "-c", "exit 3").returncode == 2
+    killed = guard(str(memory), "--", "sh", "-c", "kill -9 $$")
+    assert killed.returncode == 2
+    assert b"ended by signal 9" in killed.stderr
+
+
+def test_json_on_stdout_and_in_a_file(memory: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = guard(
+        str(memory), "--json", "--output", str(report), "--", "sh", "-c", 'echo out; echo >>"$1"', "sh", str(memory)
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"out\n"
+    assert done.stdout == report.read_bytes()
+    value = json.loads(done.stdout)
+    assert (value["verdict"], value["exit_status"], value["files"], value["bytes"]) == ("FAIL", 1, 1, 8192)
+    assert value["command"]["status"] == 0
+    (change,) = value["changes"]
+    assert (change["path"], change["pages"], change["harmless"]) == (str(memory), [[2, 2]], False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{memory}"], "no command"),
+        (["{memory}", "--"], "no command"),
+        (["--", "true"], "PATH"),
+        (["{memory}", "--", "no-such-program"], "no program 'no-such-program'"),
+        (["{memory}", "--", "/etc/passwd"], "no program '/etc/passwd'"),
+        (["{memory}-gone", "--", "true"], "No such file"),
+        (["/dev/null", "--", "true"], "a character device"),
+        (["{memory}", "--output", "{memory}/x/report", "--", "true"], "no directory"),
+        (["{memory}", "--nonsense", "--", "true"], "--nonsense"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_run(memory: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    done = guard(*(word.format(memory=memory) for word in words))
+    assert done.returncode == 2
+    assert said in done.stderr.decode()
+    assert done.stderr.startswith(b"ramet: error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_command_and_the_report_still_comes(memory: Path, number: signal.Signals) -> None:
+    script = "trap 'echo told; exit 5' TERM HUP; echo ready; while :; do sleep 0.05; done"
+    command = [*RAMET, "guard", str(memory), "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(number)
+        out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out) == (2, b"told\n")
+    assert b"(status 5" in err
+
+
+def test_ctrl_c_is_the_command_s_and_the_report_still_comes(memory: Path) -> None:
+    """The terminal sends it to the whole process group."""
+    script = "trap 'echo told; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    command = [*RAMET, "guard", str(memory), "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        os.killpg(child.pid, signal.SIGINT)
+        out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out) == (0, b"told\n")
+    assert err.startswith(b"PASS")
