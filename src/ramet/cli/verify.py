@@ -46,6 +46,7 @@ ALL = "all"
 @click.option(
     "--output", "report_path", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON here."
 )
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit's XML here.")
 def verify(
     app: App,
     listing: bool,
@@ -55,6 +56,7 @@ def verify(
     hypervisor: str,
     keep: bool,
     report_path: Path | None,
+    junit: Path | None,
 ) -> int:
     """Prove on this host that forks are isolated.
 
@@ -66,7 +68,7 @@ def verify(
     try:
         if listing:
             return _list(app)
-        return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, report_path)
+        return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, report_path, junit)
     except InterruptedByUserError:
         raise
     except RametError as err:
@@ -94,6 +96,7 @@ def _run(
     hypervisor: str,
     keep: bool,
     report_path: Path | None,
+    junit: Path | None,
 ) -> int:
     from ramet import verify as verifier
     from ramet.config import default_home
@@ -104,8 +107,11 @@ def _run(
         _check_known(sabotage, verifier.sabotage_names(), "sabotage")
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
-    if report_path is not None and not report_path.absolute().parent.is_dir():
-        raise ConfigError(f"There is no directory {report_path.absolute().parent} for --output.")
+    if sabotage == ALL and junit is not None:
+        raise ConfigError("The detection matrix has no form in JUnit's XML.", hint="Use --output, which is JSON.")
+    for option, path in (("--output", report_path), ("--junit", junit)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"There is no directory {path.absolute().parent} for {option}.")
     home = app.home_dir() or default_home()
     with app.working("Verifying", lines=True) as say:
         report: Report | Matrix
@@ -121,7 +127,7 @@ def _run(
                 on_progress=say,
                 keep=keep,
             )
-    _show(app, report, report_path)
+    _show(app, report, report_path, junit)
     return report.exit_status
 
 
@@ -130,13 +136,17 @@ def _check_known(name: str, known: dict[str, str], what: str) -> None:
         raise ConfigError(f"There is no {what} {name!r}.", hint=f"There are: {', '.join(known)}.")
 
 
-def _show(app: App, report: Report | Matrix, report_path: Path | None) -> None:
+def _show(app: App, report: Report | Matrix, report_path: Path | None, junit_path: Path | None) -> None:
+    from ramet.verify import junit
     from ramet.verify import report as reports
 
     encoded = reports.encode(report) + b"\n"
     if report_path is not None:
         with host_errors(f"write {report_path}"):
             report_path.write_bytes(encoded)
+    if junit_path is not None and isinstance(report, reports.Report):
+        with host_errors(f"write {junit_path}"):
+            junit_path.write_bytes(junit.encode(report))
     if app.json:
         output.raw(encoded)
         return

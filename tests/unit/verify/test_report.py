@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree as Xml
 
+from ramet.verify import junit
 from ramet.verify.checks import Ledger
 from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun, encode, render
 
@@ -71,3 +73,38 @@ def test_the_matrix_tells_caught_from_missed_and_from_not_applicable() -> None:
     assert "must fail: x, z" in text
     assert "1 of 2 caught" in text
     assert json.loads(encode(matrix))["sabotages"][1]["caught"] is False
+
+
+def test_junit_has_a_case_for_each_check() -> None:
+    failed = report(fail=True, cut_short="the VMM said \x1b[2J and died")
+    root = Xml.fromstring(junit.encode(failed))
+    (suite,) = root
+    assert {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")} == {
+        "name": "base",
+        "tests": "3",
+        "failures": "1",
+        "errors": "0",
+        "skipped": "1",
+    }
+    cases = {case.get("name"): [child.tag for child in case] for case in suite.findall("testcase")}
+    assert cases == {
+        "fork-wakes": ["system-out"],
+        "fork-disk-usage": ["skipped", "system-out"],
+        "source-memory-unchanged": ["failure", "system-out"],
+    }
+    (failure,) = suite.iter("failure")
+    assert "SHA-256 a became b" in str(failure.get("message"))
+    assert suite.findtext("system-err") == "the VMM said \\x1b[2J and died"
+    (prop,) = suite.iter("property")
+    assert (prop.get("name"), prop.get("value")) == ("kernel", "6.1")
+
+
+def test_a_check_that_was_not_looked_at_is_an_error_in_junit() -> None:
+    """Not looked is not PASS, and a system that counts failures and errors must not take it for one."""
+    ledger = Ledger("base", ["fork-wakes"])
+    run = ScenarioRun(
+        name="base", summary="", results=ledger.results(), steps=(), cut_short="early", left_behind=("a process",)
+    )
+    root = Xml.fromstring(junit.encode(Report(host={}, scenarios=(run,), sabotage=None, seconds=1)))
+    assert root[0].get("errors") == "1"
+    assert "a process" in str(root[0].findtext("system-err"))
