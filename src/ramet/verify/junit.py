@@ -7,7 +7,6 @@ from xml.etree import ElementTree as Xml
 from ramet.verify.checks import CheckResult, Verdict
 from ramet.verify.report import Report, ScenarioRun
 
-
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 """A suite's attributes, and the elements of its cases that they count."""
 
