@@ -109,7 +109,7 @@ CLAIMS: dict[str, Claim] = {
             title="every VMM maps its own memory file, privately",
             claim="Each large file mapping of a live VMM is an inode of its own instance, and MAP_PRIVATE.",
             fails_if="a VMM maps a file of another instance, or maps one shared",
-            hazards=("H02", "H06", "H07", "H60", "H74"),
+            hazards=("H06", "H07", "H60", "H74"),
             continuous=True,
         ),
         Claim(
@@ -125,7 +125,7 @@ CLAIMS: dict[str, Claim] = {
             title="the source's memory file is byte-identical throughout",
             claim="Inode, size, mode, links and SHA-256 of the source's memory file never change.",
             fails_if="a step of the fork's life writes to, truncates or replaces it",
-            hazards=("H01", "H02", "H03", "H19", "H64"),
+            hazards=("H01", "H03", "H19", "H64"),
             continuous=True,
         ),
         Claim(
@@ -169,7 +169,7 @@ CLAIMS: dict[str, Claim] = {
             title="the source wakes as it slept",
             claim="Same boot; its sentinels are there and the fork's are not; all memory that it had filled sums up as before.",
             fails_if="anything of the fork shows, or anything of the source is lost",
-            hazards=("H01", "H03", "H64"),
+            hazards=("H01", "H64"),
         ),
         Claim(
             id="sleeping-fork-unchanged",
