@@ -9,20 +9,18 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from ramet import Host
 from ramet.linux import procfs
 from ramet.model import MIB, Hypervisor, InstanceInfo, Method, SnapshotKind, State
 from ramet.store.derive import probe_reflink
 from ramet.verify.fingerprints import Fingerprint, fingerprint, fingerprints
 from tests.capabilities import requires
-from tests.file_systems import ON_XFS
+from tests.file_systems import on_xfs
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
     requires("firecracker", "kvm"),
-    pytest.mark.parametrize("file_system", ON_XFS, indirect=True),
+    on_xfs,
 ]
 
 MEMORY_MIB = 224

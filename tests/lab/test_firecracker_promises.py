@@ -20,13 +20,13 @@ from ramet.snapshots.capture import find_dirty
 from ramet.store.derive import ANY_METHOD, derive, probe_reflink
 from ramet.verify.fingerprints import fingerprint
 from tests.capabilities import requires
-from tests.file_systems import ON_XFS, WHOLE
+from tests.file_systems import WHOLE, on_xfs
 from tests.vm.disk_space import take_all_but
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
     requires("firecracker", "kvm"),
-    pytest.mark.parametrize("file_system", ON_XFS, indirect=True),
+    on_xfs,
 ]
 
 SMALL_MIB = 128

@@ -15,16 +15,15 @@ from ramet.verify.report import render
 from ramet.verify.runner import MEMORY_MIN_MIB
 from ramet.verify.sabotage import SABOTAGES
 from tests.capabilities import requires
-from tests.file_systems import ON_XFS, WHOLE
+from tests.file_systems import WHOLE, on_xfs
 
 pytestmark = [
     requires("firecracker", "kvm"),
-    pytest.mark.parametrize("file_system", ON_XFS, indirect=True),
+    on_xfs,
     pytest.mark.timeout(1200),
 ]
 needs_whole = pytest.param("qemu", marks=pytest.mark.skipif(not WHOLE, reason="in make test-all"))
-STRIKES_THE_VMM = "shared-disk"
-SAMPLED = list(SABOTAGES) if WHOLE else [STRIKES_THE_VMM]
+SAMPLED = list(SABOTAGES) if WHOLE else ["written-under-a-running-fork"]
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork")
 MEMORY_MIB = 256 if WHOLE else MEMORY_MIN_MIB
 

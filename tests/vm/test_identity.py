@@ -11,8 +11,11 @@ from ramet.errors import GuestError
 from ramet.model import InstanceInfo, State
 from ramet.verify.fingerprints import fingerprints
 from tests import artifacts
+from tests.file_systems import on_ext4
 from tests.vm.guests import marks, sh
 from tests.vm.test_fork import snapshot_dir
+
+pytestmark = on_ext4
 
 DRAW = "cat /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'"
 

@@ -15,7 +15,10 @@ from ramet.guests.client import AgentClient
 from ramet.instances import guest
 from ramet.model import Failure, InstanceInfo, State
 from ramet.store import atomic
+from tests.file_systems import on_ext4
 from tests.vm.guests import marks, set_marks, sh
+
+pytestmark = on_ext4
 
 
 class KilledError(BaseException):

@@ -13,9 +13,11 @@ from ramet.config import MEMORY_MIN_MIB
 from ramet.errors import ConflictError, StateError
 from ramet.model import MIB, Failure, InstanceInfo, SnapshotKind, State
 from ramet.process import wait_until
+from tests.file_systems import on_ext4
 from tests.vm.guests import marks, set_marks, sh
 
 
+@on_ext4
 def test_instances_survive_the_host_object_that_made_them(host: Host, running: InstanceInfo) -> None:
     again = Host(host.home)
     assert again.get("web").pid == running.pid
@@ -47,6 +49,7 @@ def test_two_sleeps_in_a_row_keep_memory_and_disk(host: Host, standby: InstanceI
     assert len(host.snapshots()) == 1, "a snapshot that nothing references any more is deleted"
 
 
+@on_ext4
 def test_pause_and_resume(host: Host, running: InstanceInfo) -> None:
     assert host.pause("web").state is State.PAUSED
     host.pause("web")
@@ -58,6 +61,7 @@ def test_pause_and_resume(host: Host, running: InstanceInfo) -> None:
     assert sh(host, "web", "cat /ram/mark") == "ram-source"
 
 
+@on_ext4
 def test_standby_from_paused(host: Host, running: InstanceInfo) -> None:
     host.pause("web")
     assert host.standby("web").state is State.STANDBY
@@ -84,6 +88,7 @@ def test_stop_from_standby_must_be_told_to_discard_the_memory(host: Host, standb
     assert sh(host, "web", "cat /data/mark") == "disk-source"
 
 
+@on_ext4
 @pytest.mark.parametrize("command", ["poweroff", "reboot"])
 def test_a_guest_that_ends_by_itself_is_stopped(host: Host, running: InstanceInfo, command: str) -> None:
     sh(host, "web", f"{command} >/dev/null 2>&1 &")
@@ -163,6 +168,7 @@ def test_the_base_of_a_running_instance_cannot_be_deleted(host: Host, standby: I
     assert marks(host, "web") == ("ram-2", "disk-2")
 
 
+@on_ext4
 def test_a_name_is_taken_once(host: Host, running: InstanceInfo) -> None:
     with pytest.raises(ConflictError, match="already"):
         host.create("web")
@@ -171,6 +177,7 @@ def test_a_name_is_taken_once(host: Host, running: InstanceInfo) -> None:
     assert marks(host, "web") == ("ram-source", "disk-source")
 
 
+@on_ext4
 def test_rm_refuses_a_running_instance_and_force_leaves_nothing(host: Host, running: InstanceInfo) -> None:
     with pytest.raises(StateError):
         host.remove("web")

@@ -19,10 +19,9 @@ from ramet.verify.report import render
 from ramet.verify.runner import MEMORY_MIN_MIB
 from tests.capabilities import requires
 from tests.conftest import STATE_DIR
-from tests.file_systems import ON_XFS
+from tests.file_systems import on_xfs
 
 pytestmark = requires("qemu", "root")
-on_xfs = pytest.mark.parametrize("file_system", ON_XFS, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.capabilities import requires
-from tests.file_systems import ON_EXT4
+from tests.file_systems import on_ext4
 
 NOBODY = 65534
 PYTHON = Path("/usr/bin/python3")
 SOURCE = Path(__file__).parents[2] / "src"
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
-pytestmark = [requires("root", "qemu"), pytest.mark.parametrize("file_system", ON_EXT4, indirect=True)]
+pytestmark = [requires("root", "qemu"), on_ext4]
 
 
 def _why_not() -> str | None:
