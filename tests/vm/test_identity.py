@@ -9,6 +9,7 @@ import pytest
 from ramet import Host
 from ramet.errors import GuestError
 from ramet.model import InstanceInfo, State
+from ramet.process import wait_until
 from ramet.verify.fingerprints import fingerprints
 from tests import artifacts
 from tests.file_systems import on_ext4
@@ -55,15 +56,23 @@ def test_the_generation_changes_and_hooks_run_before_the_thaw(host: Host, runnin
         assert host.ping(name).generation == before + 1
 
 
+def ticks(host: Host) -> int:
+    """What the workload of ``web`` has said on its console."""
+    return host.logs("web")["console"].read_bytes().count(b"tick")
+
+
 def test_without_an_acknowledged_identity_nothing_runs(host: Host, running: InstanceInfo) -> None:
     """The agent cannot replace /etc/machine-id: the restore fails, the VMM is gone, the snapshot as it was."""
     sh(host, "web", "mkdir /etc/machine-id.new")
-    host.exec("web", ["sh", "-c", "while :; do date +%s >>/data/ticks; sleep 0.1; done"], detach=True)
+    host.exec("web", ["sh", "-c", "while :; do echo tick >/dev/console; sleep 0.1; done"], detach=True)
+    wait_until(lambda: ticks(host) > 0, 20, what="the workload to run")
     host.standby("web")
+    ticks_before = ticks(host)
     before = fingerprints(snapshot_dir(host, "web"))
     assert artifacts.vmm_pids(str(host.home)) == set()
     with pytest.raises(GuestError, match="machine-id"):
         host.restore("web")
+    assert ticks(host) == ticks_before, "the workload ran"
     assert host.get("web").state is State.STANDBY
     assert artifacts.vmm_pids(str(host.home)) == set()
     assert fingerprints(snapshot_dir(host, "web")) == before

@@ -34,7 +34,7 @@ def newer_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: InstanceInfo) -> None:
-    """H06, H70: no descriptor that can write, no clone, on any file system; and the guest has writable RAM all the same."""
+    """H06, H68: no descriptor that can write, no clone, on any file system; and the guest has writable RAM all the same."""
     assert standby.snapshot is not None
     memory = Path(standby.snapshot.memory)
     before = memory.read_bytes()

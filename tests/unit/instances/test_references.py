@@ -1,4 +1,4 @@
-"""Who refers to a snapshot: whether anyone but one instance does decides who may map it (H04)."""
+"""Who refers to a snapshot: whether anyone but one instance does decides who may map it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_pages_of_zeros_over_a_base_that_is_one_hole_stay_holes(tmp_path: Path) 
 
 
 def test_what_was_given_back_shows_the_base_again_as_the_process_sees_it(tmp_path: Path) -> None:
-    """H17."""
+    """H17: a capture and the process agree; that the base shows again is why no machine has a balloon."""
     base, result = full_base(tmp_path / "base"), tmp_path / "result"
     with Mapper(base) as child:
         child.write(2 * PAGE_BYTES, ONES * 2)

@@ -92,7 +92,7 @@ def test_a_manifest_without_a_version_is_corrupt(snapshot: SnapshotPaths) -> Non
 
 
 def test_another_snapshot_s_manifest_is_corrupt(snapshot: SnapshotPaths) -> None:
-    """H11: memory under another's manifest."""
+    """H11: in the directory of another snapshot."""
     edit(snapshot, lambda content: content.update(id="ffffffffffff"))
     with pytest.raises(CorruptError, match="is the manifest of 'ffffffffffff'"):
         manifests.load(snapshot)
