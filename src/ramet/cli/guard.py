@@ -14,6 +14,7 @@ from ramet.cli.context import App, Verb, verb
 from ramet.errors import ConfigError, RametError, host_errors
 
 if TYPE_CHECKING:
+    from ramet.verify.documents import GuardDocument
     from ramet.verify.guard import GuardReport
 
 COMMAND = "ramet.command"
@@ -69,6 +70,7 @@ def _guard(
     app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
 ) -> int:
     from ramet import process
+    from ramet.verify import documents
     from ramet.verify.guard import guarding
 
     if not command:
@@ -82,12 +84,12 @@ def _guard(
         status = process.run_in_foreground(command, stdout=STDERR if app.json else None)
     assert watched.report is not None
     exit_status = _exit_status(watched.report, status)
-    value = _as_json(watched.report, command, status, exit_status)
+    encoded = documents.encoded(_document(watched.report, command, status, exit_status))
     if report_path is not None:
         with host_errors(f"write {report_path}"):
-            report_path.write_bytes(output.encoded(value))
+            report_path.write_bytes(encoded)
     if app.json:
-        output.json(value)
+        output.raw(encoded)
     else:
         for text in _lines(watched.report, command, status):
             output.error_line(text)
@@ -100,27 +102,32 @@ def _exit_status(report: GuardReport, status: int) -> int:
     return FAILED_STATUS if status else 0
 
 
-def _as_json(report: GuardReport, command: tuple[str, ...], status: int, exit_status: int) -> dict[str, object]:
-    return {
-        "verdict": report.verdict,
-        "exit_status": exit_status,
-        "command": {"argv": command, "status": max(status, 0), "signal": -status if status < 0 else None},
-        "paths": [str(path) for path in report.paths],
-        "files": report.files,
-        "bytes": report.total_bytes,
-        "seconds": round(report.seconds, 3),
-        "writers_unseen": report.writers_unseen,
-        "changes": [
-            {
-                "path": str(change.path),
-                "harmless": change.harmless,
-                "differences": change.differences,
-                "pages": [[pages.start, pages.stop - 1] for pages in change.pages],
-                "writers": change.writers,
-            }
+def _document(report: GuardReport, command: tuple[str, ...], status: int, exit_status: int) -> GuardDocument:
+    from ramet.verify.documents import ChangeDocument, CommandDocument, GuardDocument
+
+    return GuardDocument(
+        verdict=report.verdict.value,
+        exit_status=exit_status,
+        command=CommandDocument(
+            argv=command, status=status if status >= 0 else None, signal=-status if status < 0 else None
+        ),
+        paths=tuple(str(path) for path in report.paths),
+        files=report.files,
+        bytes=report.total_bytes,
+        seconds=round(report.seconds, 3),
+        writers_unseen=report.writers_unseen,
+        changes=tuple(
+            ChangeDocument(
+                path=str(change.path),
+                harmless=change.harmless,
+                is_new=change.is_new,
+                differences=change.differences,
+                pages=tuple((pages.start, pages.stop - 1) for pages in change.pages),
+                writers=change.writers,
+            )
             for change in report.changes
-        ],
-    }
+        ),
+    )
 
 
 def _lines(report: GuardReport, command: tuple[str, ...], status: int) -> list[str]:

@@ -86,20 +86,16 @@ def raw_error(data: bytes) -> None:
 
 def json(value: object) -> None:
     """Print a value as indented JSON: structs become objects, enums their values, bytes base64."""
-    raw(encoded(value))
-
-
-def encoded(value: object) -> bytes:
-    """``value`` as ``json`` prints it."""
     import msgspec
 
     try:
-        return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n"
+        encoded = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
     except UnicodeEncodeError:
         # A path that is not UTF-8: its bytes become lone surrogates, which ASCII JSON can escape.
         import json as standard_json
 
-        return standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode() + b"\n"
+        encoded = standard_json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2).encode()
+    raw(encoded + b"\n")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

@@ -30,6 +30,7 @@ ALL = "all"
     ],
 )
 @click.option("--list", "listing", is_flag=True, help="List scenarios and sabotages.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the reports, guard's too.")
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario. Repeatable.")
 @click.option("--sabotage", metavar="NAME|all", help="Break isolation on purpose, to see that it is noticed.")
 @click.option(
@@ -50,6 +51,7 @@ ALL = "all"
 def verify(
     app: App,
     listing: bool,
+    schema: bool,
     scenarios: tuple[str, ...],
     sabotage: str | None,
     memory: str,
@@ -66,6 +68,11 @@ def verify(
     caught by the check that names it.
     """
     try:
+        if schema:
+            from ramet.verify import documents
+
+            output.json(documents.schema())
+            return 0
         if listing:
             return _list(app)
         return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, report_path, junit)
@@ -140,7 +147,7 @@ def _show(app: App, report: Report | Matrix, report_path: Path | None, junit_pat
     from ramet.verify import junit
     from ramet.verify import report as reports
 
-    encoded = reports.encode(report) + b"\n"
+    encoded = reports.encode(report)
     if report_path is not None:
         with host_errors(f"write {report_path}"):
             report_path.write_bytes(encoded)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import Any
 
 import click
-import msgspec
 
 from ramet.verify.checks import CheckResult, Verdict, overall
+from ramet.verify.documents import (
+    CheckDocument,
+    FactDocument,
+    MatrixDocument,
+    ReportDocument,
+    SabotageDocument,
+    ScenarioDocument,
+    StepDocument,
+    encoded,
+)
 
-SCHEMA_VERSION = 1
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
 INDENT = 15
@@ -100,72 +107,71 @@ class Matrix:
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
+def document(report: Report | Matrix) -> ReportDocument | MatrixDocument:
+    """A report, or a matrix, as it is published."""
+    return _report_document(report) if isinstance(report, Report) else _matrix_document(report)
+
+
 def encode(report: Report | Matrix) -> bytes:
     """A report, or a matrix, as indented JSON."""
-    return _report_json(report) if isinstance(report, Report) else _matrix_json(report)
+    return encoded(document(report))
 
 
-def _report_json(report: Report) -> bytes:
-    """The report as indented JSON: ``verdict``, ``checks[{id title verdict evidence …}]``, ``host`` and the rest."""
-    value: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "verdict": report.verdict.value,
-        "exit_status": report.exit_status,
-        "sabotage": report.sabotage,
-        "seconds": round(report.seconds, 3),
-        "host": report.host,
-        "checks": [_check(result) for result in report.results],
-        "scenarios": [
-            {
-                "name": run.name,
-                "summary": run.summary,
-                "cut_short": run.cut_short,
-                "left_behind": run.left_behind,
-                "steps": [{"step": text, "seconds": round(seconds, 3)} for text, seconds in run.steps],
-            }
+def _report_document(report: Report) -> ReportDocument:
+    return ReportDocument(
+        verdict=report.verdict.value,
+        exit_status=report.exit_status,
+        sabotage=report.sabotage,
+        seconds=round(report.seconds, 3),
+        host=report.host,
+        checks=tuple(_check(result) for result in report.results),
+        scenarios=tuple(
+            ScenarioDocument(
+                name=run.name,
+                summary=run.summary,
+                cut_short=run.cut_short,
+                left_behind=run.left_behind,
+                steps=tuple(StepDocument(step=text, seconds=round(seconds, 3)) for text, seconds in run.steps),
+            )
             for run in report.scenarios
-        ],
-    }
-    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+        ),
+    )
 
 
-def _check(result: CheckResult) -> dict[str, Any]:
-    return {
-        "id": f"{result.scenario}.{result.claim.id}",
-        "title": result.claim.title,
-        "verdict": result.verdict.value,
-        "evidence": [{"at": fact.at, "found": fact.found, "agrees": fact.agrees} for fact in result.facts],
-        "scenario": result.scenario,
-        "strength": result.strength.value,
-        "required": result.required,
-        "reason": result.reason,
-        "claim": result.claim.claim,
-        "fails_if": result.claim.fails_if,
-        "hazards": result.claim.hazards,
-    }
+def _check(result: CheckResult) -> CheckDocument:
+    return CheckDocument(
+        id=f"{result.scenario}.{result.claim.id}",
+        title=result.claim.title,
+        verdict=result.verdict.value,
+        evidence=tuple(FactDocument(at=fact.at, found=fact.found, agrees=fact.agrees) for fact in result.facts),
+        scenario=result.scenario,
+        strength=result.strength.value,
+        required=result.required,
+        reason=result.reason,
+        claim=result.claim.claim,
+        fails_if=result.claim.fails_if,
+        hazards=result.claim.hazards,
+    )
 
 
-def _matrix_json(matrix: Matrix) -> bytes:
-    """The detection matrix as indented JSON."""
-    value = {
-        "schema_version": SCHEMA_VERSION,
-        "all_caught": not matrix.missed,
-        "exit_status": matrix.exit_status,
-        "seconds": round(matrix.seconds, 3),
-        "host": matrix.host,
-        "sabotages": [
-            {
-                "name": row.sabotage,
-                "summary": row.summary,
-                "must_fail": row.must_fail,
-                "failed": row.failed,
-                "caught": row.caught,
-                "not_applicable": row.not_applicable,
-            }
+def _matrix_document(matrix: Matrix) -> MatrixDocument:
+    return MatrixDocument(
+        all_caught=not matrix.missed,
+        exit_status=matrix.exit_status,
+        seconds=round(matrix.seconds, 3),
+        host=matrix.host,
+        sabotages=tuple(
+            SabotageDocument(
+                name=row.sabotage,
+                summary=row.summary,
+                must_fail=row.must_fail,
+                failed=row.failed,
+                caught=row.caught,
+                not_applicable=row.not_applicable,
+            )
             for row in matrix.rows
-        ],
-    }
-    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+        ),
+    )
 
 
 # -- for people ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+"""What `verify --json` and `guard --json` print, as types: the published schema (docs/schemas/) is made from them.
+
+A field may be added at any time; one that goes, or changes its meaning, takes another ``schema_version`` with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+SCHEMA_VERSION = 1
+
+VerdictWord = Annotated[
+    Literal["PASS", "FAIL", "INCONCLUSIVE"],
+    Meta(description="Not looked is not PASS: a check that could not be decided is INCONCLUSIVE."),
+]
+ExitStatus = Annotated[int, Meta(description="What the command exited with.")]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class FactDocument(Struct, frozen=True, kw_only=True):
+    """One piece of evidence: the step at which it was taken, what was found, and whether that agrees with the claim."""
+
+    at: str
+    found: str
+    agrees: bool
+
+
+class CheckDocument(Struct, frozen=True, kw_only=True):
+    """A check after it was run. ``id`` is ``scenario.claim``; ``strength`` says whether the kernel would refuse the opposite
+    (enforced) or it merely held; ``required`` is false where this host need not show it; ``hazards`` are numbers of
+    docs/isolation.md.
+    """
+
+    id: str
+    title: str
+    verdict: VerdictWord
+    evidence: tuple[FactDocument, ...]
+    scenario: str
+    strength: Literal["enforced", "held"]
+    required: bool
+    reason: str | None
+    claim: str
+    fails_if: str
+    hazards: tuple[str, ...]
+
+
+class StepDocument(Struct, frozen=True, kw_only=True):
+    """What a scenario did, and how long that took."""
+
+    step: str
+    seconds: Seconds
+
+
+class ScenarioDocument(Struct, frozen=True, kw_only=True):
+    """A scenario: ``cut_short`` says why it did not get to its end, ``left_behind`` what could not be removed."""
+
+    name: str
+    summary: str
+    cut_short: str | None
+    left_behind: tuple[str, ...]
+    steps: tuple[StepDocument, ...]
+
+
+class ReportDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="report"):
+    """A run of `ramet verify`; with ``sabotage`` it had to end in FAIL."""
+
+    schema_version: int = SCHEMA_VERSION
+    verdict: VerdictWord
+    exit_status: ExitStatus
+    sabotage: str | None
+    seconds: Seconds
+    host: dict[str, str]
+    checks: tuple[CheckDocument, ...]
+    scenarios: tuple[ScenarioDocument, ...]
+
+
+class SabotageDocument(Struct, frozen=True, kw_only=True):
+    """One sabotage: the checks that must fail, those that did and do not without it, and why it cannot be committed here."""
+
+    name: str
+    summary: str
+    must_fail: tuple[str, ...]
+    failed: tuple[str, ...]
+    caught: bool
+    not_applicable: str | None
+
+
+class MatrixDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="matrix"):
+    """The detection matrix of `ramet verify --sabotage all`."""
+
+    schema_version: int = SCHEMA_VERSION
+    all_caught: bool
+    exit_status: ExitStatus
+    seconds: Seconds
+    host: dict[str, str]
+    sabotages: tuple[SabotageDocument, ...]
+
+
+class CommandDocument(Struct, frozen=True, kw_only=True):
+    """The command that was run under guard, and how it ended: by a status, or by a signal."""
+
+    argv: tuple[str, ...]
+    status: int | None
+    signal: int | None
+
+
+class ChangeDocument(Struct, frozen=True, kw_only=True):
+    """What became of one file. ``pages`` are [first, last] numbers of 4 KiB pages whose content changed; ``writers`` who wrote,
+    or could have; a ``harmless`` one has the content, inode, size, mode, owner and links that it had.
+    """
+
+    path: str
+    harmless: bool
+    is_new: bool
+    differences: tuple[str, ...]
+    pages: tuple[tuple[int, int], ...]
+    writers: tuple[str, ...]
+
+
+class GuardDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="guard"):
+    """A run of `ramet guard`; ``writers_unseen`` says why those who wrote may have been missed."""
+
+    schema_version: int = SCHEMA_VERSION
+    verdict: VerdictWord
+    exit_status: ExitStatus
+    command: CommandDocument
+    paths: tuple[str, ...]
+    files: int
+    bytes: int
+    seconds: Seconds
+    writers_unseen: str | None
+    changes: tuple[ChangeDocument, ...]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of all that is printed."""
+    made = msgspec.json.schema(ReportDocument | MatrixDocument | GuardDocument)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Reports of Ramet", **made}
+
+
+def encoded(document: ReportDocument | MatrixDocument | GuardDocument | dict[str, Any]) -> bytes:
+    """As indented JSON, with a newline at its end. A path that is not UTF-8 has its bytes escaped as lone surrogates."""
+    try:
+        return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    except UnicodeEncodeError:
+        import json
+
+        return json.dumps(msgspec.to_builtins(document), indent=2).encode() + b"\n"
