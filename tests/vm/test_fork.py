@@ -11,7 +11,6 @@ from ramet.errors import ConflictError, InUseError, NotFoundError, StateError, U
 from ramet.instances import fork
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor, InstanceInfo, Method, State
-from ramet.process import wait_until
 from ramet.snapshots import capture
 from ramet.verify.fingerprints import fingerprints
 from tests.vm.guests import marks, set_marks, sh
@@ -82,45 +81,6 @@ def test_a_chain_of_forks_survives_the_loss_of_its_middle_and_its_source(host: H
         host.standby(f"deep-{depth}")
         host.restore(f"deep-{depth}")
         assert marks(host, f"deep-{depth}") == (f"ram-{depth}", f"disk-{depth}")
-
-
-COUNTER = """\
-cat >/ram/count.sh <<'END'
-i=0
-while :; do
-    i=$((i+1))
-    echo $i >/data/count.new; sync /data/count.new; mv /data/count.new /data/count; sync
-    echo $i >/ram/count.new; mv /ram/count.new /ram/count
-done
-END
-cat >/etc/ramet/resume.d/10-look <<'END'
-#!/bin/sh
-echo 3 >/proc/sys/vm/drop_caches
-cat /ram/count /data/count >/run/ramet/seen
-END
-chmod 755 /etc/ramet/resume.d/10-look
-"""
-"""A counter that reaches the disk, then RAM, without a pause; and a look at both in a woken fork, before it counts on."""
-
-
-def test_a_fork_of_a_running_source_pairs_memory_and_disk_of_one_instant(host: Host, running: InstanceInfo) -> None:
-    """H22; H07: the fork sees nothing of what the source counts later; H24: its disk is a clean file system."""
-    sh(host, "web", COUNTER)
-    host.exec("web", ["sh", "/ram/count.sh"], detach=True)
-    wait_until(lambda: sh(host, "web", "cat /ram/count 2>/dev/null || echo 0") != "0", 20, what="the counter to run")
-    before = int(sh(host, "web", "cat /ram/count"))
-    report = host.fork("web", ["one", "two"])
-    after = int(sh(host, "web", "cat /ram/count"))
-    assert report.source_pause_s is not None
-    assert host.get("web").state is State.RUNNING
-    wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > after + 1, 20, what="the source to run on")
-    for name in ("one", "two"):
-        require_clean_disk(snapshot_dir(host, name) / "disk.raw")
-        host.restore(name)
-        ram, disk = (int(text) for text in sh(host, name, "cat /run/ramet/seen").split())
-        assert disk - ram in (0, 1), f"{name}: disk {disk}, RAM {ram}"
-        assert before <= ram <= after
-        assert host.ping(name).nonce == host.ping("web").nonce
 
 
 def test_a_fork_of_a_stopped_source_boots_its_disk(host: Host, running: InstanceInfo) -> None:

@@ -60,7 +60,7 @@ def test_verify_passes_for_nobody(their_home: Path) -> None:
     done = subprocess.run(
         [
             *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "env", *environment),
-            *(str(PYTHON), "-m", "ramet.cli", "verify", "--json"),
+            *(str(PYTHON), "-m", "ramet.cli", "verify", "--scenario", "base", "--json"),
         ],
         capture_output=True,
         cwd="/",

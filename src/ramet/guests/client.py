@@ -23,6 +23,7 @@ from ramet.model import ExecResult, Ping
 __all__ = ["AgentClient", "ExecControl", "FileMeta", "GuestRefusedError"]
 
 log = logging.getLogger("ramet.agent")
+FIRST_TRY_S = 1.0
 SEED_BYTES = 64
 START_S = 60.0
 """How long a command may take to start: the workload may be frozen meanwhile."""
@@ -229,13 +230,20 @@ class AgentClient:
 
 
 def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
-    """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made."""
+    """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made.
+
+    So it is where no answer comes: a guest that resets its transport after it has taken our hello, and before its agent has
+    answered, tells nobody (Linux, virtio_vsock_reset_sock). Each try may take twice as long as the one before it.
+    """
     end_s = time.monotonic() + deadline_s
+    try_s = FIRST_TRY_S
     while (left_s := end_s - time.monotonic()) > 0:
         stream = AgentStream(vsock.connect(run_dir, deadline_s=left_s), probes=True)
         try:
-            if stream.sync(timeout_s=max(end_s - time.monotonic(), 0)):
+            if stream.sync(timeout_s=max(min(try_s, end_s - time.monotonic()), 0)):
                 return stream
+            log.debug("%s: no answer to the hello for %g s; once more, on another connection", run_dir, try_s)
+            try_s *= 2
         except VmmDiedError:
             log.debug("%s: the connection to the guest was reset before it was of use; once more", run_dir)
             time.sleep(vsock.RETRY_S)  # or the agent has no room for one more session

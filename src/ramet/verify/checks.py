@@ -200,6 +200,78 @@ CLAIMS: dict[str, Claim] = {
             fails_if="a dirty page was missed",
             hazards=("H02", "H09", "H15"),
         ),
+        Claim(
+            id="siblings-see-source",
+            title="every sibling starts with what the source left",
+            claim="Each of three forks of one source finds its sentinels, in RAM and on disk.",
+            fails_if="a sibling starts with anything else",
+            hazards=("H23",),
+        ),
+        Claim(
+            id="siblings-keep-apart",
+            title="siblings that write the same places keep apart",
+            claim="Three forks write over the same page and block: each reads its own, while all run, and after its own sleep.",
+            fails_if="one shows what another wrote",
+            hazards=("H01", "H20"),
+        ),
+        Claim(
+            id="chain-inherits",
+            title="a fork of a fork starts with what its parent wrote",
+            claim="Down a chain of five, each starts with the sentinels that the one before it wrote last.",
+            fails_if="a generation's own pages are missing from what its forks start with",
+            hazards=("H09", "H23"),
+        ),
+        Claim(
+            id="chain-outlives",
+            title="deleting ancestors changes no descendant's files",
+            claim="The source and the middle of the chain are deleted: all other files keep their fingerprints.",
+            fails_if="a descendant's file was the ancestor's, or goes with it",
+            hazards=("H41",),
+        ),
+        Claim(
+            id="chain-wakes",
+            title="what is left of the chain wakes as it was",
+            claim="Each remaining generation has its own sentinels, the same boot, and memory that sums up as before.",
+            fails_if="anything of it was in a file of an ancestor",
+            hazards=("H41",),
+        ),
+        Claim(
+            id="live-pair-agrees",
+            title="memory and disk of a live fork are of one instant",
+            claim="A number that goes to the disk and then to RAM, on and on, differs by one at most, looked at before the fork "
+            "runs on, and is none that the source counted later.",
+            fails_if="disk and memory were taken at different instants, or of a guest that ran",
+            hazards=("H07", "H22"),
+        ),
+        Claim(
+            id="live-disk-clean",
+            title="the disk of a live fork is a clean file system",
+            claim="e2fsck finds nothing to mend and no journal to replay on the published disk of a guest that was writing.",
+            fails_if="the file system was not frozen when its disk was taken",
+            hazards=("H24",),
+        ),
+        Claim(
+            id="source-runs-on",
+            title="the source of a live fork runs on",
+            claim="After the fork its state is running, and its workload goes on.",
+            fails_if="it was left paused or frozen",
+            hazards=("H43", "H71"),
+        ),
+        Claim(
+            id="rewind-is-exact",
+            title="going back to a snapshot again and again is exact",
+            claim="Each of three rollbacks finds the sentinels and the memory of the snapshot, whatever was written since.",
+            fails_if="anything written after the snapshot shows",
+            hazards=("H02", "H16"),
+        ),
+        Claim(
+            id="rewind-changes-nothing",
+            title="a snapshot that is gone back to does not change",
+            claim="Its files keep their fingerprints while VMs run from it, one after the other.",
+            fails_if="a VM that was restored writes into the snapshot",
+            hazards=("H02", "H05"),
+            continuous=True,
+        ),
     )
 }
 
@@ -258,6 +330,10 @@ class Ledger:
     def cut_short(self, why: str) -> None:
         """The scenario did not get to its end."""
         self._cut_short = why
+
+    def failed(self) -> list[str]:
+        """The checks of which a look has not agreed so far."""
+        return [claim for claim, entry in self._entries.items() if not all(fact.agrees for fact in entry.facts)]
 
     @property
     def was_cut_short(self) -> str | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ramet.errors import GuestError, SnapshotError, VmmError
@@ -101,13 +102,16 @@ def source_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None
 
 def fork_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
     """Compare every file of the sleeping fork's snapshot with what it was."""
-    changes = world.changes("sleeper", drop_cache=drop_cache)
+    files_unchanged(world, "sleeping-fork-unchanged", "sleeper", at=at, drop_cache=drop_cache)
+
+
+def files_unchanged(world: World, claim: str, role: str, *, at: str, drop_cache: bool = False) -> None:
+    """Compare every file of a snapshot with what it was when it was remembered under ``role``."""
+    changes = world.changes(role, drop_cache=drop_cache)
     problems = [f"{name}: {problem}" for name, wrong in changes.items() for problem in wrong]
     suffix = ", read anew from the disk" if drop_cache else ""
-    memory = world.baselines["sleeper"]["memory"]
-    world.ledger.look(
-        "sleeping-fork-unchanged", at, problems, found=f"{len(changes)} files as they were; memory: {memory}{suffix}"
-    )
+    memory = world.baselines[role]["memory"]
+    world.ledger.look(claim, at, problems, found=f"{len(changes)} files as they were; memory: {memory}{suffix}")
 
 
 def disk_usage(world: World, role: str, source: str) -> None:
@@ -340,6 +344,12 @@ def own_randomness(world: World, role: str, other: str) -> None:
 def wakes_as_it_was(world: World, claim: str, role: str, *, token: str, at: str) -> None:
     """Restore, and compare all that the guest can tell with what it was; ``token`` is what its sentinels must hold."""
     _look_inside(world, claim, role, token, at, first=lambda: world.host.restore(world.name(role)))
+
+
+def rolls_back(world: World, claim: str, role: str, snapshot: str, *, token: str, at: str) -> None:
+    """The same, of an instance that goes back to a snapshot, and gives up what it has become."""
+    restore = partial(world.host.restore, world.name(role), snapshot=snapshot, discard_memory=True, discard_disk=True)
+    _look_inside(world, claim, role, token, at, first=restore)
 
 
 def still_reads(world: World, claim: str, role: str, *, token: str, at: str) -> None:

@@ -13,12 +13,13 @@ from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
-from ramet.verify import looks, sabotage, scenarios
+from ramet.verify import looks, scenarios, strikes
+from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
 from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun
 from ramet.verify.sabotage import SABOTAGES, Sabotage
 from ramet.verify.scenarios import SCENARIOS, Scenario
-from ramet.verify.world import World
+from ramet.verify.world import Point, World
 
 Say = Callable[[str], None]
 IMAGE = "micro"
@@ -47,10 +48,12 @@ def run(
     sabotage: str | None = None,
     on_progress: Say | None = None,
     keep: bool = False,
+    stop_when_caught: bool = False,
 ) -> Report:
     """Run the scenarios (all by default), or the one that a sabotage strikes, with guests of its own in the store ``home``.
 
-    What it made is removed at the end, whatever happens, unless ``keep``.
+    What it made is removed at the end, whatever happens, unless ``keep``. ``stop_when_caught`` ends a sabotaged run early: which
+    other checks would have failed is not known then.
 
     Raises:
         ConfigError: for unknown names, too little memory, or a sabotage of a scenario that was not chosen.
@@ -65,7 +68,8 @@ def run(
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     chosen = [SCENARIOS[broken.scenario]] if broken else _chosen(scenarios)
-    runs = [_run_one(host, scenario, broken, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
+    strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
+    runs = [_run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
     return Report(
         host=_describe(host, Hypervisor(hypervisor), memory_mib),
         scenarios=tuple(runs),
@@ -148,7 +152,7 @@ def _host(home: Path, say: Say) -> Host:
 def _run_one(
     host: Host,
     scenario: Scenario,
-    broken: Sabotage | None,
+    strike: Callable[[World, Point], None],
     hypervisor: Hypervisor,
     memory_mib: int,
     say: Say,
@@ -162,7 +166,7 @@ def _run_one(
         hypervisor=hypervisor,
         ledger=ledger,
         say=say,
-        strike=sabotage.strike_of(broken),
+        strike=strike,
     )
     left: list[str] = []
     try:
@@ -176,7 +180,7 @@ def _run_one(
     except (ValueError, IndexError) as err:
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
-        sabotage.unwrap_vmm(world)
+        strikes.unwrap_vmm(world)
         if not keep:
             say(f"{scenario.name}: removing what was made")
             left = world.remove_all()

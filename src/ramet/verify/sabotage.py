@@ -6,31 +6,16 @@ catch it.
 
 from __future__ import annotations
 
-import mmap
-import os
-import shlex
-import shutil
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from ramet.errors import ConfigError
-from ramet.linux import procfs
 from ramet.model import Hypervisor
-from ramet.verify import evidence
-from ramet.verify.world import Point, World
+from ramet.verify import strikes
+from ramet.verify.world import CutShortError, Point, World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-VMM_PROGRAMS = {
-    Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
-    Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
-}
-PAGE_BYTES = mmap.PAGESIZE
-STRANGE_TOKEN = b"strange!" * 8
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,260 +41,6 @@ class Sabotage:
         return None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a published file for writing, as only a saboteur would; its mode is put back."""
-    mode = path.stat().st_mode & 0o7777
-    path.chmod(0o600)
-    try:
-        with path.open("r+b") as stream:
-            yield stream
-    finally:
-        path.chmod(mode)
-
-
-def _file(world: World, role: str, name: str) -> Path:
-    return world.snapshot_dir(role) / name
-
-
-def _source_file(world: World, name: str) -> Path:
-    return Path(world.scratch["dir-source"]) / name
-
-
-def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Put another file in the place of ``path``, with its mode."""
-    mode = path.stat().st_mode & 0o7777
-    new = path.with_name(f".{path.name}.sabotage")
-    make(new)
-    new.chmod(mode)
-    new.rename(path)
-
-
-def _overwrite(path: Path, old: bytes, new: bytes) -> None:
-    """Replace every occurrence of ``old`` in a file, in place."""
-    assert len(old) == len(new)
-    with _opened(path) as stream, mmap.mmap(stream.fileno(), 0) as view:
-        at = view.find(old)
-        if at < 0:
-            raise ConfigError(f"The sabotage cannot strike: {path} does not hold what it wants to change.")
-        while at >= 0:
-            view[at : at + len(new)] = new
-            at = view.find(old, at + len(new))
-
-
-def _flip_byte(path: Path) -> None:
-    with _opened(path) as stream:
-        stream.seek(path.stat().st_size // 2)
-        byte = stream.read(1)
-        stream.seek(-1, os.SEEK_CUR)
-        stream.write(bytes((byte[0] ^ 0xFF,)))
-
-
-def _write_differing_pages(onto: Path, source: Path) -> None:
-    """What a diff written in place does: the pages in which ``source`` differs are written into ``onto``."""
-    with _opened(onto) as target, source.open("rb") as reader:
-        position = 0
-        while chunk := reader.read(256 * PAGE_BYTES):
-            target.seek(position)
-            have = target.read(len(chunk))
-            for start in range(0, len(chunk), PAGE_BYTES):
-                page = chunk[start : start + PAGE_BYTES]
-                if page != have[start : start + PAGE_BYTES]:
-                    target.seek(position + start)
-                    target.write(page)
-            position += len(chunk)
-
-
-# -- files --------------------------------------------------------------------------------------------------------
-
-
-def _hard_link_memory(world: World) -> None:
-    _replace(_file(world, "fork", "memory"), lambda new: new.hardlink_to(_source_file(world, "memory")))
-
-
-def _diff_in_place(world: World) -> None:
-    _write_differing_pages(_source_file(world, "memory"), _file(world, "fork", "memory"))
-
-
-def _full_copy(world: World) -> None:
-    path = _file(world, "fork", "memory")
-
-    def copy(new: Path) -> None:
-        """Sparse, as a copy would be at its cheapest: holes stay holes, data is written."""
-        with path.open("rb") as reader, new.open("wb") as writer:
-            while chunk := reader.read(PAGE_BYTES):
-                if chunk.count(0) == len(chunk):
-                    writer.seek(len(chunk), os.SEEK_CUR)
-                else:
-                    writer.write(chunk)
-            writer.truncate(path.stat().st_size)
-            os.fsync(writer.fileno())
-
-    _replace(path, copy)
-
-
-def _other_disk(world: World) -> None:
-    path = _file(world, "fork", "disk.raw")
-    _replace(path, lambda new: shutil.copyfile(path, new))
-    _overwrite(path, _token(world, "source").encode(), STRANGE_TOKEN)
-
-
-def _flip_vmstate(world: World) -> None:
-    _flip_byte(_source_file(world, "vmstate"))
-
-
-def _break_fork_vmstate(world: World) -> None:
-    _flip_byte(_file(world, "fork", "vmstate"))
-
-
-def _loosen_modes(world: World) -> None:
-    _file(world, "fork", "memory").chmod(0o644)
-
-
-def _lose_fork_diff(world: World) -> None:
-    """The page with the fork's sentinel shows the base again, as if the dirty scan had missed it."""
-    _overwrite(_file(world, "fork", "memory"), _token(world, "fork").encode(), _token(world, "source").encode())
-
-
-def _lose_source_diff(world: World) -> None:
-    _overwrite(_file(world, "source", "memory"), _token(world, "source").encode(), STRANGE_TOKEN)
-
-
-def _write_late(world: World) -> None:
-    _overwrite(_source_file(world, "memory"), _token(world, "source").encode(), STRANGE_TOKEN)
-
-
-def _write_into_sleeper(world: World) -> None:
-    _overwrite(
-        _file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), _token(world, "source").encode()
-    )
-
-
-def _write_late_into_sleeper(world: World) -> None:
-    _overwrite(_file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), STRANGE_TOKEN)
-
-
-def _write_under_runner(world: World) -> None:
-    """The known trap: what a running fork maps is written in place, and shows through every page that it has not copied."""
-    info = world.info("runner")
-    assert info.pid is not None
-    own = {(file.printed_dev, file.ino): file.path for file in evidence.identify(world.own_files("runner"))}
-    mapped = [own[m.dev, m.ino] for m in procfs.mappings(info.pid) if (m.dev, m.ino) in own and "disk" not in m.path]
-    _overwrite(mapped[0], world.scratch["token-runner"].encode(), STRANGE_TOKEN)
-
-
-def _leave_something(world: World) -> None:
-    Path(world.scratch["gone-fork"]).mkdir(mode=0o700)
-
-
-def _remember_fork_dir(world: World) -> None:
-    world.scratch["gone-fork"] = str(Path(world.info("fork").run_dir).parent)
-
-
-def _clear_what_was_left(world: World) -> None:
-    Path(world.scratch["gone-fork"]).rmdir()
-
-
-# -- guests -------------------------------------------------------------------------------------------------------
-
-
-def _fill_nothing(world: World) -> None:
-    world.fill_bytes = 0
-
-
-def _reboot(world: World) -> None:
-    """A fresh boot of the fork's disk, made up to look like a restore: the sentinels are put back into its RAM."""
-    name = world.name("fork")
-    world.host.stop(name, force=True)
-    world.host.start(name)
-    world.guest("fork", 'printf %s "$1" >/ram/sentinel', arguments=[_token(world, "source")])
-    world.fill("fork", seed=1, size_bytes=world.fill_bytes)
-
-
-def _take_identity(world: World) -> None:
-    world.guest(
-        "fork",
-        'hostname "$1"; echo "$2" >/etc/machine-id',
-        arguments=[world.scratch["hostname-source"], world.scratch["machine-id-source"]],
-    )
-
-
-def _stop_clock(world: World) -> None:
-    """The time of the snapshot, as if nobody had set the clock."""
-    world.guest("fork", "date -s @$(($(date +%s) - 3600))")
-
-
-def _fix_randomness(world: World) -> None:
-    world.guest(
-        "source",
-        "echo 00000000-0000-4000-8000-000000000000 >/run/uuid; mount --bind /run/uuid /proc/sys/kernel/random/uuid",
-    )
-
-
-# -- the VMM ------------------------------------------------------------------------------------------------------
-
-
-def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
-    """Let a script stand in for the VMM that does ``first``, edits its command line with ``sed``, and becomes it."""
-    variable, program = VMM_PROGRAMS[world.hypervisor]
-    real = os.environ.get(variable) or shutil.which(program)
-    if real is None:
-        raise ConfigError(f"This sabotage needs {program} in PATH.")
-    script = world.host.home / f"verify-{world.tag}-{program}"
-    script.write_text(
-        "#!/bin/sh\n"
-        "# Made by a sabotage of `ramet verify`; it removes this file at its end.\n"
-        f'[ "$1" = --version ] || {{ {first}; }}\n'
-        "count=$#\n"
-        'while [ "$count" -gt 0 ]; do\n'
-        f'    argument=$(printf "%s." "$1" | sed {shlex.quote(edit)})\n'
-        '    set -- "$@" "${argument%.}"\n'
-        "    shift\n"
-        "    count=$((count - 1))\n"
-        "done\n"
-        f'exec {shlex.quote(real)} "$@"\n'
-    )
-    script.chmod(0o700)
-    world.scratch["vmm-before"] = os.environ.get(variable, "")
-    world.scratch["vmm-script"] = str(script)
-    os.environ[variable] = str(script)
-
-
-def unwrap_vmm(world: World) -> None:
-    """Take the script away again; nothing happens if there is none."""
-    script = world.scratch.pop("vmm-script", None)
-    if script is None:
-        return
-    variable, _ = VMM_PROGRAMS[world.hypervisor]
-    Path(script).unlink(missing_ok=True)
-    before = world.scratch.pop("vmm-before")
-    if before:
-        os.environ[variable] = before
-    else:
-        del os.environ[variable]
-
-
-def _share_disk(world: World) -> None:
-    """The fork's VMM opens the source's published disk."""
-    disk = _source_file(world, "disk.raw")
-    if os.geteuid() != 0:
-        disk.chmod(0o600)  # root's VMM does not ask
-    if (
-        world.hypervisor is Hypervisor.FIRECRACKER
-    ):  # which disk it opens is in the device state: a path in its directory
-        _wrap_vmm(world, first=f"ln -sf {shlex.quote(str(disk))} work/disk.raw")
-    else:
-        _wrap_vmm(world, edit=f"s#file=[^,]*disk.raw#file={disk}#")
-
-
-def _share_mapping(world: World) -> None:
-    _wrap_vmm(world, edit="s#,readonly=on,rom=off##; s#share=off#share=on#")
-
-
-def _token(world: World, role: str) -> str:
-    return world.scratch[f"token-{role}"]
-
-
 SABOTAGES: dict[str, Sabotage] = {
     sabotage.name: sabotage
     for sabotage in (
@@ -318,35 +49,35 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork's memory file is a hard link to the source's",
             scenario="base",
             caught_by=("fork-own-inodes",),
-            strikes={Point.FORKED: _hard_link_memory},
+            strikes={Point.FORKED: strikes.hard_link_memory},
         ),
         Sabotage(
             name="in-place-diff",
             summary="the fork's diff snapshot is written into the source's memory file",
             scenario="base",
             caught_by=("source-memory-unchanged", "source-restores"),
-            strikes={Point.FORK_SLEPT: _diff_in_place},
+            strikes={Point.FORK_SLEPT: strikes.diff_in_place},
         ),
         Sabotage(
             name="shared-disk",
             summary="the fork's VMM opens the source's disk instead of its own",
             scenario="base",
             caught_by=("vmm-cannot-write-others", "source-disk-unchanged"),
-            strikes={Point.FORK_RESTORING: _share_disk, Point.FORK_RESTORED: unwrap_vmm},
+            strikes={Point.FORK_RESTORING: strikes.share_disk, Point.FORK_RESTORED: strikes.unwrap_vmm},
         ),
         Sabotage(
             name="reboot",
             summary="the fork is booted afresh and made up to look restored",
             scenario="base",
             caught_by=("fork-same-boot",),
-            strikes={Point.FORK_RESTORED: _reboot},
+            strikes={Point.FORK_RESTORED: strikes.reboot},
         ),
         Sabotage(
             name="shared-mapping",
             summary="the fork's VMM maps its memory file MAP_SHARED",
             scenario="base",
             caught_by=("vmm-maps-privately",),
-            strikes={Point.FORK_RESTORING: _share_mapping, Point.FORK_RESTORED: unwrap_vmm},
+            strikes={Point.FORK_RESTORING: strikes.share_mapping, Point.FORK_RESTORED: strikes.unwrap_vmm},
             hypervisors=(Hypervisor.QEMU,),
         ),
         Sabotage(
@@ -354,35 +85,35 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork gets a disk that is not the source's",
             scenario="base",
             caught_by=("fork-sees-source",),
-            strikes={Point.FORKED: _other_disk},
+            strikes={Point.FORKED: strikes.other_disk},
         ),
         Sabotage(
             name="broken-vmstate",
             summary="a byte of the fork's device state is flipped",
             scenario="base",
             caught_by=("fork-wakes",),
-            strikes={Point.FORKED: _break_fork_vmstate},
+            strikes={Point.FORKED: strikes.break_fork_vmstate},
         ),
         Sabotage(
             name="flipped-byte",
             summary="a host process flips a byte of the source's device state while the fork runs",
             scenario="base",
             caught_by=("source-state-unchanged",),
-            strikes={Point.FORK_RESTORED: _flip_vmstate},
+            strikes={Point.FORK_RESTORED: strikes.flip_vmstate},
         ),
         Sabotage(
             name="lost-diff",
             summary="a dirty page is missing from the fork's diff snapshot",
             scenario="base",
             caught_by=("fork-diff-complete",),
-            strikes={Point.FORK_SLEPT: _lose_fork_diff},
+            strikes={Point.FORK_SLEPT: strikes.lose_fork_diff},
         ),
         Sabotage(
             name="full-copy",
             summary="the fork's memory file is a plain copy where a reflink is claimed",
             scenario="base",
             caught_by=("fork-disk-usage",),
-            strikes={Point.FORK_SLEPT: _full_copy},
+            strikes={Point.FORK_SLEPT: strikes.full_copy},
             needs_reflinks=True,
         ),
         Sabotage(
@@ -390,35 +121,35 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the source's memory is left almost empty, so that a copy would cost nothing",
             scenario="base",
             caught_by=("source-dirtied",),
-            strikes={Point.FILLING: _fill_nothing},
+            strikes={Point.FILLING: strikes.fill_nothing},
         ),
         Sabotage(
             name="loose-modes",
             summary="a published file is readable by everybody",
             scenario="base",
             caught_by=("snapshot-modes",),
-            strikes={Point.FORKED: _loosen_modes},
+            strikes={Point.FORKED: strikes.loosen_modes},
         ),
         Sabotage(
             name="same-identity",
             summary="the fork keeps the source's host name and machine-id",
             scenario="base",
             caught_by=("own-identity",),
-            strikes={Point.FORK_RESTORED: _take_identity},
+            strikes={Point.FORK_RESTORED: strikes.take_identity},
         ),
         Sabotage(
             name="stale-clock",
             summary="the fork's wall clock still shows the time of the snapshot",
             scenario="base",
             caught_by=("wall-clock",),
-            strikes={Point.FORK_RESTORED: _stop_clock},
+            strikes={Point.FORK_RESTORED: strikes.stop_clock},
         ),
         Sabotage(
             name="same-randomness",
             summary="the kernel's random UUID is the same in every fork",
             scenario="base",
             caught_by=("own-randomness",),
-            strikes={Point.BOOTED: _fix_randomness},
+            strikes={Point.BOOTED: strikes.fix_randomness},
         ),
         Sabotage(
             name="leaky-delete",
@@ -426,9 +157,9 @@ SABOTAGES: dict[str, Sabotage] = {
             scenario="base",
             caught_by=("nothing-left",),
             strikes={
-                Point.FORK_SLEPT: _remember_fork_dir,
-                Point.FORK_DELETED: _leave_something,
-                Point.SOURCE_RESTORING: _clear_what_was_left,
+                Point.FORK_SLEPT: strikes.remember_fork_dir,
+                Point.FORK_DELETED: strikes.leave_something,
+                Point.SOURCE_RESTORING: strikes.clear_what_was_left,
             },
         ),
         Sabotage(
@@ -436,44 +167,104 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the source's memory file is written after the last look, before the source wakes",
             scenario="base",
             caught_by=("source-restores",),
-            strikes={Point.SOURCE_RESTORING: _write_late},
+            strikes={Point.SOURCE_RESTORING: strikes.write_late},
         ),
         Sabotage(
             name="reverse-in-place-diff",
             summary="the source's second snapshot is written into the sleeping fork's memory file",
             scenario="reverse",
             caught_by=("sleeping-fork-unchanged",),
-            strikes={Point.SOURCE_SLEPT: _write_into_sleeper},
+            strikes={Point.SOURCE_SLEPT: strikes.write_into_sleeper},
         ),
         Sabotage(
             name="written-under-a-running-fork",
             summary="the file that a running fork maps is written in place",
             scenario="reverse",
             caught_by=("running-fork-unnoticed",),
-            strikes={Point.SOURCE_SLEPT: _write_under_runner},
+            strikes={Point.SOURCE_SLEPT: strikes.write_under_runner},
         ),
         Sabotage(
             name="late-write-to-a-fork",
             summary="the sleeping fork's memory file is written after the last look, before it wakes",
             scenario="reverse",
             caught_by=("sleeping-fork-wakes",),
-            strikes={Point.SLEEPER_RESTORING: _write_late_into_sleeper},
+            strikes={Point.SLEEPER_RESTORING: strikes.write_late_into_sleeper},
         ),
         Sabotage(
             name="lost-source-diff",
             summary="a dirty page is missing from the source's second snapshot",
             scenario="reverse",
             caught_by=("source-diff-complete",),
-            strikes={Point.SOURCE_WAKING_AGAIN: _lose_source_diff},
+            strikes={Point.SOURCE_WAKING_AGAIN: strikes.lose_source_diff},
+        ),
+        Sabotage(
+            name="unshared-source",
+            summary="a sibling starts with other memory than its source slept with",
+            scenario="siblings",
+            caught_by=("siblings-see-source",),
+            strikes={Point.SIBLINGS_FORKED: strikes.write_into_sibling},
+        ),
+        Sabotage(
+            name="crossed-siblings",
+            summary="one sibling's diff holds the page that another one wrote",
+            scenario="siblings",
+            caught_by=("siblings-keep-apart",),
+            strikes={Point.SIBLINGS_SLEPT: strikes.cross_siblings},
+        ),
+        Sabotage(
+            name="lost-inheritance",
+            summary="a page that a fork wrote is missing from what its own forks start with",
+            scenario="chain",
+            caught_by=("chain-inherits",),
+            strikes={Point.CHAIN_GREW: strikes.lose_first_generation},
+        ),
+        Sabotage(
+            name="deletion-reaches-a-descendant",
+            summary="deleting an ancestor damages the memory file of a fork further down",
+            scenario="chain",
+            caught_by=("chain-outlives", "chain-wakes"),
+            strikes={Point.CHAIN_CUT: strikes.damage_descendant},
+        ),
+        Sabotage(
+            name="unfrozen-disk",
+            summary="the disk of a live fork is taken while its source writes to it",
+            scenario="live",
+            caught_by=("live-disk-clean",),
+            strikes={Point.LIVE_FORKED: strikes.take_disk_of_running_source},
+        ),
+        Sabotage(
+            name="torn-pair",
+            summary="the disk of a live fork is that of a later capture than its memory",
+            scenario="live",
+            caught_by=("live-pair-agrees",),
+            strikes={Point.LIVE_FORKED: strikes.tear_pair},
+        ),
+        Sabotage(
+            name="source-left-paused",
+            summary="the source of a live fork is left paused",
+            scenario="live",
+            caught_by=("source-runs-on",),
+            strikes={Point.LIVE_FORKED: strikes.pause_source},
+        ),
+        Sabotage(
+            name="written-between-restores",
+            summary="the snapshot that is gone back to is written in between",
+            scenario="rewind",
+            caught_by=("rewind-is-exact", "rewind-changes-nothing"),
+            strikes={Point.REWOUND: strikes.write_into_golden},
         ),
     )
 }
 
 
-def strike_of(sabotage: Sabotage | None) -> Callable[[World, Point], None]:
-    """What ``World.reach`` calls."""
+def strike_of(sabotage: Sabotage | None, *, stop_when_caught: bool = False) -> Callable[[World, Point], None]:
+    """What ``World.reach`` calls. ``stop_when_caught``: the scenario ends at the first point at which all checks that must catch
+    the sabotage have.
+    """
 
     def strike(world: World, point: Point) -> None:
+        if stop_when_caught and sabotage is not None and set(sabotage.caught_by) <= set(world.ledger.failed()):
+            raise CutShortError("The sabotage was caught, and nothing else was asked for.")
         act = sabotage.strikes.get(point) if sabotage is not None else None
         if act is not None:
             act(world)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ramet.verify import looks
+from ramet.verify import families, looks, moments
 from ramet.verify.world import REFILL_BYTES, Point, World, fill_size, fresh_token
 
 REVERSE_FILL_BYTES = 16 << 20
@@ -191,6 +191,44 @@ SCENARIOS: dict[str, Scenario] = {
                 "source-diff-complete",
             ),
             run=run_reverse,
+        ),
+        Scenario(
+            name="siblings",
+            summary="Three forks of one source write over the same pages and blocks, sleep, and wake.",
+            claims=(
+                "siblings-see-source",
+                "siblings-keep-apart",
+                "vmm-maps-privately",
+                "vmm-cannot-write-others",
+                "source-memory-unchanged",
+                "source-disk-unchanged",
+                "source-state-unchanged",
+            ),
+            run=families.run_siblings,
+        ),
+        Scenario(
+            name="chain",
+            summary="Forks of forks, five deep; then the source goes, and the middle.",
+            claims=("chain-inherits", "chain-outlives", "chain-wakes"),
+            run=families.run_chain,
+        ),
+        Scenario(
+            name="live",
+            summary="A source that writes all the time is forked while it runs.",
+            claims=(
+                "live-pair-agrees",
+                "live-disk-clean",
+                "source-runs-on",
+                "vmm-maps-privately",
+                "vmm-cannot-write-others",
+            ),
+            run=moments.run_live,
+        ),
+        Scenario(
+            name="rewind",
+            summary="One snapshot of a running source is gone back to again and again.",
+            claims=("rewind-is-exact", "rewind-changes-nothing"),
+            run=moments.run_rewind,
         ),
     )
 }

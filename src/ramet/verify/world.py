@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ramet.errors import GuestError, RametError
 from ramet.instances.host import Host
-from ramet.model import MIB, Hypervisor, InstanceInfo
+from ramet.model import MIB, Hypervisor, InstanceInfo, SnapshotInfo
 from ramet.verify import fingerprints
 from ramet.verify.checks import Ledger
 from ramet.verify.fingerprints import Fingerprint
@@ -42,6 +42,12 @@ class Point(StrEnum):
     SOURCE_SLEPT = "after the source's second sleep"
     SLEEPER_RESTORING = "before the sleeping fork is restored"
     SOURCE_WAKING_AGAIN = "before the source is restored from its second snapshot"
+    SIBLINGS_FORKED = "after the siblings were forked"
+    SIBLINGS_SLEPT = "after all siblings slept"
+    CHAIN_GREW = "after one more fork of the chain slept"
+    CHAIN_CUT = "after the source and the middle of the chain were deleted"
+    LIVE_FORKED = "after the fork of a running source"
+    REWOUND = "after the source went back to its snapshot"
 
 
 class CutShortError(RametError):
@@ -64,6 +70,7 @@ class World:
     steps: list[tuple[str, float]] = field(default_factory=list)
     baselines: dict[str, dict[str, Fingerprint]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    snapshot_names: list[str] = field(default_factory=list)
     fill_bytes: int = 0
     randomness: dict[str, set[str]] = field(default_factory=dict)
     scratch: dict[str, str] = field(default_factory=dict)
@@ -75,6 +82,12 @@ class World:
         if name not in self.names:
             self.names.append(name)
         return name
+
+    def named_snapshot(self, role: str, name: str) -> SnapshotInfo:
+        """Take a snapshot of ``role``; it will be removed at the end."""
+        full = f"verify-{self.tag}-{name}"
+        self.snapshot_names.append(full)
+        return self.host.snapshot_create(self.name(role), full)
 
     def reach(self, point: Point) -> None:
         """A named point was reached."""
@@ -167,8 +180,8 @@ class World:
         return [path for path in (self.host.home / "images").rglob("*") if path.is_file()]
 
     def remember(self, role: str) -> None:
-        """Take the fingerprints that must not change from here on."""
-        self.baselines[role] = fingerprints.fingerprints(self.snapshot_dir(role))
+        """Take the fingerprints of ``dir-<role>``, which must not change from here on."""
+        self.baselines[role] = fingerprints.fingerprints(Path(self.scratch[f"dir-{role}"]))
 
     def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
         """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""
@@ -192,7 +205,7 @@ class World:
     # -- the end ----------------------------------------------------------------------------------------------
 
     def remove_all(self) -> list[str]:
-        """Remove every instance of this run; returns what could not be removed."""
+        """Remove every instance and named snapshot of this run; returns what could not be removed."""
         failed = []
         for name in reversed(self.names):
             if not self.host.exists(name):
@@ -201,12 +214,29 @@ class World:
                 self.host.remove(name, force=True)
             except RametError as err:
                 failed.append(f"{name}: {err.message}")
+        names = {name for snapshot in self.host.snapshots() for name in snapshot.names}
+        for name in self.snapshot_names:
+            if name not in names:
+                continue
+            try:
+                self.host.snapshot_remove(name)
+            except RametError as err:
+                failed.append(f"snapshot:{name}: {err.message}")
         return failed
 
 
 def fresh_token() -> str:
     """A sentinel: 64 hexadecimal digits, so that equality is no accident and searching finds nothing else."""
     return secrets.token_hex(TOKEN_BYTES)
+
+
+def boot_source(world: World, fill_bytes: int) -> None:
+    """Boot the source and fill so much of its memory, if it has as much free."""
+    with world.step("booting the source"):
+        name = world.name("source")
+        world.host.create(name, memory_mib=world.memory_mib, disk_bytes=DISK_BYTES, hypervisor=world.hypervisor)
+    world.fill_bytes = min(fill_bytes, fill_size(world, "source"))
+    world.fill("source", seed=1, size_bytes=world.fill_bytes)
 
 
 def fill_size(world: World, role: str) -> int:

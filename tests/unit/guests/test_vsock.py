@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import GuestTimeoutError, VmmDiedError
-from ramet.guests import vsock
+from ramet.guests import client, vsock
 from ramet.guests.client import AgentClient
 from ramet.linux.unixsock import listen_in
 from ramet.paths import VSOCK_SOCKET
@@ -31,6 +31,13 @@ def reset_after_ok(sock: socket.socket) -> None:
     take_line(sock)
     sock.sendall(b"OK 1073741824\n")
     sock.recv(1)
+
+
+def swallow_hello(sock: socket.socket) -> None:
+    """As where the transport is reset between the hello and its answer: nobody tells the host."""
+    take_line(sock)
+    sock.sendall(b"OK 1073741824\n")
+    say_nothing(sock)
 
 
 def refuse(sock: socket.socket) -> None:
@@ -92,7 +99,15 @@ def test_a_session_is_open_only_once_the_agent_has_answered(tmp_path: Path, firs
         assert seen == [behaviour.__name__ for behaviour in [*first, answer]]
 
 
-@pytest.mark.parametrize("behaviour", [hang_up, refuse, say_nothing])
+def test_a_hello_that_is_lost_is_said_again_on_another_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_TRY_S", 0.1)
+    with guest(tmp_path, [swallow_hello, swallow_hello, answer]) as seen, AgentClient.open(tmp_path, deadline_s=10):
+        assert seen == ["swallow_hello", "swallow_hello", "answer"]
+
+
+@pytest.mark.parametrize("behaviour", [hang_up, refuse, say_nothing, swallow_hello])
 def test_a_guest_that_never_accepts_is_given_up_in_time(tmp_path: Path, behaviour: Behaviour) -> None:
     began = time.monotonic()
     with guest(tmp_path, [behaviour]), pytest.raises(GuestTimeoutError, match=r"within 0\.3 s"):
