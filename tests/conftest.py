@@ -89,15 +89,20 @@ def store_home(file_system: Path) -> Path:
     return guest_images.give(file_system / "home")
 
 
+@pytest.fixture(scope="session")
+def ramet_home(store_home: Path) -> Path:
+    """Where the fixtures of ``ramet.testing`` work."""
+    return store_home
+
+
 @pytest.fixture
-def host(store_home: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(ramet_host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
     """A Host whose instances and snapshots are removed after the test; what a failed one leaves is kept as artifacts."""
-    host = Host(store_home)
-    assert host.list() == []
-    yield host
+    assert ramet_host.list() == []
+    yield ramet_host
     if artifacts.failed(request.node):
-        artifacts.keep(host, request.node.nodeid)
-    _empty(host)
+        artifacts.keep(ramet_host, request.node.nodeid)
+    _empty(ramet_host)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ramet.instances import fork
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor, InstanceInfo, Method, State
 from ramet.snapshots import capture
+from ramet.testing import assert_isolated
 from ramet.verify.fingerprints import fingerprints
 from tests.vm.guests import marks, set_marks, sh
 
@@ -37,6 +38,7 @@ def test_siblings_write_the_same_pages_and_blocks(host: Host, standby: InstanceI
     for name in "abc":
         assert marks(host, name) == ("ram-source", "disk-source")
         set_marks(host, name, f"ram-{name}", f"disk-{name}")
+    assert_isolated(host, "web", "a", "b", "c")
     for name in "abc":
         assert marks(host, name) == (f"ram-{name}", f"disk-{name}")
         host.stop(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from ramet.errors import GuestError, SnapshotError, VmmError
 from ramet.linux import reflink
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
-from ramet.verify import evidence, fingerprints
+from ramet.verify import evidence, isolation
 from ramet.verify.world import DISK_BYTES, CutShortError, World
 
 __all__ = ["DISK_BYTES"]
@@ -59,15 +58,13 @@ def source_dirtied(world: World) -> None:
 
 def own_inodes(world: World, role: str, other: str) -> None:
     """No file of one snapshot may be the other's."""
-    mine = fingerprints.fingerprints(world.snapshot_dir(role))
-    theirs = fingerprints.fingerprints(world.snapshot_dir(other))
-    problems = []
-    for name, file in mine.items():
-        same = [there.name for there in theirs.values() if (there.dev, there.ino) == (file.dev, file.ino)]
-        problems += [f"{name} is the {other}'s {there} (inode {file.ino})" for there in same]
-        if file.links != 1:
-            problems.append(f"{name} has {file.links} links")
-    pairs = [f"{name} {theirs[name].ino} / {file.ino}" for name, file in mine.items() if name in theirs]
+    mine, theirs = world.snapshot_dir(role), world.snapshot_dir(other)
+    problems = isolation.shared_inodes(mine, theirs)
+    pairs = [
+        f"{path.name} {(theirs / path.name).stat().st_ino} / {path.stat().st_ino}"
+        for path in sorted(mine.iterdir())
+        if (theirs / path.name).exists()
+    ]
     world.ledger.look(
         "fork-own-inodes", "forked", problems, found=f"inodes, source / fork: {', '.join(pairs)}", enforced=True
     )
@@ -75,17 +72,9 @@ def own_inodes(world: World, role: str, other: str) -> None:
 
 def modes(world: World, roles: Sequence[str]) -> None:
     """Published files are 0400, in a directory of the owner's alone."""
-    problems = []
-    count = 0
-    for role in roles:
-        directory = world.snapshot_dir(role)
-        if stat.S_IMODE(directory.stat().st_mode) & 0o077:
-            problems.append(f"{role}: the directory is {stat.S_IMODE(directory.stat().st_mode):04o}")
-        for path in sorted(directory.iterdir()):
-            mode = stat.S_IMODE(path.lstat().st_mode)
-            count += 1
-            if mode != 0o400:
-                problems.append(f"{role}: {path.name} is {mode:04o}")
+    directories = [world.snapshot_dir(role) for role in roles]
+    problems = [problem for directory in directories for problem in isolation.loose_modes(directory)]
+    count = sum(1 for directory in directories for _ in directory.iterdir())
     world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400", enforced=True)
 
 
@@ -121,7 +110,7 @@ def disk_usage(world: World, role: str, source: str) -> None:
     why = why_no_reflinks(world.host.home)
     source_files = sorted(Path(world.scratch[f"dir-{source}"]).iterdir())
     try:
-        own, shared = evidence.own_bytes(world.own_files(role), source_files)
+        own, shared = evidence.own_bytes(isolation.files_of(world.info(role)), source_files)
     except OSError as err:
         world.ledger.undecided(
             claim, f"the file system cannot tell extents: {os.strerror(err.errno or 0)}", required=why is None
@@ -155,74 +144,30 @@ def why_no_reflinks(directory: Path) -> str | None:
 
 def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None:
     """What a live VMM maps, and what it could write of other instances."""
-    pid = _pid(world.info(role))
-    own = evidence.identify(world.own_files(role))
-    foreign = evidence.identify(path for other in others for path in world.own_files(other))
-    _look_at_mappings(world, role, pid, own, at)
+    info = world.info(role)
+    pid = _pid(info)
+    images = evidence.identify(isolation.image_files(world.host))
+    mapped = isolation.mapped_memory(
+        pid, evidence.identify(isolation.files_of(info)), images, memory_mib=world.memory_mib
+    )
+    world.ledger.look(
+        "vmm-maps-privately", f"{at}: {role}", mapped.problems, found=mapped.found, enforced=mapped.enforced
+    )
     if not others:
         return
-    reached = evidence.reach(pid, foreign)
-    problems = [f"process {pid} of {role} has a {one.how} on {one.file.path}" for one in reached if one.can_write]
-    count = len(foreign)
-    if count == 0:
+    infos = [world.info(other) for other in others]
+    foreign = evidence.identify(path for other in infos for path in isolation.files_of(other))
+    problems = isolation.can_write(pid, foreign)
+    if not foreign:
         problems.append(f"no file of {', '.join(others)} was found to look at")
-    problems += [f"process {other} has a {how}" for other, how in _writers(world, others)]
+    problems += isolation.strangers_who_can_write(infos)
     world.ledger.look(
         "vmm-cannot-write-others",
         f"{at}: {role}",
         problems,
-        found=f"process {pid} has no descriptor and no mapping that can write any of {count} files of other instances",
+        found=f"process {pid} has no descriptor and no mapping that can write any of {len(foreign)} files of other instances",
         enforced=True,
     )
-
-
-def _writers(world: World, roles: Sequence[str]) -> list[tuple[int, str]]:
-    """Processes, named by Ramet or not, that can write a published file of ``roles``."""
-    published = evidence.identify(
-        path for role in roles for path in world.own_files(role) if path.parent.name not in ("work", "run")
-    )
-    live = {
-        world.info(role).pid for role in roles
-    }  # without reflinks an instance's own VMM may: see vmm-maps-privately
-    return [
-        (pid, f"{one.how} on {one.file.path}")
-        for pid in evidence.processes()
-        if pid not in live
-        for one in evidence.reach(pid, published)
-        if one.can_write
-    ]
-
-
-def _look_at_mappings(world: World, role: str, pid: int, own: Sequence[evidence.FileId], at: str) -> None:
-    images = evidence.identify(world.image_files())  # a VMM that booted maps its kernel, which nobody writes
-    mappings = [
-        mapping
-        for mapping in evidence.guest_memory_mappings(pid)
-        if "s" in mapping.perms or not any(file.is_mapping(mapping) for file in images)
-    ]
-    problems = []
-    mapped_bytes = 0
-    mapped: list[evidence.FileId] = []
-    for mapping in mappings:
-        size = mapping.end - mapping.start
-        match = next((file for file in own if file.is_mapping(mapping)), None)
-        if match is None:
-            problems.append(f"process {pid} of {role} maps {_mib(size)} of {mapping.path}, which is not its own")
-        else:
-            mapped.append(match)
-        if "s" in mapping.perms:
-            problems.append(f"process {pid} of {role} maps {_mib(size)} of {mapping.path} shared ({mapping.perms})")
-        mapped_bytes += size
-    if mapped_bytes < world.memory_mib * MIB:
-        problems.append(
-            f"process {pid} of {role} maps {_mib(mapped_bytes)} of files; its guest has {world.memory_mib} MiB"
-        )
-    writable = [one for one in evidence.reach(pid, mapped) if one.can_write]
-    published = [one for one in writable if one.file.path.parent.name != "work"]
-    note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
-    inodes = ", ".join(str(file.ino) for file in mapped)
-    found = f"process {pid}: {_mib(mapped_bytes)} of its own inode {inodes}, private{note}"
-    world.ledger.look("vmm-maps-privately", f"{at}: {role}", problems, found=found, enforced=not published)
 
 
 # -- guests -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import IO
 from ramet.errors import ConfigError
 from ramet.linux import procfs
 from ramet.model import Hypervisor
-from ramet.verify import evidence
+from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
 VMM_PROGRAMS = {
@@ -173,7 +173,7 @@ def write_under_runner(world: World) -> None:
     """The known trap: what a running fork maps is written in place, and shows through every page that it has not copied."""
     info = world.info("runner")
     assert info.pid is not None
-    own = {(file.printed_dev, file.ino): file.path for file in evidence.identify(world.own_files("runner"))}
+    own = {(file.printed_dev, file.ino): file.path for file in evidence.identify(isolation.files_of(info))}
     mapped = [own[m.dev, m.ino] for m in procfs.mappings(info.pid) if (m.dev, m.ino) in own]
     if not mapped:
         raise ConfigError(f"The sabotage cannot strike: process {info.pid} maps no file of its own.")

@@ -167,18 +167,6 @@ class World:
             raise CutShortError(f"{role} has no snapshot.")
         return Path(snapshot.dir)
 
-    def own_files(self, role: str) -> list[Path]:
-        """Every file of an instance: its snapshot's, and what its VMM works on."""
-        info = self.info(role)
-        directories = [Path(info.run_dir).parent / "work"]
-        if info.snapshot is not None:
-            directories.append(Path(info.snapshot.dir))
-        return [path for directory in directories if directory.is_dir() for path in sorted(directory.iterdir())]
-
-    def image_files(self) -> list[Path]:
-        """The published files of all guest images."""
-        return [path for path in (self.host.home / "images").rglob("*") if path.is_file()]
-
     def remember(self, role: str) -> None:
         """Take the fingerprints of ``dir-<role>``, which must not change from here on."""
         self.baselines[role] = fingerprints.fingerprints(Path(self.scratch[f"dir-{role}"]))

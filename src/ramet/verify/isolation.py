@@ -1,0 +1,148 @@
+"""Whether instances are isolated at this moment, judged from outside: what the verifier's looks and test suites ask."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramet.instances.host import Host
+from ramet.model import MIB, InstanceInfo
+from ramet.verify import evidence
+
+PUBLISHED_MODE = 0o400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedMemory:
+    """What a VMM maps of files for its guest's memory."""
+
+    problems: tuple[str, ...]
+    found: str
+    enforced: bool
+    """It holds no descriptor that can write to a published file, be it its own snapshot's."""
+
+
+def files_of(info: InstanceInfo) -> list[Path]:
+    """Every file of an instance: its snapshot's, and what its VMM works on."""
+    directories = [Path(info.run_dir).parent / "work"]
+    if info.snapshot is not None:
+        directories.append(Path(info.snapshot.dir))
+    return [path for directory in directories if directory.is_dir() for path in sorted(directory.iterdir())]
+
+
+def image_files(host: Host) -> list[Path]:
+    """The published files of all guest images."""
+    return [path for path in (host.home / "images").rglob("*") if path.is_file()]
+
+
+def shared_inodes(mine: Path, theirs: Path) -> list[str]:
+    """What one snapshot's directory has of another's inodes, and what has a second name anywhere."""
+    known = {(found.st_dev, found.st_ino): path.name for path in theirs.iterdir() for found in [path.stat()]}
+    problems = []
+    for path in sorted(mine.iterdir()):
+        found = path.stat()
+        there = known.get((found.st_dev, found.st_ino))
+        if there is not None:
+            problems.append(f"{path} is {theirs / there} (inode {found.st_ino})")
+        if found.st_nlink != 1:
+            problems.append(f"{path} has {found.st_nlink} links")
+        if path.is_symlink():
+            problems.append(f"{path} is a symlink")
+    return problems
+
+
+def loose_modes(directory: Path) -> list[str]:
+    """Published files that are not 0400, and a directory that is not its owner's alone."""
+    problems = []
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077:
+        problems.append(f"{directory} is {mode:04o}")
+    for path in sorted(directory.iterdir()):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if mode != PUBLISHED_MODE:
+            problems.append(f"{path} is {mode:04o}")
+    return problems
+
+
+def mapped_memory(
+    pid: int, own: Sequence[evidence.FileId], images: Sequence[evidence.FileId], *, memory_mib: int
+) -> MappedMemory:
+    """Whether a VMM maps its own instance's memory file, all of it, and privately. ``images`` are the published files of images:
+    a VMM that has booted maps its kernel, which nobody writes.
+    """
+    mappings = [
+        mapping
+        for mapping in evidence.guest_memory_mappings(pid)
+        if "s" in mapping.perms or not any(file.is_mapping(mapping) for file in images)
+    ]
+    problems = []
+    mapped: list[evidence.FileId] = []
+    mapped_bytes = 0
+    for mapping in mappings:
+        size = mapping.end - mapping.start
+        match = next((file for file in own if file.is_mapping(mapping)), None)
+        if match is None:
+            problems.append(f"process {pid} maps {_mib(size)} of {mapping.path}, which is not its own")
+        else:
+            mapped.append(match)
+        if "s" in mapping.perms:
+            problems.append(f"process {pid} maps {_mib(size)} of {mapping.path} shared ({mapping.perms})")
+        mapped_bytes += size
+    if mapped_bytes < memory_mib * MIB:
+        problems.append(f"process {pid} maps {_mib(mapped_bytes)} of files; its guest has {memory_mib} MiB")
+    writable = [one for one in evidence.reach(pid, mapped) if one.can_write]
+    published = [one for one in writable if one.file.path.parent.name != "work"]
+    note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
+    inodes = ", ".join(str(file.ino) for file in mapped)
+    found = f"process {pid}: {_mib(mapped_bytes)} of its own inode {inodes}, private{note}"
+    return MappedMemory(problems=tuple(problems), found=found, enforced=not published)
+
+
+def can_write(pid: int, files: Sequence[evidence.FileId]) -> list[str]:
+    """How a process could write one of ``files``: by a descriptor, or by a shared mapping."""
+    return [f"process {pid} has a {one.how} on {one.file.path}" for one in evidence.reach(pid, files) if one.can_write]
+
+
+def strangers_who_can_write(infos: Iterable[InstanceInfo]) -> list[str]:
+    """Processes, named by Ramet or not, that can write a published file of these instances. Without reflinks an instance's own
+    VMM may: ``MappedMemory.enforced`` says so.
+    """
+    known = list(infos)
+    published = evidence.identify(
+        path for info in known for path in files_of(info) if path.parent.name not in ("work", "run")
+    )
+    live = {info.pid for info in known}
+    return [how for pid in evidence.processes() if pid not in live for how in can_write(pid, published)]
+
+
+def problems_between(host: Host, *names: str) -> list[str]:
+    """Everything at this moment by which one of these instances is not isolated from the others; empty if nothing is.
+
+    Raises:
+        NotFoundError: if there is no such instance.
+    """
+    infos = [host.get(name) for name in names]
+    images = evidence.identify(image_files(host))
+    problems = []
+    for info in infos:
+        others = [other for other in infos if other.id != info.id]
+        if info.snapshot is not None:
+            directory = Path(info.snapshot.dir)
+            problems += loose_modes(directory)
+            for other in others:
+                if other.snapshot is not None:
+                    problems += shared_inodes(directory, Path(other.snapshot.dir))
+        if info.pid is not None:
+            own = evidence.identify(files_of(info))
+            foreign = evidence.identify(path for other in others for path in files_of(other))
+            problems += [f"{info.name}: {problem}" for problem in can_write(info.pid, foreign)]
+            if info.snapshot is not None:
+                found = mapped_memory(info.pid, own, images, memory_mib=info.memory_mib)
+                problems += [f"{info.name}: {problem}" for problem in found.problems]
+    return problems + strangers_who_can_write(infos)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:.1f} MiB"
