@@ -25,9 +25,6 @@ pytestmark = [
     on_xfs,
 ]
 
-in_whole = pytest.mark.skipif(
-    not WHOLE, reason="as scenarios of ramet verify in every run; by themselves in make test-all"
-)
 MEMORY_MIB = 224
 SMALL_MIB = 128
 DISK_BYTES = 32 * MIB
@@ -126,7 +123,7 @@ def test_a_fork_does_not_mutate_its_source(host: Host) -> None:
     assert fingerprints(directory) == before
 
 
-@in_whole
+@pytest.mark.skipif(not WHOLE, reason="in every run as a scenario of ramet verify; by itself in make test-all")
 def test_the_source_sleeps_again_while_one_fork_sleeps_and_another_runs(host: Host) -> None:
     create(host, "source")
     set_marks(host, "source", "ram-old", "disk-old")
@@ -151,7 +148,6 @@ def test_the_source_sleeps_again_while_one_fork_sleeps_and_another_runs(host: Ho
     assert marks(host, "source") == ("ram-new", "disk-new")
 
 
-@in_whole
 def test_siblings_write_the_same_pages_and_blocks(host: Host) -> None:
     """H20: the disk is as much each one's own as the memory."""
     create(host, "source")
@@ -171,7 +167,6 @@ def test_siblings_write_the_same_pages_and_blocks(host: Host) -> None:
     assert marks(host, "source") == ("ram-source", "disk-source")
 
 
-@in_whole
 def test_a_fork_of_a_fork_outlives_the_middle_and_the_source(host: Host) -> None:
     """H41."""
     create(host, "source")
