@@ -173,16 +173,21 @@ def run(
 
 def run_in_foreground(argv: Sequence[str], *, stdout: int | None = None) -> int:
     """Run somebody's command with our own standard streams, in our own process group, until it ends; returns its status, or
-    minus the signal that ended it. Ctrl-C reaches it from the terminal by itself; other ending signals are passed on.
+    minus the signal that ended it. Ending signals are passed on, but for the Ctrl-C of a terminal, which it gets by itself.
 
     Raises:
         HostError: if it could not be started.
     """
     child: subprocess.Popen[bytes] | None = None
+    too_early: list[int] = []
+    has_terminal = _has_terminal()
 
     def pass_on(number: int, _frame: object) -> None:
-        if child is not None and number != signal.SIGINT:
-            child.send_signal(number)
+        if child is None:
+            too_early.append(number)
+        elif number != signal.SIGINT or not has_terminal:
+            with suppress(PermissionError):  # it has become somebody else (sudo): it is waited for
+                child.send_signal(number)
 
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:
@@ -193,10 +198,21 @@ def run_in_foreground(argv: Sequence[str], *, stdout: int | None = None) -> int:
             child = subprocess.Popen(list(argv), stdout=stdout)
         except OSError as err:
             raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
+        for early in too_early:
+            pass_on(early, None)
         return child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4): otherwise ENXIO)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _start_helper(

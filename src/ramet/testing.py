@@ -1,6 +1,6 @@
 """For test suites: fixtures with real VMs, and assertions that they are isolated. A pytest plugin that comes with the package.
 
-The fixtures are a ladder, each made of the one before: ``ramet_home`` (a store with the image ``micro``; override it to choose
+The fixtures are a ladder, each made of the one before: ``ramet_home`` (a store of the session's own; override it to choose
 the place), ``ramet_host`` (what a test makes in it is removed at its end), ``ramet_running`` (``web``, booted) and
 ``ramet_standby`` (``web``, asleep).
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ramet import Host
-from ramet.config import default_home
+from ramet.errors import ConflictError, RametError
 from ramet.model import MIB, InstanceInfo
 from ramet.verify import fingerprints
 from ramet.verify.isolation import problems_between
@@ -26,13 +27,17 @@ DISK_BYTES = 64 * MIB
 
 def assert_isolated(host: Host, *names: str) -> None:
     """Assert that nothing ties these instances together at this moment: no file of one is another's, by inode or by link;
-    published files are 0400; every VMM maps its own memory file, privately; no process but its own VMM can write a file of any.
+    published files are 0400; every VMM that was restored maps its own memory file, privately; no process but its own VMM can
+    write a file of any.
 
     Raises:
         AssertionError: naming everything that does.
     """
+    if len(names) < 2:
+        raise ValueError("name two instances or more")
     problems = problems_between(host, *names)
-    assert not problems, "not isolated:\n" + "\n".join(problems)
+    if problems:
+        raise AssertionError("not isolated:\n" + "\n".join(problems))
 
 
 @contextmanager
@@ -44,7 +49,8 @@ def snapshot_unchanged(host: Host, name: str) -> Iterator[None]:
         AssertionError: naming what changed.
     """
     snapshot = host.get(name).snapshot
-    assert snapshot is not None, f"{name} has no snapshot"
+    if snapshot is None:
+        raise ValueError(f"{name} has no snapshot")
     directory = Path(snapshot.dir)
     before = fingerprints.fingerprints(directory)
     yield
@@ -54,32 +60,42 @@ def snapshot_unchanged(host: Host, name: str) -> Iterator[None]:
         now = after.get(file)
         changes = ["it is gone"] if now is None else fingerprints.differences(was, now)
         problems += [f"{file}: {change}" for change in changes]
-    assert not problems, f"the snapshot of {name} changed:\n" + "\n".join(problems)
+    if problems:
+        raise AssertionError(f"the snapshot of {name} changed:\n" + "\n".join(problems))
 
 
 @pytest.fixture(scope="session")
-def ramet_home() -> Path:
-    """The store: $RAMET_HOME, or the default one, with the image ``micro`` built if it is not there."""
-    host = Host(default_home())
-    if not any(IMAGE in tags for _, tags in host.image_list()):
-        host.image_build(IMAGE)
+def ramet_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of this test session's own, with the image ``micro``. Override it to choose the place (reflinks!), or to keep the
+    image; it must be a store that nobody else uses: whatever is in it after a test is removed.
+    """
+    host = Host(tmp_path_factory.mktemp("ramet"))
+    host.image_build(IMAGE)
     return host.home
 
 
 @pytest.fixture
 def ramet_host(ramet_home: Path) -> Iterator[Host]:
-    """A Host; the instances and named snapshots that the test makes are removed at its end."""
+    """A Host on a store without instances; those that the test makes, and its named snapshots, are removed at its end.
+
+    Raises:
+        ConflictError: if there are instances already: they are not the test's to remove.
+    """
     host = Host(ramet_home)
-    instances = {info.id for info in host.list()}
-    snapshots = {name for snapshot in host.snapshots() for name in snapshot.names}
+    found = [info.name for info in host.list()]
+    if found:
+        raise ConflictError(f"The store {ramet_home} has instances already: {', '.join(found)}.")
     yield host
-    for info in host.list():
-        if info.id not in instances:
-            host.remove(info.id, force=True)
-    for snapshot in host.snapshots():
-        for name in snapshot.names:
-            if name not in snapshots:
-                host.snapshot_remove(name)
+    failures: list[RametError] = []
+    removals = [partial(host.remove, info.id, force=True) for info in host.list()]
+    removals += [partial(host.snapshot_remove, name) for snapshot in host.snapshots() for name in snapshot.names]
+    for remove in removals:
+        try:
+            remove()
+        except RametError as err:
+            failures.append(err)
+    if failures:
+        raise failures[0]
 
 
 @pytest.fixture

@@ -117,3 +117,38 @@ def test_ctrl_c_is_the_command_s_and_the_report_still_comes(memory: Path) -> Non
         out, err = child.communicate(timeout=TIMEOUT_S)
     assert (child.returncode, out) == (0, b"told\n")
     assert err.startswith(b"PASS")
+
+
+def test_what_others_have_named_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    strange = tmp_path / "memory\nPASS  all is well\x1b[2J"
+    strange.write_bytes(b"m")
+    done = guard(str(tmp_path), "--", "sh", "-c", 'echo >>"$1"', "sh", str(strange))
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stderr
+    assert not any(line.startswith(b"PASS") for line in done.stderr.splitlines())
+
+
+def test_a_report_that_cannot_be_written_was_said_before(memory: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    done = guard(
+        str(memory), "--output", str(tmp_path / "report.json"), "--", "sh", "-c", 'echo >>"$1"', "sh", str(memory)
+    )
+    assert done.stderr.startswith(b"FAIL")
+    assert b"Could not write" in done.stderr
+    assert done.returncode == 2
+
+
+def test_without_a_terminal_ctrl_c_is_passed_on_too(memory: Path) -> None:
+    """A CI system that cancels sends it to one process alone."""
+    script = "trap 'echo told; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    command = ["setsid", "--wait", *RAMET, "guard", str(memory), "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        ours = subprocess.run(["pgrep", "-f", f"ramet.cli guard {memory}"], capture_output=True, check=True, text=True)
+        for pid in map(int, ours.stdout.split()):
+            if b"setsid" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGINT)
+        out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out) == (0, b"told\n")
+    assert err.startswith(b"PASS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ def snapshot_dir(host: Host, name: str) -> Path:
 
 def require_clean_disk(disk: Path) -> None:
     """``e2fsck`` finds nothing to mend, and no journal to replay."""
-    checked = process.run([process.find_program("e2fsck", package="e2fsprogs"), "-f", "-n", str(disk)], timeout_s=60)
+    checked = process.run(
+        [process.find_program("e2fsck", package="e2fsprogs"), "-f", "-n", str(disk)],
+        timeout_s=60,
+        env={**os.environ, "LC_ALL": "C"},
+    )
     assert "recover" not in checked.stdout.decode() + checked.stderr, checked
 
 

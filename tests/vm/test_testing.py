@@ -13,6 +13,7 @@ from ramet import Host
 from ramet.model import InstanceInfo
 from ramet.testing import assert_isolated, snapshot_unchanged
 from tests.file_systems import on_ext4
+from tests.unit.children import holding
 from tests.vm.guests import set_marks
 
 pytestmark = on_ext4
@@ -22,6 +23,11 @@ def directory_of(host: Host, name: str) -> Path:
     snapshot = host.get(name).snapshot
     assert snapshot is not None
     return Path(snapshot.dir)
+
+
+def hold_open(path: Path, ready: Callable[[], None]) -> None:
+    os.open(path, os.O_RDWR)
+    ready()
 
 
 def test_a_source_and_its_forks_are_isolated_whatever_they_do(host: Host, standby: InstanceInfo) -> None:
@@ -45,21 +51,13 @@ def test_what_ties_them_together_is_named(host: Host, standby: InstanceInfo) -> 
         assert_isolated(host, "web", "kid")
     (kid / "vmstate").chmod(0o400)
 
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:  # somebody with a descriptor that can write
-        os.open(source / "disk.raw", os.O_RDWR)
-        os.write(writer, b"x")
-        os.read(os.pipe()[0], 1)
-    os.read(reader, 1)
-    try:
-        with pytest.raises(AssertionError, match=rf"process {pid} has a descriptor .*disk\.raw"):
-            assert_isolated(host, "web", "kid")
-    finally:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        os.close(reader)
-        os.close(writer)
+    with (
+        holding(
+            lambda ready: hold_open(source / "disk.raw", ready)
+        ) as pid,  # somebody with a descriptor that can write
+        pytest.raises(AssertionError, match=rf"process {pid} has a descriptor .*disk\.raw"),
+    ):
+        assert_isolated(host, "web", "kid")
     assert_isolated(host, "web", "kid")
 
     (kid / "memory").unlink()

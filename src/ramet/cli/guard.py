@@ -11,6 +11,7 @@ import click
 
 from ramet.cli import output
 from ramet.cli.context import App, Verb, verb
+from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ def _guard(
     assert watched.report is not None
     exit_status = _exit_status(watched.report, status)
     encoded = documents.encoded(_document(watched.report, command, status, exit_status))
-    if report_path is not None:
-        with host_errors(f"write {report_path}"):
-            report_path.write_bytes(encoded)
     if app.json:
         output.raw(encoded)
     else:
         for text in _lines(watched.report, command, status):
             output.error_line(text)
+    if report_path is not None:  # last: it was said, whatever comes of the file
+        with host_errors(f"write {report_path}"):
+            report_path.write_bytes(encoded)
     return exit_status
 
 
@@ -145,10 +146,10 @@ def _lines(report: GuardReport, command: tuple[str, ...], status: int) -> list[s
     )
     found += f", {new} new" if new else ""
     verdict = output.coloured(report.verdict.value)
-    lines = [f"{verdict}  {found}: {shlex.join(command)} ({ended}, {output.duration(report.seconds)})"]
+    lines = [f"{verdict}  {found}: {visible(shlex.join(command))} ({ended}, {output.duration(report.seconds)})"]
     for change in report.changes:
         about = [*change.differences, *([in_words(change.pages)] if change.pages else []), *change.writers]
-        lines += ["", str(change.path), *(" " * INDENT + text for text in about)]
-    if report.changes and report.writers_unseen:
-        lines += ["", f"Who wrote may have been missed: {report.writers_unseen}."]
+        lines += ["", visible(str(change.path)), *(" " * INDENT + visible(text) for text in about)]
+    if report.writers_unseen:
+        lines += ["", f"Some who wrote, or could have, may have been missed: {report.writers_unseen}."]
     return lines

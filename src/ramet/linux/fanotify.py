@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ FAN_NOFD = -1
 METADATA = struct.Struct("=IBBHQii")
 """struct fanotify_event_metadata: event_len, vers, reserved, metadata_len, mask, fd, pid."""
 METADATA_VERSION = 3
-BATCH_BYTES = 64 * 1024
+BATCH_BYTES = 64 * METADATA.size
+"""Each event brings a descriptor with it; what there are none left for is lost without a word."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_init.argtypes = [ctypes.c_uint, ctypes.c_uint]
@@ -56,19 +57,25 @@ def mark(group: int, path: Path, mask: int) -> None:
     _checked(_libc.fanotify_mark(group, FAN_MARK_ADD, mask, -1, os.fsencode(path.absolute())))
 
 
-def events(group: int) -> Iterator[Event]:
-    """What has happened since the last call."""
-    while True:
-        try:
-            data = os.read(group, BATCH_BYTES)
-        except BlockingIOError:
-            return
-        position = 0
-        while position < len(data):
-            length, version, _, _, mask, fd, pid = METADATA.unpack_from(data, position)
-            assert version == METADATA_VERSION, f"fanotify speaks version {version}"
-            yield Event(mask=mask, fd=fd, pid=pid)
-            position += length
+def events(group: int) -> list[Event]:
+    """The next events, no more than 64; none if nothing has happened since.
+
+    Raises:
+        OSError: EMFILE where there are no descriptors left for them, EPROTO if the kernel speaks another version.
+    """
+    try:
+        data = os.read(group, BATCH_BYTES)
+    except BlockingIOError:
+        return []
+    found = []
+    position = 0
+    while position < len(data):
+        length, version, _, _, mask, fd, pid = METADATA.unpack_from(data, position)
+        if version != METADATA_VERSION:
+            raise OSError(errno.EPROTO, f"fanotify speaks version {version}")
+        found.append(Event(mask=mask, fd=fd, pid=pid))
+        position += length
+    return found
 
 
 def _checked(result: int) -> int:

@@ -104,7 +104,7 @@ def _printed(fd: int) -> Mapping:
 
 
 def open_descriptors(pid: int) -> list[Descriptor]:
-    """All open descriptors; those that close meanwhile are left out.
+    """All open descriptors; those that close meanwhile are left out, and those whose file cannot be asked for its inode.
 
     A process that has ended and was not reaped yet has none: whoever concludes from what is *not* here looks whether it lives.
     """
@@ -114,8 +114,8 @@ def open_descriptors(pid: int) -> list[Descriptor]:
             target = str(entry.readlink())
             stat = entry.stat()
             info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # closed meanwhile; or of a file system that lets not even root look, or is dead (FUSE)
         flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
         found.append(
             Descriptor(fd=int(entry.name), target=target, dev=stat.st_dev, ino=stat.st_ino, flags=int(flags, 8))

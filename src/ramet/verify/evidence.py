@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,25 +36,50 @@ class FileId:
 
 
 def identify(paths: Iterable[Path]) -> list[FileId]:
-    """The identities of the regular files among ``paths``."""
+    """The identities of the regular files among ``paths``; one that vanishes meanwhile has none.
+
+    Raises:
+        OSError: if one cannot be opened for reading.
+    """
     found = []
     for path in paths:
         if path.is_symlink() or not path.is_file():
             continue
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
         try:
             info = os.fstat(fd)
-            printed = procfs.printed_device(fd) if info.st_size else None
+            found.append(FileId(path=path, dev=info.st_dev, printed_dev=_printed_device(fd), ino=info.st_ino))
         finally:
             os.close(fd)
-        found.append(FileId(path=path, dev=info.st_dev, printed_dev=printed, ino=info.st_ino))
     return found
+
+
+def _printed_device(fd: int) -> str | None:
+    """None for a file that nobody can have mapped: an empty one, or on a file system without mappings."""
+    try:
+        return procfs.printed_device(fd)
+    except OSError:
+        return None
 
 
 def processes() -> list[int]:
     """Every other process whose descriptors we may see."""
+    return [pid for pid in _others() if os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)]
+
+
+def hidden_processes() -> int:
+    """How many other processes there are whose descriptors we may not see."""
+    return sum(
+        1 for pid in _others() if Path(f"/proc/{pid}").exists() and not os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)
+    )
+
+
+def _others() -> list[int]:
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)]
+    return [pid for pid in pids if pid != os.getpid()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,24 +93,24 @@ class Reach:
 
 
 def reach(pid: int, files: Sequence[FileId]) -> list[Reach]:
-    """Every open descriptor and mapping of ``pid`` on one of ``files``; none if it has ended."""
+    """Every open descriptor and mapping of ``pid`` on one of ``files``; none if it has ended, or may not be looked at."""
     found: list[Reach] = []
-    try:
-        descriptors, mappings = procfs.open_descriptors(pid), procfs.mappings(pid)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return found
-    for descriptor in descriptors:
-        for file in files:
-            if file.is_descriptor(descriptor):
+    by_inode = {(file.dev, file.ino): file for file in files}
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for descriptor in procfs.open_descriptors(pid):
+            file = by_inode.get((descriptor.dev, descriptor.ino))
+            if file is not None:
                 kind = "writable" if descriptor.writable else "read-only"
-                found.append(
-                    Reach(file=file, how=f"descriptor {descriptor.fd} ({kind})", can_write=descriptor.writable)
-                )
-    for mapping in mappings:
-        for file in files:
-            if file.is_mapping(mapping):
+                how = f"descriptor {descriptor.fd} ({kind})"
+                found.append(Reach(file=file, how=how, can_write=descriptor.writable))
+    as_printed = {(file.printed_dev, file.ino): file for file in files}
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for mapping in procfs.mappings(pid):
+            file = as_printed.get((mapping.dev, mapping.ino))
+            if file is not None:
                 can_write = "s" in mapping.perms and "w" in mapping.perms
-                found.append(Reach(file=file, how=f"mapping {mapping.perms} at {mapping.start:x}", can_write=can_write))
+                how = f"mapping {mapping.perms} at {mapping.start:x}"
+                found.append(Reach(file=file, how=how, can_write=can_write))
     return found
 
 

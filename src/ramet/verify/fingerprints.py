@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from ramet.errors import InterruptedByUserError
 from ramet.linux import extents
 
+T = TypeVar("T")
 READ_BYTES = 256 << 10
 """One read: it stays in the CPU's second cache until it is hashed."""
 ZEROS = bytes(READ_BYTES)
@@ -40,6 +44,17 @@ class Fingerprint:
         return f"inode {self.ino}, {self.size_bytes} bytes, SHA-256 {self.sha256[:16]}…"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """All that is found out about a file through one descriptor; digests of its pages only where they were asked for."""
+
+    fingerprint: Fingerprint
+    status: os.stat_result
+    blocks: tuple[tuple[int, int, int], ...] | None
+    """(logical, physical, length) of its extents, in bytes; None where the file system cannot tell."""
+    pages: PageDigests | None
+
+
 def fingerprint(path: Path, *, drop_cache: bool = False) -> Fingerprint:
     """Take the fingerprint of a file; holes are not read, but hashed as the zeros that they are.
 
@@ -48,32 +63,84 @@ def fingerprint(path: Path, *, drop_cache: bool = False) -> Fingerprint:
     Raises:
         OSError: ELOOP for a symlink, and what open(2) and read(2) say.
     """
+    return examine(path, drop_cache=drop_cache).fingerprint
+
+
+def fingerprints(directory: Path, *, drop_cache: bool = False) -> dict[str, Fingerprint]:
+    """The fingerprint of every file in a snapshot's directory, by name; several files at a time, on several CPUs.
+
+    Raises:
+        OSError: as ``fingerprint`` does.
+    """
+    paths = sorted(directory.iterdir())
+
+    def take(path: Path, stop: threading.Event) -> Fingerprint:
+        return examine(path, drop_cache=drop_cache, stop=stop).fingerprint
+
+    return {path.name: found for path, found in zip(paths, at_once(take, paths), strict=True)}
+
+
+def examine(
+    path: Path,
+    *,
+    drop_cache: bool = False,
+    with_pages: bool = False,
+    with_blocks: bool = False,
+    stop: threading.Event | None = None,
+) -> Examined:
+    """Read a file once and find out all that is asked for.
+
+    Raises:
+        OSError: ELOOP for a symlink, and what open(2) and read(2) say; if it is cut short meanwhile.
+        InterruptedByUserError: once ``stop`` is set.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        blocks = _blocks(fd) if with_blocks else None  # first of all: it writes back what was delayed
         if drop_cache:
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         found = os.fstat(fd)
-        return Fingerprint(
-            name=path.name,
-            dev=found.st_dev,
-            ino=found.st_ino,
-            size_bytes=found.st_size,
-            sha256=_sha256(fd, found.st_size),
-            mode=stat.S_IMODE(found.st_mode),
-            links=found.st_nlink,
-            allocated_bytes=found.st_blocks * 512,
-        )
+        digest = hashlib.sha256()
+        chunks: dict[int, bytearray] = {}
+        position = 0
+        for start, data in _data(fd, READ_BYTES):
+            if stop is not None and stop.is_set():
+                raise InterruptedByUserError(f"{path} was not read to its end.")
+            _hash_zeros(digest, start - position)
+            digest.update(data)
+            if with_pages:
+                _digest_pages(chunks, start, data)
+            position = start + len(data)
+        _hash_zeros(digest, found.st_size - position)
     finally:
         os.close(fd)
+    taken = Fingerprint(
+        name=path.name,
+        dev=found.st_dev,
+        ino=found.st_ino,
+        size_bytes=found.st_size,
+        sha256=digest.hexdigest(),
+        mode=stat.S_IMODE(found.st_mode),
+        links=found.st_nlink,
+        allocated_bytes=found.st_blocks * 512,
+    )
+    return Examined(fingerprint=taken, status=found, blocks=blocks, pages=_page_digests(chunks) if with_pages else None)
 
 
-def fingerprints(directory: Path, *, drop_cache: bool = False) -> dict[str, Fingerprint]:
-    """The fingerprint of every file in a snapshot's directory, by name; several files at a time, on several CPUs."""
-    paths = sorted(directory.iterdir())
-    with _workers() as workers:
-        found = workers.map(lambda path: fingerprint(path, drop_cache=drop_cache), paths)
-        return {path.name: one for path, one in zip(paths, found, strict=True)}
+def at_once(take: Callable[[Path, threading.Event], T], paths: Sequence[Path]) -> list[T]:
+    """``take`` each path, several at a time: hashlib lets others run while it hashes. If one fails, or a signal comes, the others
+    are told to stop.
+    """
+    stop = threading.Event()
+    workers = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="fingerprint")
+    try:
+        return list(workers.map(lambda path: take(path, stop), paths))
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 def differences(before: Fingerprint, after: Fingerprint) -> list[str]:
@@ -89,20 +156,11 @@ def differences(before: Fingerprint, after: Fingerprint) -> list[str]:
     return [f"{what} {was} became {now}" for what, was, now in pairs if was != now]
 
 
-def _workers() -> ThreadPoolExecutor:
-    """As many as there are CPUs for us: hashlib lets others run while it hashes."""
-    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="fingerprint")
-
-
-def _sha256(fd: int, size_bytes: int) -> str:
-    digest = hashlib.sha256()
-    position = 0
-    for start, data in _data(fd, READ_BYTES):
-        _hash_zeros(digest, start - position)
-        digest.update(data)
-        position = start + len(data)
-    _hash_zeros(digest, size_bytes - position)
-    return digest.hexdigest()
+def _blocks(fd: int) -> tuple[tuple[int, int, int], ...] | None:
+    try:
+        return tuple((one.logical, one.physical, one.length) for one in extents.fiemap(fd))
+    except OSError:
+        return None  # tmpfs, for example
 
 
 def _data(fd: int, piece_bytes: int) -> Iterator[tuple[int, memoryview]]:
@@ -177,20 +235,19 @@ def page_digests(path: Path) -> PageDigests:
     Raises:
         OSError: what open(2) and read(2) say.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        chunks: dict[int, bytearray] = {}
-        for start, data in _data(fd, CHUNK_BYTES):
-            _digest_pages(chunks, start, data)
-        return PageDigests({number: bytes(digests) for number, digests in chunks.items() if digests != EMPTY_CHUNK})
-    finally:
-        os.close(fd)
+    found = examine(path, with_pages=True).pages
+    assert found is not None
+    return found
+
+
+def _page_digests(chunks: dict[int, bytearray]) -> PageDigests:
+    return PageDigests({number: bytes(digests) for number, digests in chunks.items() if digests != EMPTY_CHUNK})
 
 
 def _digest_pages(chunks: dict[int, bytearray], start: int, data: memoryview) -> None:
     digests = chunks.setdefault(start // CHUNK_BYTES, bytearray(EMPTY_CHUNK))
     for offset in range(0, len(data), PAGE_BYTES):
-        page = data[offset : offset + PAGE_BYTES]
+        page = bytes(data[offset : offset + PAGE_BYTES])
         if page == ZERO_PAGE[: len(page)]:
             continue
         digest = hashlib.sha256(page)

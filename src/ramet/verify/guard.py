@@ -6,39 +6,21 @@ Nothing here knows of instances: it is for people who have snapshots of their ow
 from __future__ import annotations
 
 import os
-import select
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.errors import ConfigError, ConflictError, host_errors
-from ramet.linux import extents, fanotify, procfs
 from ramet.verify import evidence
 from ramet.verify.checks import Verdict
-from ramet.verify.fingerprints import Fingerprint, PageDigests, differences, fingerprint, page_digests
+from ramet.verify.fingerprints import Examined, at_once, differences, examine
+from ramet.verify.watch import Inode, Watch, name_of
 
 Say = Callable[[str], None]
-POLL_S = 0.1
-WATCHED = fanotify.FAN_OPEN | fanotify.FAN_MODIFY | fanotify.FAN_CLOSE_WRITE
-WROTE = "wrote to it"
-COULD_WRITE = "had it open for writing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guarded:
-    """A file as it was or is."""
-
-    fingerprint: Fingerprint
-    owner: tuple[int, int]
-    mtime_ns: int
-    blocks: tuple[tuple[int, int, int], ...] | None
-    """(logical, physical, length) of its extents, in bytes; None where the file system cannot tell."""
-    pages: PageDigests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +47,7 @@ class GuardReport:
     total_bytes: int
     changes: tuple[Change, ...]
     writers_unseen: str | None
-    """Why those who wrote may have been missed; None if none was."""
+    """Why some who wrote, or could have, may have been missed; None if none was."""
     seconds: float
     """From the first fingerprint to the last."""
 
@@ -78,8 +60,16 @@ class GuardReport:
 class Guard:
     """Files under guard; ``report`` is there when the block of ``guarding`` has ended."""
 
-    files: dict[Path, Guarded]
     report: GuardReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """The guarded files at one time; ``links`` are symlinks and where they point, ``unreadable`` says why."""
+
+    files: dict[Path, Examined]
+    links: dict[Path, str]
+    unreadable: dict[Path, str]
 
 
 @contextmanager
@@ -87,33 +77,40 @@ def guarding(paths: Sequence[Path], *, allow_writers: bool = False, on_progress:
     """Fingerprint files and trees, let the block run, and fingerprint them again. An exception of the block goes through, and the
     files are not looked at again then.
 
-    Symlinks in a tree are not followed. New files in a guarded tree are changes too.
+    Symlinks in a tree are not followed, but where they point is guarded. New files in a guarded tree are changes too.
 
     Raises:
-        ConfigError: for a path that is not there, or is neither a file nor a directory.
+        ConfigError: for a path that is not there, or is neither a file nor a directory, and for trees without a file.
         ConflictError: if a process has a guarded file open for writing already, unless ``allow_writers``.
-        HostError: if a file cannot be read.
+        HostError: if a file cannot be read before the block; after it, that is a change.
     """
     say = on_progress or (lambda text: None)
     began = time.monotonic()
     roots = tuple(path.absolute() for path in paths)
     _check(roots)
-    found = _files(roots)
+    files, links = _entries(roots)
+    if not files and not links:
+        raise ConfigError(
+            f"There is no file in {', '.join(map(str, roots))}.", hint="Name files, or directories of files."
+        )
+    with host_errors("look who has the files open"):
+        identities = evidence.identify(files)
     if not allow_writers:
-        _require_no_writer(found)
-    say(f"taking the fingerprints of {_count(len(found))}")
-    before = _look(found)
-    guard = Guard(files=before)
-    with _Watch(before, roots) as watch:
+        _require_no_writer(identities)
+    say(f"taking the fingerprints of {_count(len(files))}")
+    before = _look(files, links)
+    guard = Guard()
+    with Watch(identities, _directories_to_watch(roots)) as watch:
         yield guard
-    say(f"taking the fingerprints of {_count(len(before))} again")
-    after = _look(_files(roots, vanished_is_fine=True))
+    say(f"taking the fingerprints of {_count(len(files))} again")
+    after = _look(*_entries(roots, again=True), again=True)
+    changes = tuple(_changes(before, after, watch))
     guard.report = GuardReport(
         paths=roots,
-        files=len(before),
-        total_bytes=sum(one.fingerprint.size_bytes for one in before.values()),
-        changes=tuple(_changes(before, after, watch.writers)),
-        writers_unseen=watch.why_unseen,
+        files=len(before.files),
+        total_bytes=sum(one.fingerprint.size_bytes for one in before.files.values()),
+        changes=changes,
+        writers_unseen=_why_unseen(watch, changes),
         seconds=time.monotonic() - began,
     )
 
@@ -145,196 +142,130 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "something else")
 
 
-def _files(roots: Sequence[Path], *, vanished_is_fine: bool = False) -> list[Path]:
-    """The regular files among and under ``roots``, each once, in order."""
-    found: dict[Path, None] = {}
+def _entries(roots: Sequence[Path], *, again: bool = False) -> tuple[list[Path], dict[Path, str]]:
+    """The regular files and the symlinks among and under ``roots``, each once, in order; ``again``: what is not there is fine.
+
+    Raises:
+        HostError: if a directory cannot be read.
+    """
+    files: dict[Path, None] = {}
+    links: dict[Path, str] = {}
     for root in roots:
-        if not root.is_dir():
-            if root.is_file() and not root.is_symlink():
-                found[root] = None
-            continue
-        for directory, subdirectories, names in os.walk(root, onerror=None if vanished_is_fine else _raise):
-            subdirectories.sort()
-            for name in sorted(names):
-                path = Path(directory, name)
-                if path.is_file() and not path.is_symlink():
-                    found[path] = None
-    return list(found)
+        found = [root]
+        if not root.is_symlink() and root.is_dir():
+            walk = os.walk(root, onerror=None if again else _refuse)
+            found = [Path(directory, name) for directory, inner, names in walk for name in (*inner, *names)]
+        for path in sorted(found):
+            try:
+                mode = path.lstat().st_mode
+                if stat.S_ISLNK(mode):
+                    links[path] = str(path.readlink())
+                elif stat.S_ISREG(mode):
+                    files[path] = None
+            except OSError:
+                continue  # gone meanwhile, or in a directory that cannot be entered: os.walk has said so
+    return list(files), links
 
 
-def _directories(roots: Sequence[Path]) -> list[Path]:
-    return [Path(directory) for root in roots if root.is_dir() for directory, _, _ in os.walk(root)]
-
-
-def _raise(err: OSError) -> None:
+def _refuse(err: OSError) -> None:
     with host_errors(f"read {err.filename}"):
         raise err
 
 
-def _require_no_writer(paths: Sequence[Path]) -> None:
+def _directories_to_watch(roots: Sequence[Path]) -> list[Path]:
+    """Those of the trees, and those that hold the other files: what replaces a file was written under another name."""
+    found: dict[Path, None] = {}
+    for root in roots:
+        if root.is_dir():
+            found |= {Path(directory): None for directory, _, _ in os.walk(root)}
+        else:
+            found[root.parent] = None
+    return list(found)
+
+
+def _require_no_writer(files: Sequence[evidence.FileId]) -> None:
     """A baseline of a file that somebody writes meanwhile would be worth nothing."""
-    files = evidence.identify(paths)
     for pid in evidence.processes():
         for one in evidence.reach(pid, files):
             if one.can_write:
                 raise ConflictError(
-                    f"{one.file.path} is open for writing already: {one.how} of {_name_of(pid)}.",
+                    f"{one.file.path} is open for writing already: {one.how} of {name_of(pid)}.",
                     hint="End that first, or add --allow-writers: a change is then seen, whoever makes it.",
                 )
 
 
-def _look(paths: Sequence[Path]) -> dict[Path, Guarded]:
+def _look(files: Sequence[Path], links: dict[Path, str], *, again: bool = False) -> _Seen:
     """Several files at a time. One that vanishes meanwhile is left out."""
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as workers:
-        found = zip(paths, workers.map(_look_at, paths), strict=True)
-        return {path: one for path, one in found if one is not None}
+
+    def take(path: Path, stop: threading.Event) -> Examined | str | None:
+        with host_errors(f"read {path}"):
+            try:
+                return examine(path, with_pages=True, with_blocks=True, stop=stop)
+            except FileNotFoundError:
+                return None
+            except OSError as err:
+                if not again:
+                    raise
+                return err.strerror or str(err)
+
+    found = list(zip(files, at_once(take, files), strict=True))
+    return _Seen(
+        files={path: one for path, one in found if isinstance(one, Examined)},
+        links=links,
+        unreadable={path: one for path, one in found if isinstance(one, str)},
+    )
 
 
-def _look_at(path: Path) -> Guarded | None:
-    with host_errors(f"read {path}"):
-        try:
-            status = path.lstat()
-            blocks = _blocks(path)  # first of all: reading FIEMAP writes back what was delayed
-            return Guarded(
-                fingerprint=fingerprint(path),
-                owner=(status.st_uid, status.st_gid),
-                mtime_ns=status.st_mtime_ns,
-                blocks=blocks,
-                pages=page_digests(path),
-            )
-        except FileNotFoundError:
-            return None
-
-
-def _blocks(path: Path) -> tuple[tuple[int, int, int], ...] | None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return tuple((one.logical, one.physical, one.length) for one in extents.fiemap(fd))
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return None  # tmpfs, for example
-    finally:
-        os.close(fd)
-
-
-def _changes(
-    before: dict[Path, Guarded], after: dict[Path, Guarded], writers: dict[Path, dict[str, str]]
-) -> Iterator[Change]:
-    for path, was in before.items():
-        now = after.get(path)
-        by = tuple(f"{who} {what}" for who, what in sorted(writers.get(path, {}).items()))
+def _changes(before: _Seen, after: _Seen, watch: Watch) -> Iterator[Change]:
+    for path, was in before.files.items():
+        now = after.files.get(path)
+        by = watch.writers_of(_inode(was), _inode(now) if now is not None else None)
         if now is None:
-            yield Change(path=path, differences=("it is gone",), pages=(), writers=by, harmless=False)
+            told = after.unreadable.get(path)
+            what = f"it cannot be read any more: {told}" if told is not None else "it is gone"
+            yield Change(path=path, differences=(what,), pages=(), writers=by, harmless=False)
             continue
-        found = differences(was.fingerprint, now.fingerprint)
-        if was.owner != now.owner:
-            found.append(f"owner {was.owner[0]}:{was.owner[1]} became {now.owner[0]}:{now.owner[1]}")
-        pages = was.pages.differing(now.pages)
-        harmless = not found
-        if harmless and was.mtime_ns != now.mtime_ns:
-            found.append("it was written with the bytes that it had")
-        if harmless and was.blocks != now.blocks and None not in (was.blocks, now.blocks):
-            found.append("its blocks lie elsewhere on the disk")
-        if found:
-            yield Change(path=path, differences=tuple(found), pages=tuple(pages), writers=by, harmless=harmless)
-    for path in after.keys() - before.keys():
-        by = tuple(f"{who} {what}" for who, what in sorted(writers.get(path, {}).items()))
+        change = _compare(path, was, now, by, still_open=watch.still_open(_inode(now)))
+        if change is not None:
+            yield change
+    for path, target in before.links.items():
+        now_target = after.links.get(path)
+        if now_target != target:
+            what = f"it pointed to {target}, and " + ("is gone" if now_target is None else f"points to {now_target}")
+            yield Change(path=path, differences=(what,), pages=(), writers=(), harmless=False)
+    known = before.files.keys() | before.links.keys()
+    for path in sorted((after.files.keys() | after.links.keys() | after.unreadable.keys()) - known):
+        made = after.files.get(path)
+        by = watch.writers_of(_inode(made)) if made is not None else ()
         yield Change(path=path, differences=("it is new",), pages=(), writers=by, harmless=False, is_new=True)
 
 
-def _name_of(pid: int) -> str:
-    """``qemu-system-x86 (pid 42)``; the pid alone of a process that is gone."""
-    try:
-        return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
-    except OSError:
-        return f"a process that has ended (pid {pid})"
+def _compare(path: Path, was: Examined, now: Examined, by: tuple[str, ...], *, still_open: bool) -> Change | None:
+    found = differences(was.fingerprint, now.fingerprint)
+    owners = [(one.status.st_uid, one.status.st_gid) for one in (was, now)]
+    if owners[0] != owners[1]:
+        found.append("owner {}:{} became {}:{}".format(*owners[0], *owners[1]))
+    assert was.pages is not None
+    assert now.pages is not None
+    pages = was.pages.differing(now.pages)
+    harmless = not found
+    if harmless and was.status.st_mtime_ns != now.status.st_mtime_ns:
+        found.append("it was written or touched, and has the bytes that it had")
+    if harmless and was.blocks != now.blocks and None not in (was.blocks, now.blocks):
+        found.append("its blocks lie elsewhere on the disk")
+    if still_open:
+        found.append("it is open for writing still")
+    if not found:
+        return None
+    return Change(path=path, differences=tuple(found), pages=tuple(pages), writers=by, harmless=harmless)
 
 
-class _Watch:
-    """Who opens the files for writing meanwhile: from fanotify where that is allowed, else by looking at /proc now and then."""
+def _inode(examined: Examined) -> Inode:
+    return examined.fingerprint.dev, examined.fingerprint.ino
 
-    def __init__(self, files: dict[Path, Guarded], roots: Sequence[Path]) -> None:
-        self.writers: dict[Path, dict[str, str]] = {}
-        """By file: who, and the most that is known of them."""
-        self.why_unseen: str | None = None
-        self._files = evidence.identify(files)
-        self._by_inode = {(file.dev, file.ino): file.path for file in self._files}
-        self._names: dict[int, str] = {}
-        self._group = self._fanotify([*files, *_directories(roots)])
-        self._done = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
 
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.eventfd_write(self._done, 1)
-        self._thread.join()
-        os.close(self._done)
-        if self._group is not None:
-            os.close(self._group)
-
-    def _fanotify(self, paths: Sequence[Path]) -> int | None:
-        group = None
-        try:
-            group = fanotify.create()
-            for path in paths:
-                fanotify.mark(group, path, WATCHED | (fanotify.FAN_EVENT_ON_CHILD if path.is_dir() else 0))
-        except OSError as err:
-            self.why_unseen = f"no fanotify here ({err.strerror}): looked at /proc every {POLL_S * 1000:g} ms"
-            if group is not None:
-                os.close(group)
-            return None
-        return group
-
-    def _watch(self) -> None:
-        """At once when something happens: a short-lived process must still have a name."""
-        sources = [self._done] if self._group is None else [self._done, self._group]
-        while True:
-            ready, _, _ = select.select(sources, [], [], POLL_S if self._group is None else None)
-            if self._group is not None:
-                self._take_events(self._group)
-            if self._group is None or self._done in ready:
-                self._look_at_processes()
-            if self._done in ready:
-                return
-
-    def _take_events(self, group: int) -> None:
-        for event in fanotify.events(group):
-            if event.mask & fanotify.FAN_Q_OVERFLOW:
-                self.why_unseen = "there were more events than the kernel keeps"
-                continue
-            try:
-                found = os.fstat(event.fd)
-                path = self._by_inode.get((found.st_dev, found.st_ino))
-                path = path or Path(f"/proc/self/fd/{event.fd}").readlink()
-            finally:
-                os.close(event.fd)
-            if event.pid == os.getpid():
-                continue
-            self._names.setdefault(event.pid, _name_of(event.pid))
-            if event.mask & fanotify.FAN_MODIFY:
-                self._note(path, event.pid, WROTE)
-            elif event.mask & fanotify.FAN_CLOSE_WRITE or self._can_write(event.pid, found):
-                self._note(path, event.pid, COULD_WRITE)
-
-    def _can_write(self, pid: int, file: os.stat_result) -> bool:
-        try:
-            opened = procfs.open_descriptors(pid)
-        except OSError:
-            return False
-        return any(one.writable and (one.dev, one.ino) == (file.st_dev, file.st_ino) for one in opened)
-
-    def _look_at_processes(self) -> None:
-        for pid in evidence.processes():
-            for one in evidence.reach(pid, self._files):
-                if one.can_write:
-                    self._note(one.file.path, pid, COULD_WRITE)
-
-    def _note(self, path: Path, pid: int, what: str) -> None:
-        who = self._names.setdefault(pid, _name_of(pid))
-        known = self.writers.setdefault(path, {})
-        if known.get(who) != WROTE:
-            known[who] = what
+def _why_unseen(watch: Watch, changes: Sequence[Change]) -> str | None:
+    why = list(watch.why_unseen)
+    if any(change.is_new and not change.writers for change in changes):
+        why.append("files came from directories that nobody watched")
+    return "; ".join(why) or None

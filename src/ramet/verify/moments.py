@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from ramet import process
@@ -87,7 +88,7 @@ def _look_at_the_disk(world: World, role: str) -> None:
     claim, disk = "live-disk-clean", world.snapshot_dir(role) / "disk.raw"
     try:
         e2fsck = process.find_program("e2fsck", package="e2fsprogs")
-        done = process.run([e2fsck, "-f", "-n", str(disk)], timeout_s=E2FSCK_S)
+        done = process.run([e2fsck, "-f", "-n", str(disk)], timeout_s=E2FSCK_S, env={**os.environ, "LC_ALL": "C"})
     except UnsupportedError as err:
         world.ledger.undecided(claim, err.message, required=True)
         return

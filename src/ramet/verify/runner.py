@@ -181,6 +181,7 @@ def _run_one(
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
         strikes.unwrap_vmm(world)
+        strikes.clear_what_was_left(world)
         if not keep:
             say(f"{scenario.name}: removing what was made")
             left = world.remove_all()

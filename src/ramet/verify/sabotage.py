@@ -159,7 +159,6 @@ SABOTAGES: dict[str, Sabotage] = {
             strikes={
                 Point.FORK_SLEPT: strikes.remember_fork_dir,
                 Point.FORK_DELETED: strikes.leave_something,
-                Point.SOURCE_RESTORING: strikes.clear_what_was_left,
             },
         ),
         Sabotage(

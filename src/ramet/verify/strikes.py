@@ -231,6 +231,7 @@ def write_into_golden(world: World) -> None:
 def leave_something(world: World) -> None:
     """A directory of the deleted fork."""
     Path(world.scratch["gone-fork"]).mkdir(mode=0o700)
+    world.scratch["left-behind"] = world.scratch["gone-fork"]
 
 
 def remember_fork_dir(world: World) -> None:
@@ -239,8 +240,10 @@ def remember_fork_dir(world: World) -> None:
 
 
 def clear_what_was_left(world: World) -> None:
-    """The saboteur leaves nothing himself."""
-    Path(world.scratch["gone-fork"]).rmdir()
+    """The saboteur leaves nothing himself; nothing happens if he has not struck."""
+    left = world.scratch.pop("left-behind", None)
+    if left is not None:
+        Path(left).rmdir()
 
 
 # -- guests -------------------------------------------------------------------------------------------------------
@@ -340,6 +343,8 @@ def share_disk(world: World) -> None:
 
 def share_mapping(world: World) -> None:
     """The VMM maps its memory file shared."""
+    if os.geteuid() != 0:
+        _file(world, "fork", "memory").chmod(0o600)  # the VMM may map it itself; root's does not ask
     _wrap_vmm(world, edit="s#,readonly=on,rom=off##; s#share=off#share=on#")
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ramet.errors import ConfigError, ConflictError
 from ramet.linux import fanotify
+from ramet.verify import evidence
 from ramet.verify.checks import Verdict
-from ramet.verify.fingerprints import PAGE_BYTES
-from ramet.verify.guard import COULD_WRITE, WROTE, Change, GuardReport, guarding
+from ramet.verify.fingerprints import PAGE_BYTES, Examined, examine
+from ramet.verify.guard import Change, GuardReport, guarding
+from ramet.verify.watch import COULD_WRITE, WROTE
 from tests.unit.children import run_in_child
 
 MIB = 1 << 20
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def test_another_owner_is_a_change(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("touch memory", "the bytes that it had"), ("cp memory ../copy; cat ../copy 1<>memory", "the bytes that it had")],
+    [("touch memory", "written or touched"), ("cp memory ../copy; cat ../copy 1<>memory", "the bytes that it had")],
 )
 def test_what_changes_nothing_is_told_and_passes(tree: Path, script: str, said: str) -> None:
     report = shell(script, tree)
@@ -167,6 +172,9 @@ def test_what_cannot_be_guarded_is_refused_in_words(tree: Path) -> None:
             pass
     with pytest.raises(ConfigError, match="nothing to guard"), guarding([]):
         pass
+    (tree / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no file in"), guarding([tree / "empty"]):
+        pass
     with guarding([tree]) as guard:  # in a tree they are passed over
         pass
     assert guard.report is not None
@@ -178,6 +186,7 @@ def test_the_whole_tree_may_vanish(tree: Path) -> None:
         shutil.rmtree(tree)
     assert guard.report is not None
     assert {change.differences for change in guard.report.changes} == {("it is gone",)}
+    assert guard.report.verdict is Verdict.FAIL
     assert len(guard.report.changes) == 3
 
 
@@ -186,3 +195,101 @@ def test_an_exception_of_the_block_goes_through_and_no_thread_is_left(tree: Path
         raise RuntimeError("its own")
     assert guard.report is None
     assert shell("true", tree).verdict is Verdict.PASS
+
+
+def test_a_file_that_cannot_be_read_any_more_is_a_change(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with guarding([tree]) as guard:
+
+        def refuse(path: Path, **options: Any) -> Examined:
+            if path.name == "memory":
+                raise PermissionError(13, "Permission denied")
+            return examine(path, **options)
+
+        monkeypatch.setattr("ramet.verify.guard.examine", refuse)
+    assert guard.report is not None
+    assert guard.report.verdict is Verdict.FAIL
+    assert only(guard.report).differences == ("it cannot be read any more: Permission denied",)
+
+
+def test_a_symlink_that_points_elsewhere_now_is_a_change(tree: Path) -> None:
+    (tree / "current").symlink_to("memory")
+    report = shell("ln -sfn disk.raw current", tree)
+    assert report.verdict is Verdict.FAIL
+    assert only(report).differences == ("it pointed to memory, and points to disk.raw",)
+    assert only(shell("rm current", tree)).differences == ("it pointed to disk.raw, and is gone",)
+    assert only(shell("ln -s memory current", tree)).is_new
+
+
+@pytest.mark.skipif(not can_fanotify(), reason="no fanotify for this user")
+@pytest.mark.parametrize("guarded", [".", "memory"])
+def test_who_replaced_a_file_is_named(tree: Path, guarded: str) -> None:
+    with guarding([tree / guarded]) as guard:
+        subprocess.run(["sh", "-ec", "cp memory other; sleep 0.1; mv other memory"], cwd=tree, check=True)
+    assert guard.report is not None
+    (who,) = only(guard.report).writers
+    assert WROTE in who
+    assert guard.report.writers_unseen is None
+
+
+@pytest.mark.skipif(not can_fanotify(), reason="no fanotify for this user")
+def test_files_in_a_directory_that_nobody_watched_are_told_to_have_no_known_writer(tree: Path) -> None:
+    report = shell("mkdir sub/new; echo x >sub/new/file", tree)
+    assert report.writers_unseen is not None
+    assert "nobody watched" in report.writers_unseen
+
+
+def test_a_writer_that_is_left_behind_is_told_though_it_wrote_nothing(tree: Path) -> None:
+    with guarding([tree]) as guard:
+        child = subprocess.Popen(["sh", "-c", "exec 3<>memory; echo ready; read line"], **PIPES, cwd=tree)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    child.communicate(b"\n")
+    assert guard.report is not None
+    assert guard.report.verdict is Verdict.PASS
+    change = only(guard.report)
+    assert change.differences == ("it is open for writing still",)
+    assert any(f"(pid {child.pid})" in who for who in change.writers)
+
+
+def test_a_name_that_the_kernel_has_cut_within_a_character_is_printed(tree: Path) -> None:
+    """Fifteen bytes of it are kept, eight characters of two bytes each were given."""
+    program = tree.parent / ("é" * 8)
+    shutil.copyfile(shutil.which("dd") or "dd", program)
+    program.chmod(0o700)
+    with guarding([tree]) as guard:
+        subprocess.run(
+            [program, "if=/dev/zero", "of=memory", "bs=1", "count=1", "conv=notrunc", "status=none"],
+            cwd=tree,
+            check=True,
+        )
+    assert guard.report is not None
+    assert guard.report.verdict is Verdict.FAIL
+    assert "ended early" not in str(guard.report.writers_unseen)
+
+
+def test_a_watch_that_fails_says_so(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[int]:
+        raise OSError(24, "Too many open files")
+
+    with guarding([tree]) as guard:
+        monkeypatch.setattr(evidence, "processes", broken)
+    assert guard.report is not None
+    assert guard.report.writers_unseen is not None
+    assert "Too many open files" in guard.report.writers_unseen
+
+
+@pytest.mark.skipif(not can_fanotify(), reason="no fanotify for this user")
+def test_more_files_than_there_are_descriptors(tree: Path) -> None:
+    """Each event brings a descriptor with it."""
+    (tree / "many").mkdir()
+    for number in range(600):
+        (tree / "many" / f"{number}").write_bytes(b"x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        report = shell("for file in many/*; do echo >>$file; done", tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(report.changes) == 600
+    assert [change.path.name for change in report.changes if not change.writers] == []
+    assert report.writers_unseen is None
