@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -24,6 +25,8 @@ class Agents:
     """Listens for any number of machines; ``close`` ends the thread."""
 
     def __init__(self) -> None:
+        self.refuse_next_identity = False
+        """Told so, a guest does not take the identity that it is given: it must not be let run."""
         self._epoll = select.epoll()
         self._listening: dict[int, tuple[socket.socket, Machine]] = {}
         self._sessions: dict[int, _Session] = {}
@@ -84,13 +87,14 @@ class Agents:
     def _accept(self, listening: socket.socket, machine: Machine) -> None:
         with suppress(OSError):  # it was closed meanwhile
             sock, _ = listening.accept()
-            self._sessions[sock.fileno()] = _Session(sock, machine)
+            self._sessions[sock.fileno()] = _Session(sock, machine, self)
             self._epoll.register(sock, select.EPOLLIN)
 
 
 class _Session:
-    def __init__(self, sock: socket.socket, machine: Machine) -> None:
+    def __init__(self, sock: socket.socket, machine: Machine, agents: Agents) -> None:
         self.sock = sock
+        self._agents = agents
         self._machine = machine
         self._received = bytearray()
         self._greeted = False
@@ -152,6 +156,9 @@ class _Session:
             machine.quiesce()
         elif kind == Request.THAW:
             machine.thaw()
+        elif kind == Request.IDENTITY and self._agents.refuse_next_identity:
+            self._agents.refuse_next_identity = False
+            return wire.encode(Reply.ERROR, errno.EIO.to_bytes(4, "little") + wire.string("told to refuse"))
         elif kind == Request.IDENTITY:
             reader = Reader(payload)
             generation = reader.integer(8)

@@ -41,6 +41,8 @@ class Expected:
     base: Taken | None = None
     found_by_next_verb: set[Taken] = field(default_factory=set)
     """What the record of an instance whose VMM has gone still names, until the next verb on it."""
+    pending: bool = False
+    """A verb on it has failed and left its mark: the next one, even if it only reads, tidies up after it."""
     record_is_behind: bool = False
     """The next verb on it, even one that is refused, mends its record first."""
 
@@ -88,6 +90,11 @@ class Expected:
         self.synced = taken.words.disk
         self.generation += 1
 
+    def give_up(self) -> None:
+        """Live, it was ended for a rollback that then failed: its disk is left, as after a power cut."""
+        self._refer_to(None)
+        self.state = State.STOPPED
+
     def stop(self) -> None:
         """Memory is given up, the disk stays: of one that slept, the disk that it slept with."""
         if self.snapshot is not None and self.state is State.STANDBY:
@@ -108,11 +115,16 @@ class Expected:
     def settle(self) -> None:
         """A verb has locked it and seen what is true."""
         self.found_by_next_verb = set()
-        self.record_is_behind = False
+        self.record_is_behind = self.pending = False
+
+    def fail(self) -> None:
+        """A verb on it has failed: nothing is lost."""
+        self.settle()
+        self.record_is_behind = self.pending = True
 
     def _refer_to(self, taken: Taken | None) -> None:
         self.snapshot = self.mapped = self.base = taken
-        self.found_by_next_verb = set()
+        self.settle()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,10 +134,12 @@ class World:
     instances: dict[str, Expected] = field(default_factory=dict)
     names: dict[str, Taken] = field(default_factory=dict)
     """Of snapshots."""
+    given_up_for: set[Taken] = field(default_factory=set)
+    """What a live instance was given up for in vain: nothing refers to it, and it is all that is left."""
 
     def snapshots(self, *, after_a_verb_on: Expected | None = None) -> dict[str, Taken]:
         """Every snapshot that must be there, by id, and no other may be."""
-        found = set(self.names.values())
+        found = self.given_up_for | set(self.names.values())
         for expected in self.instances.values():
             found |= expected.refers_to(settled=expected is after_a_verb_on)
         return {taken.id: taken for taken in sorted(found, key=lambda taken: taken.id)}

@@ -43,6 +43,10 @@ class Room:
             raise VmmDiedError(f"No VMM lives in {run_dir}.")
         return machine
 
+    def refuse_next_identity(self) -> None:
+        """The next guest that is given one will not take it."""
+        self._agents.refuse_next_identity = True
+
     def alive(self) -> list[Path]:
         """Where a VMM lives."""
         return [run_dir for run_dir, machine in self._machines.items() if machine.is_alive()]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ramet.linux.extents import map_data
 from ramet.model import PAGE_BYTES
-from ramet.paths import StorePaths
+from ramet.paths import SnapshotPaths, StorePaths
+from tests.model.machine import Words, register_in, words_in_memory, words_on_disk
 
 _ZEROS = bytes(PAGE_BYTES)
 
@@ -46,6 +47,16 @@ def fingerprint(path: Path) -> Print:
         size_bytes=found.st_size,
         sha256=digest.hexdigest(),
     )
+
+
+def words_in(snapshot: SnapshotPaths) -> Words:
+    """What a guest that is restored from it would see."""
+    with snapshot.memory.open("rb") as memory, snapshot.disk.open("rb") as disk:
+        return Words(
+            ram=words_in_memory(memory.fileno()),
+            disk=words_on_disk(disk.fileno()),
+            register=register_in(snapshot.vmstate.read_bytes()),
+        )
 
 
 def snapshots(paths: StorePaths) -> dict[str, dict[str, Print]]:

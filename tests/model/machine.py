@@ -27,6 +27,7 @@ DISK_BLOCKS = (0, 5, 15)
 END_S = 10.0
 POWERED_OFF = "the guest has powered off\n"
 _WORD = struct.Struct("<Q")
+_STATE = b"device state "
 _FROZEN_AT = 0
 _GENERATION_AT = 8
 _HOST_NAME_AT = 64
@@ -43,9 +44,23 @@ class Words:
     """In a vCPU, so in the device state and nowhere else."""
 
 
+def words_in_memory(fd: int, address: int = 0) -> tuple[int, ...]:
+    """The words in guest memory that begins at ``address`` of a file."""
+    return tuple(_word_at(fd, address + page * PAGE_BYTES) for page in RAM_PAGES)
+
+
 def words_on_disk(fd: int) -> tuple[int, ...]:
     """The words in a disk file."""
-    return tuple(_WORD.unpack(os.pread(fd, _WORD.size, block * PAGE_BYTES))[0] for block in DISK_BLOCKS)
+    return tuple(_word_at(fd, block * PAGE_BYTES) for block in DISK_BLOCKS)
+
+
+def register_in(device_state: bytes) -> int:
+    """What a device state holds."""
+    return int(_WORD.unpack(device_state.removeprefix(_STATE))[0])
+
+
+def _word_at(fd: int, offset: int) -> int:
+    return int(_WORD.unpack(os.pread(fd, _WORD.size, offset))[0])
 
 
 class Machine:
@@ -102,11 +117,10 @@ class Machine:
 
     def words(self) -> Words:
         """What the guest sees."""
-        ram = (self.read_memory(page * PAGE_BYTES, _WORD.size) for page in RAM_PAGES)
         disk = list(words_on_disk(self._disk_fd))
         for index, value in self._unsynced.items():
             disk[index] = value
-        return Words(ram=tuple(_WORD.unpack(raw)[0] for raw in ram), disk=tuple(disk), register=self.register)
+        return Words(ram=words_in_memory(self._memory_fd, self._address), disk=tuple(disk), register=self.register)
 
     def write(self, kind: str, index: int, value: int) -> None:
         """A word of ``ram`` or ``disk``, or the ``register``."""
@@ -149,10 +163,10 @@ class Machine:
 
     def device_state(self) -> bytes:
         assert not self.vcpus_run, "the device state of a guest that runs was asked for"
-        return b"device state " + _WORD.pack(self.register)
+        return _STATE + _WORD.pack(self.register)
 
     def load_device_state(self, path: Path) -> None:
-        self.register = _WORD.unpack(path.read_bytes().removeprefix(b"device state "))[0]
+        self.register = register_in(path.read_bytes())
 
 
 def _launch(

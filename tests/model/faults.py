@@ -1,0 +1,117 @@
+"""What befalls a sequence besides its verbs: VMMs that end, captures that fail, guests that cannot be let run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from ramet.errors import LaunchError, RametError, RejectedError
+from ramet.guests.wire import GuestRefusedError
+from ramet.model import Hypervisor, State
+from tests.model.expected import Expected
+from tests.model.verbs import WHO, Verbs, some_instance
+
+
+class Sequences(Verbs):
+    """Verbs and faults."""
+
+    @some_instance
+    @rule(who=WHO, in_order=st.booleans())
+    def lose_vmm(self, who: str, in_order: bool) -> None:
+        """By a kill from outside, or because the guest powers off."""
+        expected = self.world.instances[who]
+        if not expected.live or (in_order and expected.state is State.PAUSED):
+            return
+        self.do(lambda: self.stage.power_off(who) if in_order else self.stage.kill(who))
+        expected.lose_vmm(in_order=in_order)
+
+    @some_instance
+    @rule(who=WHO, verb=st.sampled_from(["standby", "fork", "snapshot"]))
+    def fail_to_capture(self, who: str, verb: str) -> None:
+        """The VMM refuses when it has done its work: what it wrote is lost, and which pages were dirty perhaps too."""
+        expected = self.world.instances[who]
+        free = self.free_names()
+        if not expected.live or not free:
+            return
+        host = self.stage.host
+        self.stage.room.machine(self.stage.run_dir(who)).loses_next_capture = True
+        verbs: dict[str, Callable[[], object]] = {
+            "standby": lambda: host.standby(who),
+            "fork": lambda: host.fork(who, free[0]),
+            "snapshot": lambda: host.snapshot_create(who, "lost"),
+        }
+
+        def fail() -> None:
+            with pytest.raises(RejectedError):
+                verbs[verb]()
+
+        self.do(fail, on=expected)
+        expected.sync()
+        expected.fail()
+
+    @some_instance
+    @rule(who=WHO, count=st.integers(1, 2))
+    def fail_to_start_forks(self, who: str, count: int) -> None:
+        """The first of them does not take its identity: none is left."""
+        source = self.world.instances[who]
+        names = self.free_names()[:count]
+        if source.state is State.FAILED or not names:
+            return
+        self._fail_to_begin(
+            lambda: self.stage.host.fork(who, names, start=True),
+            LaunchError if source.state is State.STOPPED else GuestRefusedError,
+            on=source if source.live or source.pending else None,
+        )
+        if source.live:
+            source.sync()
+            base = self.stage.host.get(who).diff_base
+            if source.hypervisor is Hypervisor.FIRECRACKER:
+                assert base is not None
+                source.base = self.taken(base, source)
+
+    @some_instance
+    @rule(who=WHO)
+    def fail_to_wake(self, who: str) -> None:
+        """Or to boot: it is what it was."""
+        expected = self.world.instances[who]
+        if expected.live:
+            return
+        asleep = expected.state is State.STANDBY
+        verb = self.stage.host.restore if asleep else self.stage.host.start
+        self._fail_to_begin(lambda: verb(who), GuestRefusedError if asleep else LaunchError, on=expected)
+        expected.fail()
+
+    @some_instance
+    @rule(who=WHO, nth=st.integers(0, 2))
+    def fail_to_roll_back(self, who: str, nth: int) -> None:
+        """It is what it was, unless it was live: that is given up first."""
+        expected = self.world.instances[who]
+        there = self.world.snapshots(after_a_verb_on=expected)
+        own = [taken for taken in self.by_age() if taken.owner_id == expected.id and taken.id in there]
+        if not own:
+            return
+        taken = own[nth % len(own)]
+        self._fail_to_begin(
+            lambda: self.stage.host.restore(who, snapshot=taken.id, discard_memory=True, discard_disk=True),
+            GuestRefusedError,
+            on=expected,
+        )
+        if expected.live:
+            expected.give_up()
+            if taken.id not in self.world.snapshots():
+                self.world.given_up_for.add(taken)
+        expected.fail()
+
+    def _fail_to_begin(
+        self, verb: Callable[[], object], error: type[RametError], *, on: Expected | None = None
+    ) -> None:
+        self.stage.room.refuse_next_identity()
+
+        def fail() -> None:
+            with pytest.raises(error):
+                verb()
+
+        self.do(fail, on=on)
