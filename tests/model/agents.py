@@ -174,7 +174,8 @@ class _Session:
         if argv[0] == "read":
             return 0, json.dumps(asdict(self._machine.words())).encode()
         if argv[0] == "write":
-            self._machine.write(argv[1], int(argv[2]), int(argv[3]))
+            for kind, index, value in zip(argv[1::3], argv[2::3], argv[3::3], strict=True):
+                self._machine.write(kind, int(index), int(value))
         return 0, b""
 
 

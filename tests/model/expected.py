@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ramet.model import Ancestor, Hypervisor, State
 from tests.model.machine import Words
@@ -39,7 +39,7 @@ class Expected:
     """What it sleeps on; of a live one, what it woke from."""
     mapped: Taken | None = None
     base: Taken | None = None
-    found_by_next_verb: set[Taken] = field(default_factory=set)
+    found_by_next_verb: tuple[Taken, ...] = ()
     """What the record of an instance whose VMM has gone still names, until the next verb on it."""
     pending: bool = False
     """A verb on it has failed and left its mark: the next one, even if it only reads, tidies up after it."""
@@ -50,20 +50,15 @@ class Expected:
     def live(self) -> bool:
         return self.state in LIVE
 
-    def refers_to(self, *, settled: bool = False) -> set[Taken]:
+    def refers_to(self, *, settled: bool = False) -> tuple[Taken, ...]:
         """The snapshots that must be there on its account; ``settled``: after the next verb on it."""
-        found = {one for one in (self.snapshot, self.mapped, self.base) if one is not None}
-        return found if settled else found | self.found_by_next_verb
+        found = tuple(one for one in (self.snapshot, self.mapped, self.base) if one is not None)
+        return found if settled else found + self.found_by_next_verb
 
     # -- what becomes of it ---------------------------------------------------------------------------------------
 
-    def write(self, kind: str, index: int, value: int) -> None:
-        if kind == "register":
-            self.words = replace(self.words, register=value)
-        elif kind == "ram":
-            self.words = replace(self.words, ram=_with(self.words.ram, index, value))
-        else:
-            self.words = replace(self.words, disk=_with(self.words.disk, index, value))
+    def write(self, written: Words) -> None:
+        self.words = written
 
     def sync(self) -> None:
         """Whoever freezes a guest, or shuts it down, has it sync."""
@@ -114,7 +109,7 @@ class Expected:
 
     def settle(self) -> None:
         """A verb has locked it and seen what is true."""
-        self.found_by_next_verb = set()
+        self.found_by_next_verb = ()
         self.record_is_behind = self.pending = False
 
     def fail(self) -> None:
@@ -134,15 +129,24 @@ class World:
     instances: dict[str, Expected] = field(default_factory=dict)
     names: dict[str, Taken] = field(default_factory=dict)
     """Of snapshots."""
-    given_up_for: set[Taken] = field(default_factory=set)
+    given_up_for: list[Taken] = field(default_factory=list)
     """What a live instance was given up for in vain: nothing refers to it, and it is all that is left."""
 
     def snapshots(self, *, after_a_verb_on: Expected | None = None) -> dict[str, Taken]:
-        """Every snapshot that must be there, by id, and no other may be."""
-        found = self.given_up_for | set(self.names.values())
+        """Every snapshot that must be there, by id, and no other may be; in an order that does not depend on the ids."""
+        found = [*self.given_up_for, *self.names.values()]
         for expected in self.instances.values():
-            found |= expected.refers_to(settled=expected is after_a_verb_on)
-        return {taken.id: taken for taken in sorted(found, key=lambda taken: taken.id)}
+            found += expected.refers_to(settled=expected is after_a_verb_on)
+        return {taken.id: taken for taken in found}
+
+    def gave_up_for(self, taken: Taken) -> None:
+        """A live instance was given up for it, in vain."""
+        if taken.id not in self.snapshots():
+            self.given_up_for.append(taken)
+
+    def no_longer_left(self, taken: Taken) -> None:
+        """It is used again, or removed."""
+        self.given_up_for = [one for one in self.given_up_for if one is not taken]
 
     def owner(self, taken: Taken) -> Expected:
         """The instance that a snapshot was taken of, or one as it would be if that is gone."""
@@ -150,7 +154,3 @@ class World:
             if expected.id == taken.owner_id:
                 return expected
         return Expected(id=taken.owner_id, name=taken.owner_name, hypervisor=taken.hypervisor)
-
-
-def _with(words: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
-    return (*words[:index], value, *words[index + 1 :])

@@ -6,41 +6,38 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import precondition, rule
 
 from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.guests.wire import GuestRefusedError
 from ramet.model import Hypervisor, State
 from tests.model.expected import Expected
-from tests.model.verbs import WHO, Verbs, some_instance
+from tests.model.verbs import LIVE, WHO, Verbs, one_of, some_instance, some_live
 
 
 class Sequences(Verbs):
     """Verbs and faults."""
 
-    @some_instance
-    @rule(who=WHO, in_order=st.booleans())
+    @some_live
+    @rule(who=LIVE, in_order=st.booleans())
     def lose_vmm(self, who: str, in_order: bool) -> None:
         """By a kill from outside, or because the guest powers off."""
         expected = self.world.instances[who]
-        if not expected.live or (in_order and expected.state is State.PAUSED):
-            return
+        in_order = in_order and expected.state is State.RUNNING
         self.do(lambda: self.stage.power_off(who) if in_order else self.stage.kill(who))
         expected.lose_vmm(in_order=in_order)
 
-    @some_instance
-    @rule(who=WHO, verb=st.sampled_from(["standby", "fork", "snapshot"]))
+    @some_live
+    @precondition(lambda self: self.free_names())
+    @rule(who=LIVE, verb=st.sampled_from(["standby", "fork", "snapshot"]))
     def fail_to_capture(self, who: str, verb: str) -> None:
         """The VMM refuses when it has done its work: what it wrote is lost, and which pages were dirty perhaps too."""
         expected = self.world.instances[who]
-        free = self.free_names()
-        if not expected.live or not free:
-            return
         host = self.stage.host
         self.stage.room.machine(self.stage.run_dir(who)).loses_next_capture = True
         verbs: dict[str, Callable[[], object]] = {
             "standby": lambda: host.standby(who),
-            "fork": lambda: host.fork(who, free[0]),
+            "fork": lambda: host.fork(who, self.free_names()[0]),
             "snapshot": lambda: host.snapshot_create(who, "lost"),
         }
 
@@ -53,12 +50,13 @@ class Sequences(Verbs):
         expected.fail()
 
     @some_instance
+    @precondition(lambda self: self.free_names())
     @rule(who=WHO, count=st.integers(1, 2))
     def fail_to_start_forks(self, who: str, count: int) -> None:
         """The first of them does not take its identity: none is left."""
         source = self.world.instances[who]
         names = self.free_names()[:count]
-        if source.state is State.FAILED or not names:
+        if source.state is State.FAILED:
             return
         self._fail_to_begin(
             lambda: self.stage.host.fork(who, names, start=True),
@@ -72,13 +70,11 @@ class Sequences(Verbs):
                 assert base is not None
                 source.base = self.taken(base, source)
 
-    @some_instance
-    @rule(who=WHO)
+    @precondition(lambda self: self.not_live())
+    @rule(who=one_of(lambda sequence: sequence.not_live()))
     def fail_to_wake(self, who: str) -> None:
         """Or to boot: it is what it was."""
         expected = self.world.instances[who]
-        if expected.live:
-            return
         asleep = expected.state is State.STANDBY
         verb = self.stage.host.restore if asleep else self.stage.host.start
         self._fail_to_begin(lambda: verb(who), GuestRefusedError if asleep else LaunchError, on=expected)
@@ -101,8 +97,7 @@ class Sequences(Verbs):
         )
         if expected.live:
             expected.give_up()
-            if taken.id not in self.world.snapshots():
-                self.world.given_up_for.add(taken)
+            self.world.gave_up_for(taken)
         expected.fail()
 
     def _fail_to_begin(

@@ -74,6 +74,12 @@ class Frame(RuleBasedStateMachine):
     def free_names(self) -> list[str]:
         return [name for name in INSTANCES if name not in self.world.instances]
 
+    def live(self) -> list[str]:
+        return sorted(name for name, expected in self.world.instances.items() if expected.live)
+
+    def not_live(self) -> list[str]:
+        return sorted(name for name, expected in self.world.instances.items() if not expected.live)
+
     def ways_to_say_snapshot(self) -> list[str]:
         """Names, and the place in order of age of one that has none."""
         return [*sorted(self.world.names), *(f"#{number}" for number in range(len(self.nameless())))]

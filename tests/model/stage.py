@@ -101,9 +101,12 @@ class Stage:
         found = json.loads(self.told(name, "read").stdout)
         return Words(ram=tuple(found["ram"]), disk=tuple(found["disk"]), register=found["register"])
 
-    def write(self, name: str, kind: str, index: int, value: int) -> None:
-        """A word, by a command in a running guest."""
-        self.told(name, "write", kind, str(index), str(value))
+    def write(self, name: str, words: Words, *, instead_of: Words) -> None:
+        """Those that differ, by one command in a running guest."""
+        changes = [("register", 0, words.register)]
+        for kind, old, new in (("ram", instead_of.ram, words.ram), ("disk", instead_of.disk, words.disk)):
+            changes += [(kind, index, word) for index, word in enumerate(new) if word != old[index]]
+        self.told(name, "write", *(str(part) for change in changes for part in change))
 
     def power_off(self, name: str) -> None:
         """By a command in the guest; returns once the VMM has ended."""

@@ -20,21 +20,23 @@ from ramet.errors import (
 from ramet.model import Ancestor, Hypervisor, InstanceInfo, State
 from tests.model.expected import Expected
 from tests.model.frame import Frame
-from tests.model.machine import DISK_BLOCKS, RAM_PAGES
+from tests.model.machine import Words
 
 SNAPSHOTS = ("s1", "s2", "s3")
 
 
-def _of(choose: Callable[[Any], list[str]]) -> st.SearchStrategy[str]:
+def one_of(choose: Callable[[Any], list[str]]) -> st.SearchStrategy[str]:
     """One of what the sequence so far has led to."""
     return st.runner().flatmap(lambda sequence: st.sampled_from(choose(sequence)))
 
 
-WHO = _of(lambda sequence: sorted(sequence.world.instances))
-FREE = _of(lambda sequence: sequence.free_names())
-TAKEN = _of(lambda sequence: sequence.ways_to_say_snapshot())
-NAMED = _of(lambda sequence: sorted(sequence.world.names))
+LIVE = one_of(lambda sequence: sequence.live())
+WHO = one_of(lambda sequence: sorted(sequence.world.instances))
+FREE = one_of(lambda sequence: sequence.free_names())
+TAKEN = one_of(lambda sequence: sequence.ways_to_say_snapshot())
+NAMED = one_of(lambda sequence: sorted(sequence.world.names))
 HYPERVISOR = st.sampled_from(Hypervisor)
+some_live = precondition(lambda self: self.live())
 some_instance = precondition(lambda self: self.world.instances)
 some_snapshot = precondition(lambda self: self.world.snapshots())
 
@@ -53,34 +55,37 @@ class Verbs(Frame):
         expected.boot()
 
     @some_instance
-    @rule(who=WHO, index=st.integers(0, len(RAM_PAGES) - 1), zero=st.booleans())
-    def write_memory(self, who: str, index: int, zero: bool) -> None:
+    @rule(who=WHO, part=st.sampled_from(["all", "first half", "last half"]))
+    def write(self, who: str, part: str) -> None:
+        """Words that are nowhere else: the register, and those of memory and disk or some of them."""
+        self._write(who, part, lambda number: number)
+
+    @some_live
+    @rule(who=LIVE, part=st.sampled_from(["all", "first half", "last half"]))
+    def write_zeros(self, who: str, part: str) -> None:
         """A page of zeros is data too (H10)."""
-        self._write(who, "ram", index, zero=zero)
+        self._write(who, part, lambda number: 0)
 
-    @some_instance
-    @rule(who=WHO, index=st.integers(0, len(DISK_BLOCKS) - 1))
-    def write_disk(self, who: str, index: int) -> None:
-        self._write(who, "disk", index)
-
-    @some_instance
-    @rule(who=WHO)
-    def write_register(self, who: str) -> None:
-        self._write(who, "register", 0)
-
-    def _write(self, who: str, kind: str, index: int, *, zero: bool = False) -> None:
-        """A word that is nowhere else, or zero."""
+    def _write(self, who: str, part: str, value: Callable[[int], int]) -> None:
         expected = self.world.instances[who]
-        self._written += 1
-        value = 0 if zero else self._written
+
+        def change(words: tuple[int, ...]) -> tuple[int, ...]:
+            half = len(words) // 2
+            chosen = {"all": words, "first half": words[:half], "last half": words[half:]}[part]
+            self._written += len(chosen)
+            new = tuple(value(self._written + index) for index in range(len(chosen)))
+            return words[: len(words) - len(new)] + new if part == "last half" else new + words[len(new) :]
+
+        before = expected.words
+        words = Words(ram=change(before.ram), disk=change(before.disk), register=self._written)
         runs = expected.state is State.RUNNING
         self.do(
-            lambda: self.stage.write(who, kind, index, value),
+            lambda: self.stage.write(who, words, instead_of=before),
             on=expected if expected.live else None,
             refused=None if runs else StateError,
         )
         if runs:
-            expected.write(kind, index, value)
+            expected.write(words)
 
     @some_instance
     @rule(who=WHO)
@@ -127,7 +132,7 @@ class Verbs(Frame):
             refused=refused,
         )
         if refused is None:
-            self.world.given_up_for.discard(taken)
+            self.world.no_longer_left(taken)
             expected.wake(taken)
 
     @some_instance
@@ -291,7 +296,7 @@ class Verbs(Frame):
     def snapshot_remove_by_id(self, snapshot: str) -> None:
         """Each is there because something needs it, or because a rollback to it failed."""
         taken, _ = self.snapshot(snapshot)
-        self.world.given_up_for.discard(taken)
+        self.world.no_longer_left(taken)
         needed = taken.id in self.world.snapshots()
         self.do(lambda: self.stage.host.snapshot_remove(taken.id), refused=InUseError if needed else None)
 
