@@ -15,7 +15,7 @@ from ramet.guests import wire
 from ramet.guests.wire import Reader, Reply, Request
 from ramet.linux.unixsock import listen_in
 from ramet.paths import AGENT_PORTS
-from tests.model.machine import Machine
+from tests.model.machine import Machine, words_of
 
 BUSY = 75
 """The status of a command whose workload is frozen: a real one would not return."""
@@ -171,11 +171,10 @@ class _Session:
     def _execute(self, argv: list[str]) -> tuple[int, bytes]:
         if self._machine.is_frozen:
             return BUSY, b""
-        if argv[0] == "read":
-            return 0, json.dumps(asdict(self._machine.words())).encode()
         if argv[0] == "write":
-            for kind, index, value in zip(argv[1::3], argv[2::3], argv[3::3], strict=True):
-                self._machine.write(kind, int(index), int(value))
+            before = self._machine.words()
+            self._machine.write(words_of(json.loads(argv[1])), instead_of=before)
+            return 0, json.dumps(asdict(before)).encode()
         return 0, b""
 
 
@@ -183,4 +182,4 @@ def _argv(payload: bytes) -> list[str]:
     reader = Reader(payload)
     reader.take(12)
     reader.text()
-    return [reader.text() for _ in range(reader.integer(4))]
+    return [reader.take(reader.integer(2)).decode() for _ in range(reader.integer(4))]

@@ -57,9 +57,6 @@ class Expected:
 
     # -- what becomes of it ---------------------------------------------------------------------------------------
 
-    def write(self, written: Words) -> None:
-        self.words = written
-
     def sync(self) -> None:
         """Whoever freezes a guest, or shuts it down, has it sync."""
         self.synced = self.words.disk

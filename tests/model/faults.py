@@ -12,7 +12,7 @@ from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.guests.wire import GuestRefusedError
 from ramet.model import Hypervisor, State
 from tests.model.expected import Expected
-from tests.model.verbs import LIVE, WHO, Verbs, one_of, some_instance, some_live
+from tests.model.verbs import LIVE, WHO, Verbs, some_instance, some_live
 
 
 class Sequences(Verbs):
@@ -50,15 +50,22 @@ class Sequences(Verbs):
         expected.fail()
 
     @some_instance
-    @precondition(lambda self: self.free_names())
-    @rule(who=WHO, count=st.integers(1, 2))
-    def fail_to_start_forks(self, who: str, count: int) -> None:
+    @rule(who=WHO, count=st.integers(0, 2), back=st.none() | st.integers(0, 2))
+    def fail_to_begin(self, who: str, count: int, back: int | None) -> None:
+        """A guest does not take its identity, of a fork, after a rollback, a wake, or a boot: it must not be let run."""
+        expected = self.world.instances[who]
+        if count and self.free_names() and expected.state is not State.FAILED:
+            self._fail_to_start_forks(who, count)
+        elif back is not None:
+            self._fail_to_roll_back(who, back)
+        elif not expected.live:
+            self._fail_to_wake(who)
+
+    def _fail_to_start_forks(self, who: str, count: int) -> None:
         """The first of them does not take its identity: none is left."""
         source = self.world.instances[who]
         names = self.free_names()[:count]
-        if source.state is State.FAILED:
-            return
-        self._fail_to_begin(
+        self._fail(
             lambda: self.stage.host.fork(who, names, start=True),
             LaunchError if source.state is State.STOPPED else GuestRefusedError,
             on=source if source.live or source.pending else None,
@@ -70,19 +77,15 @@ class Sequences(Verbs):
                 assert base is not None
                 source.base = self.taken(base, source)
 
-    @precondition(lambda self: self.not_live())
-    @rule(who=one_of(lambda sequence: sequence.not_live()))
-    def fail_to_wake(self, who: str) -> None:
+    def _fail_to_wake(self, who: str) -> None:
         """Or to boot: it is what it was."""
         expected = self.world.instances[who]
         asleep = expected.state is State.STANDBY
         verb = self.stage.host.restore if asleep else self.stage.host.start
-        self._fail_to_begin(lambda: verb(who), GuestRefusedError if asleep else LaunchError, on=expected)
+        self._fail(lambda: verb(who), GuestRefusedError if asleep else LaunchError, on=expected)
         expected.fail()
 
-    @some_instance
-    @rule(who=WHO, nth=st.integers(0, 2))
-    def fail_to_roll_back(self, who: str, nth: int) -> None:
+    def _fail_to_roll_back(self, who: str, nth: int) -> None:
         """It is what it was, unless it was live: that is given up first."""
         expected = self.world.instances[who]
         there = self.world.snapshots(after_a_verb_on=expected)
@@ -90,7 +93,7 @@ class Sequences(Verbs):
         if not own:
             return
         taken = own[nth % len(own)]
-        self._fail_to_begin(
+        self._fail(
             lambda: self.stage.host.restore(who, snapshot=taken.id, discard_memory=True, discard_disk=True),
             GuestRefusedError,
             on=expected,
@@ -100,9 +103,7 @@ class Sequences(Verbs):
             self.world.gave_up_for(taken)
         expected.fail()
 
-    def _fail_to_begin(
-        self, verb: Callable[[], object], error: type[RametError], *, on: Expected | None = None
-    ) -> None:
+    def _fail(self, verb: Callable[[], object], error: type[RametError], *, on: Expected | None = None) -> None:
         self.stage.room.refuse_next_identity()
 
         def fail() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +14,7 @@ from ramet.errors import RametError
 from ramet.model import Failure, InstanceInfo, State
 from tests.model import looking
 from tests.model.expected import Expected, Taken, World
-from tests.model.machine import words_on_disk
+from tests.model.machine import Words, words_on_disk
 from tests.model.stage import Stage
 
 T = TypeVar("T")
@@ -35,6 +34,9 @@ class Frame(RuleBasedStateMachine):
         self._stage: Stage | None = None
         self._written = 0
         self._asked: str | None = None
+        """Whom the last verb was about."""
+        self._is_changed = True
+        """Whether a record or a name is another than at the last look."""
         self._in_order = True
 
     # -- the frame -----------------------------------------------------------------------------------------------
@@ -84,6 +86,16 @@ class Frame(RuleBasedStateMachine):
         """Names, and the place in order of age of one that has none."""
         return [*sorted(self.world.names), *(f"#{number}" for number in range(len(self.nameless())))]
 
+    def own_snapshots(self) -> list[tuple[str, str]]:
+        """Each instance that could be rolled back, with each snapshot that it could be rolled back to."""
+        said = [(text, self.snapshot(text)[0].owner_id) for text in self.ways_to_say_snapshot()]
+        return [
+            (name, text)
+            for name, expected in sorted(self.world.instances.items())
+            for text, owner_id in said
+            if owner_id == expected.id
+        ]
+
     def nameless(self) -> list[Taken]:
         """Snapshots without a name, oldest first."""
         return [taken for taken in self.by_age() if taken not in self.world.names.values()]
@@ -105,6 +117,7 @@ class Frame(RuleBasedStateMachine):
     ) -> T | None:
         """Do a verb that locks ``on``; if it is to be ``refused``, it changes nothing, but that ``on`` is seen as it is."""
         self._in_order = False
+        self._is_changed = True
         self._asked = None if on is None else on.name
         is_mended = on is not None and on.record_is_behind
         if on is not None:
@@ -119,6 +132,7 @@ class Frame(RuleBasedStateMachine):
         if on is not None and is_mended:
             before[on.id] = after[on.id]
         assert after == before, f"{refused.__name__}, and yet something has changed"
+        self._is_changed = is_mended
         return None
 
     # -- what is there, against the model --------------------------------------------------------------------------
@@ -128,11 +142,13 @@ class Frame(RuleBasedStateMachine):
         if self._stage is None:
             return
         self._in_order = False
-        infos = {info.name: info for info in self.stage.host.list()}
-        assert set(infos) == set(self.world.instances)
-        for name, info in infos.items():
-            self._check_surface(info, self.world.instances[name])
-            self._check_words(info, self.world.instances[name])
+        if self._is_changed:
+            infos = {info.name: info for info in self.stage.host.list()}
+            assert set(infos) == set(self.world.instances)
+            for name, info in infos.items():
+                self._check_surface(info, self.world.instances[name])
+        for expected in self.world.instances.values():
+            self._check_words(expected)
         self._check_snapshots()
         self._in_order = True
 
@@ -153,22 +169,36 @@ class Frame(RuleBasedStateMachine):
                 "others need what it can write"
             )
 
-    def _check_words(self, info: InstanceInfo, expected: Expected) -> None:
-        if expected.state is State.RUNNING and self._asked in (None, info.name):
-            assert self.stage.read(info.name) == expected.words
+    def _check_words(self, expected: Expected) -> None:
+        paths = self.stage.paths.instance(expected.id)
+        if expected.state is State.RUNNING and self._asked in (None, expected.name):
+            after = self._next_words(expected.words)
+            assert self.stage.write(expected.name, after) == expected.words
+            expected.words = after
             expected.settle()  # a command in a guest tidies up too
         if expected.live:
-            machine = self.stage.room.machine(Path(info.run_dir))
+            machine = self.stage.room.machine(paths.run)
             assert machine.words() == expected.words
             assert machine.is_frozen == (expected.state is State.PAUSED)
             assert machine.vcpus_run == (expected.state is State.RUNNING)
             assert machine.identity() == (expected.generation, expected.name)
-        if info.live_disk is not None:
-            fd = os.open(info.live_disk, os.O_RDONLY)
-            try:
-                assert words_on_disk(fd) == expected.synced
-            finally:
-                os.close(fd)
+        if expected.state is not State.STANDBY:
+            with paths.disk.open("rb") as disk:
+                assert words_on_disk(disk.fileno()) == expected.synced
+
+    def _next_words(self, words: Words) -> Words:
+        """What a guest writes next: words that are nowhere else, in all of its pages or half of them; zeros (H10); or nothing."""
+        self._written += 1
+        number = self._written
+
+        def change(old: tuple[int, ...]) -> tuple[int, ...]:
+            half = len(old) // 2
+            new = tuple(number * 10 + index for index in range(len(old)))
+            return ((*old[:half], *new[half:]), new, (*new[:half], *old[half:]), (*([0] * half), *old[half:]), old)[
+                number % 5
+            ]
+
+        return Words(ram=change(words.ram), disk=change(words.disk), register=number)
 
     def _check_snapshots(self) -> None:
         """Those that must be there are, as they were published, and no others."""

@@ -13,6 +13,7 @@ import signal
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ramet import process
 from ramet.errors import LaunchError
@@ -42,6 +43,11 @@ class Words:
     disk: tuple[int, ...] = (0,) * len(DISK_BLOCKS)
     register: int = 0
     """In a vCPU, so in the device state and nowhere else."""
+
+
+def words_of(fields: dict[str, Any]) -> Words:
+    """From JSON."""
+    return Words(ram=tuple(fields["ram"]), disk=tuple(fields["disk"]), register=fields["register"])
 
 
 def words_in_memory(fd: int, address: int = 0) -> tuple[int, ...]:
@@ -122,14 +128,15 @@ class Machine:
             disk[index] = value
         return Words(ram=words_in_memory(self._memory_fd, self._address), disk=tuple(disk), register=self.register)
 
-    def write(self, kind: str, index: int, value: int) -> None:
-        """A word of ``ram`` or ``disk``, or the ``register``."""
-        if kind == "ram":
-            self.write_memory(RAM_PAGES[index] * PAGE_BYTES, _WORD.pack(value))
-        elif kind == "disk":
-            self._unsynced[index] = value
-        else:
-            self.register = value
+    def write(self, words: Words, *, instead_of: Words) -> None:
+        """The words that differ; a page whose words do not is not touched."""
+        for page, old, new in zip(RAM_PAGES, instead_of.ram, words.ram, strict=True):
+            if old != new:
+                self.write_memory(page * PAGE_BYTES, _WORD.pack(new))
+        for index, (old, new) in enumerate(zip(instead_of.disk, words.disk, strict=True)):
+            if old != new:
+                self._unsynced[index] = new
+        self.register = words.register
 
     def sync(self) -> None:
         for index, value in self._unsynced.items():

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ramet.paths import StorePaths
 from ramet.process import Completed
 from ramet.store import atomic
 from tests.model.fake_vmm import Room
-from tests.model.machine import DISK_BYTES, MEMORY_MIB, Words
+from tests.model.machine import DISK_BYTES, MEMORY_MIB, Words, words_of
 
 IMAGE = Image(
     digest="0" * 32,
@@ -96,17 +97,10 @@ class Stage:
         )
         return made.id
 
-    def read(self, name: str) -> Words:
-        """What a running guest says that it sees."""
-        found = json.loads(self.told(name, "read").stdout)
-        return Words(ram=tuple(found["ram"]), disk=tuple(found["disk"]), register=found["register"])
-
-    def write(self, name: str, words: Words, *, instead_of: Words) -> None:
-        """Those that differ, by one command in a running guest."""
-        changes = [("register", 0, words.register)]
-        for kind, old, new in (("ram", instead_of.ram, words.ram), ("disk", instead_of.disk, words.disk)):
-            changes += [(kind, index, word) for index, word in enumerate(new) if word != old[index]]
-        self.told(name, "write", *(str(part) for change in changes for part in change))
+    def write(self, name: str, words: Words) -> Words:
+        """Write words that differ, by a command in a running guest; returns what it saw before that."""
+        found = json.loads(self.told(name, "write", json.dumps(asdict(words))).stdout)
+        return words_of(found)
 
     def power_off(self, name: str) -> None:
         """By a command in the guest; returns once the VMM has ended."""

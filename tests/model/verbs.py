@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -20,12 +20,14 @@ from ramet.errors import (
 from ramet.model import Ancestor, Hypervisor, InstanceInfo, State
 from tests.model.expected import Expected
 from tests.model.frame import Frame
-from tests.model.machine import Words
 
-SNAPSHOTS = ("s1", "s2", "s3")
+T = TypeVar("T")
+SNAPSHOTS = ("s1", "s2", "s3", "s4")
+CREATED_MAX = 2
+"""The others are forks."""
 
 
-def one_of(choose: Callable[[Any], list[str]]) -> st.SearchStrategy[str]:
+def one_of(choose: Callable[[Any], list[T]]) -> st.SearchStrategy[T]:
     """One of what the sequence so far has led to."""
     return st.runner().flatmap(lambda sequence: st.sampled_from(choose(sequence)))
 
@@ -46,7 +48,7 @@ class Verbs(Frame):
 
     # -- verbs: one instance ---------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.free_names())
+    @precondition(lambda self: len(self.world.instances) < CREATED_MAX)
     @rule(name=FREE, hypervisor=HYPERVISOR)
     def create(self, name: str, hypervisor: Hypervisor) -> None:
         made = self.do(lambda: self.stage.create(name, hypervisor))
@@ -55,37 +57,16 @@ class Verbs(Frame):
         expected.boot()
 
     @some_instance
-    @rule(who=WHO, part=st.sampled_from(["all", "first half", "last half"]))
-    def write(self, who: str, part: str) -> None:
-        """Words that are nowhere else: the register, and those of memory and disk or some of them."""
-        self._write(who, part, lambda number: number)
-
-    @some_live
-    @rule(who=LIVE, part=st.sampled_from(["all", "first half", "last half"]))
-    def write_zeros(self, who: str, part: str) -> None:
-        """A page of zeros is data too (H10)."""
-        self._write(who, part, lambda number: 0)
-
-    def _write(self, who: str, part: str, value: Callable[[int], int]) -> None:
+    @rule(who=WHO)
+    def write(self, who: str) -> None:
+        """In one that does not run, refused; one that runs writes after each verb."""
         expected = self.world.instances[who]
-
-        def change(words: tuple[int, ...]) -> tuple[int, ...]:
-            half = len(words) // 2
-            chosen = {"all": words, "first half": words[:half], "last half": words[half:]}[part]
-            self._written += len(chosen)
-            new = tuple(value(self._written + index) for index in range(len(chosen)))
-            return words[: len(words) - len(new)] + new if part == "last half" else new + words[len(new) :]
-
-        before = expected.words
-        words = Words(ram=change(before.ram), disk=change(before.disk), register=self._written)
         runs = expected.state is State.RUNNING
         self.do(
-            lambda: self.stage.write(who, words, instead_of=before),
+            lambda: self.stage.write(who, expected.words),
             on=expected if expected.live else None,
             refused=None if runs else StateError,
         )
-        if runs:
-            expected.write(words)
 
     @some_instance
     @rule(who=WHO)
@@ -113,10 +94,19 @@ class Verbs(Frame):
         if wakes_from is not None:
             expected.wake(wakes_from)
 
+    @precondition(lambda self: self.own_snapshots())
+    @rule(which=one_of(lambda sequence: sequence.own_snapshots()), discard=st.sampled_from([True, True, False]))
+    def roll_back(self, which: tuple[str, str], discard: bool) -> None:
+        """To a snapshot of its own."""
+        self._roll_back(*which, discard=discard)
+
     @some_instance
     @some_snapshot
-    @rule(who=WHO, snapshot=TAKEN, discard=st.booleans())
-    def roll_back(self, who: str, snapshot: str, discard: bool) -> None:
+    @rule(who=WHO, snapshot=TAKEN)
+    def roll_back_to_any(self, who: str, snapshot: str) -> None:
+        self._roll_back(who, snapshot, discard=True)
+
+    def _roll_back(self, who: str, snapshot: str, *, discard: bool) -> None:
         expected = self.world.instances[who]
         taken, called = self.snapshot(snapshot)
         refused: type[RametError] | None = None
