@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.guests.wire import GuestRefusedError
 from ramet.model import Hypervisor, State
+from tests.model.choosing import Step, chosen, needs, next_step
 from tests.model.expected import Expected
 from tests.model.verbs import LIVE, WHO, Verbs, some_instance, some_live
 
@@ -18,8 +19,13 @@ from tests.model.verbs import LIVE, WHO, Verbs, some_instance, some_live
 class Sequences(Verbs):
     """Verbs and faults."""
 
+    @rule(what=st.runner().flatmap(next_step))
+    def step(self, what: Step) -> None:
+        """One of all that is possible."""
+        what.take(self)
+
     @some_live
-    @rule(who=LIVE, in_order=st.booleans())
+    @chosen(who=LIVE, in_order=st.booleans())
     def lose_vmm(self, who: str, in_order: bool) -> None:
         """By a kill from outside, or because the guest powers off."""
         expected = self.world.instances[who]
@@ -28,8 +34,8 @@ class Sequences(Verbs):
         expected.lose_vmm(in_order=in_order)
 
     @some_live
-    @precondition(lambda self: self.free_names())
-    @rule(who=LIVE, verb=st.sampled_from(["standby", "fork", "snapshot"]))
+    @needs(lambda self: self.free_names())
+    @chosen(who=LIVE, verb=st.sampled_from(["standby", "fork", "snapshot"]))
     def fail_to_capture(self, who: str, verb: str) -> None:
         """The VMM refuses when it has done its work: what it wrote is lost, and which pages were dirty perhaps too."""
         expected = self.world.instances[who]
@@ -50,7 +56,7 @@ class Sequences(Verbs):
         expected.fail()
 
     @some_instance
-    @rule(who=WHO, count=st.integers(0, 2), back=st.none() | st.integers(0, 2))
+    @chosen(who=WHO, count=st.integers(0, 2), back=st.none() | st.integers(0, 2))
     def fail_to_begin(self, who: str, count: int, back: int | None) -> None:
         """A guest does not take its identity, of a fork, after a rollback, a wake, or a boot: it must not be let run."""
         expected = self.world.instances[who]

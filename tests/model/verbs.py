@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
 
 from ramet.errors import (
     ConfigError,
@@ -18,18 +14,13 @@ from ramet.errors import (
     UnsupportedError,
 )
 from ramet.model import Ancestor, Hypervisor, InstanceInfo, State
+from tests.model.choosing import chosen, needs, one_of
 from tests.model.expected import Expected
 from tests.model.frame import Frame
 
-T = TypeVar("T")
 SNAPSHOTS = ("s1", "s2", "s3", "s4")
 CREATED_MAX = 2
 """The others are forks."""
-
-
-def one_of(choose: Callable[[Any], list[T]]) -> st.SearchStrategy[T]:
-    """One of what the sequence so far has led to."""
-    return st.runner().flatmap(lambda sequence: st.sampled_from(choose(sequence)))
 
 
 LIVE = one_of(lambda sequence: sequence.live())
@@ -38,9 +29,9 @@ FREE = one_of(lambda sequence: sequence.free_names())
 TAKEN = one_of(lambda sequence: sequence.ways_to_say_snapshot())
 NAMED = one_of(lambda sequence: sorted(sequence.world.names))
 HYPERVISOR = st.sampled_from(Hypervisor)
-some_live = precondition(lambda self: self.live())
-some_instance = precondition(lambda self: self.world.instances)
-some_snapshot = precondition(lambda self: self.world.snapshots())
+some_live = needs(lambda self: self.live())
+some_instance = needs(lambda self: self.world.instances)
+some_snapshot = needs(lambda self: self.world.snapshots())
 
 
 class Verbs(Frame):
@@ -48,8 +39,8 @@ class Verbs(Frame):
 
     # -- verbs: one instance ---------------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.world.instances) < CREATED_MAX)
-    @rule(name=FREE, hypervisor=HYPERVISOR)
+    @needs(lambda self: len(self.world.instances) < CREATED_MAX)
+    @chosen(weight=6, name=FREE, hypervisor=HYPERVISOR)
     def create(self, name: str, hypervisor: Hypervisor) -> None:
         made = self.do(lambda: self.stage.create(name, hypervisor))
         assert made is not None
@@ -57,7 +48,7 @@ class Verbs(Frame):
         expected.boot()
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=1, who=WHO)
     def write(self, who: str) -> None:
         """In one that does not run, refused; one that runs writes after each verb."""
         expected = self.world.instances[who]
@@ -69,7 +60,7 @@ class Verbs(Frame):
         )
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=5, who=WHO)
     def standby(self, who: str) -> None:
         expected = self.world.instances[who]
         possible = expected.live or expected.state is State.STANDBY
@@ -79,7 +70,7 @@ class Verbs(Frame):
             expected.sleep(self.taken(info.snapshot.id, expected))
 
     @some_instance
-    @rule(who=WHO, discard_disk=st.booleans())
+    @chosen(weight=4, who=WHO, discard_disk=st.booleans())
     def restore(self, who: str, discard_disk: bool) -> None:
         expected = self.world.instances[who]
         wakes_from = expected.snapshot if expected.state is State.STANDBY else None
@@ -94,15 +85,17 @@ class Verbs(Frame):
         if wakes_from is not None:
             expected.wake(wakes_from)
 
-    @precondition(lambda self: self.own_snapshots())
-    @rule(which=one_of(lambda sequence: sequence.own_snapshots()), discard=st.sampled_from([True, True, False]))
+    @needs(lambda self: self.own_snapshots())
+    @chosen(
+        weight=5, which=one_of(lambda sequence: sequence.own_snapshots()), discard=st.sampled_from([True, True, False])
+    )
     def roll_back(self, which: tuple[str, str], discard: bool) -> None:
         """To a snapshot of its own."""
         self._roll_back(*which, discard=discard)
 
     @some_instance
     @some_snapshot
-    @rule(who=WHO, snapshot=TAKEN)
+    @chosen(weight=1, who=WHO, snapshot=TAKEN)
     def roll_back_to_any(self, who: str, snapshot: str) -> None:
         self._roll_back(who, snapshot, discard=True)
 
@@ -126,7 +119,7 @@ class Verbs(Frame):
             expected.wake(taken)
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=3, who=WHO)
     def pause(self, who: str) -> None:
         expected = self.world.instances[who]
         self.do(lambda: self.stage.host.pause(who), on=expected, refused=None if expected.live else StateError)
@@ -135,7 +128,7 @@ class Verbs(Frame):
             expected.state = State.PAUSED
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=3, who=WHO)
     def resume(self, who: str) -> None:
         expected = self.world.instances[who]
         self.do(lambda: self.stage.host.resume(who), on=expected, refused=None if expected.live else StateError)
@@ -143,7 +136,7 @@ class Verbs(Frame):
             expected.state = State.RUNNING
 
     @some_instance
-    @rule(who=WHO, discard_memory=st.booleans(), force=st.booleans())
+    @chosen(weight=2, who=WHO, discard_memory=st.booleans(), force=st.booleans())
     def stop(self, who: str, discard_memory: bool, force: bool) -> None:
         expected = self.world.instances[who]
         sleeps = expected.state is State.STANDBY
@@ -159,7 +152,7 @@ class Verbs(Frame):
             expected.stop()
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=3, who=WHO)
     def start(self, who: str) -> None:
         expected = self.world.instances[who]
         possible = expected.state not in (State.PAUSED, State.STANDBY)
@@ -168,7 +161,7 @@ class Verbs(Frame):
             expected.boot()
 
     @some_instance
-    @rule(who=WHO, force=st.booleans())
+    @chosen(weight=2, who=WHO, force=st.booleans())
     def remove(self, who: str, force: bool) -> None:
         expected = self.world.instances[who]
         possible = force or not expected.live
@@ -179,8 +172,8 @@ class Verbs(Frame):
     # -- verbs: forks and snapshots ----------------------------------------------------------------------------------
 
     @some_instance
-    @precondition(lambda self: self.free_names())
-    @rule(who=WHO, count=st.integers(1, 3), start=st.booleans(), hypervisor=st.none() | HYPERVISOR)
+    @needs(lambda self: self.free_names())
+    @chosen(weight=5, who=WHO, count=st.integers(1, 3), start=st.booleans(), hypervisor=st.none() | HYPERVISOR)
     def fork(self, who: str, count: int, start: bool, hypervisor: Hypervisor | None) -> None:
         source = self.world.instances[who]
         names = self.free_names()[:count]
@@ -212,8 +205,8 @@ class Verbs(Frame):
             self._begin(fork, info, asleep=source.state is not State.STOPPED, start=start)
 
     @some_snapshot
-    @precondition(lambda self: self.free_names())
-    @rule(snapshot=TAKEN, count=st.integers(1, 3), start=st.booleans())
+    @needs(lambda self: self.free_names())
+    @chosen(weight=4, snapshot=TAKEN, count=st.integers(1, 3), start=st.booleans())
     def fork_snapshot(self, snapshot: str, count: int, start: bool) -> None:
         taken, called = self.snapshot(snapshot)
         owner = self.world.owner(taken)
@@ -252,7 +245,7 @@ class Verbs(Frame):
             fork.sleep(taken)
 
     @some_instance
-    @rule(who=WHO, name=st.sampled_from(SNAPSHOTS))
+    @chosen(weight=5, who=WHO, name=st.sampled_from(SNAPSHOTS))
     def snapshot_create(self, who: str, name: str) -> None:
         expected = self.world.instances[who]
         possible = expected.live or expected.state is State.STANDBY
@@ -275,14 +268,14 @@ class Verbs(Frame):
         assert info.id == taken.id
         self.world.names[name] = taken
 
-    @precondition(lambda self: self.world.names)
-    @rule(name=NAMED)
+    @needs(lambda self: self.world.names)
+    @chosen(weight=2, name=NAMED)
     def snapshot_remove(self, name: str) -> None:
         self.do(lambda: self.stage.host.snapshot_remove(name))
         del self.world.names[name]
 
     @some_snapshot
-    @rule(snapshot=TAKEN)
+    @chosen(weight=1, snapshot=TAKEN)
     def snapshot_remove_by_id(self, snapshot: str) -> None:
         """Each is there because something needs it, or because a rollback to it failed."""
         taken, _ = self.snapshot(snapshot)
@@ -291,6 +284,6 @@ class Verbs(Frame):
         self.do(lambda: self.stage.host.snapshot_remove(taken.id), refused=InUseError if needed else None)
 
     @some_instance
-    @rule(who=WHO)
+    @chosen(weight=1, who=WHO)
     def create_again(self, who: str) -> None:
         self.do(lambda: self.stage.create(who, Hypervisor.QEMU), refused=ConflictError)
