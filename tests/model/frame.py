@@ -79,9 +79,6 @@ class Frame(RuleBasedStateMachine):
     def live(self) -> list[str]:
         return sorted(name for name, expected in self.world.instances.items() if expected.live)
 
-    def not_live(self) -> list[str]:
-        return sorted(name for name, expected in self.world.instances.items() if not expected.live)
-
     def ways_to_say_snapshot(self) -> list[str]:
         """Names, and the place in order of age of one that has none."""
         return [*sorted(self.world.names), *(f"#{number}" for number in range(len(self.nameless())))]
