@@ -59,7 +59,8 @@ def one_of(choose: Callable[[Any], list[T]]) -> st.SearchStrategy[T]:
     return st.runner().flatmap(lambda sequence: st.sampled_from(choose(sequence)))
 
 
-def next_step(sequence: object) -> st.SearchStrategy[Step]:
+@st.composite
+def next_step(draw: st.DrawFn, sequence: object) -> Step:
     """Any that is possible now; the heaviest come first, since the first is taken most often."""
     names = [
         name
@@ -67,6 +68,5 @@ def next_step(sequence: object) -> st.SearchStrategy[Step]:
         for _ in range(weight)
         if all(condition(sequence) for condition in _conditions.get(name, ()))
     ]
-    return st.sampled_from(names).flatmap(
-        lambda name: st.fixed_dictionaries(dict(_arguments[name][1])).map(lambda arguments: Step(name, arguments))
-    )
+    name = draw(st.sampled_from(names))
+    return Step(name, {key: draw(strategy) for key, strategy in _arguments[name][1].items()})
