@@ -25,7 +25,7 @@ DISK_BYTES = 16 * PAGE_BYTES
 RAM_PAGES = (3, 64, 65, 255)
 """Where the guest's words are in its memory: the last page among them, and two that are neighbours."""
 DISK_BLOCKS = (0, 5, 15)
-END_S = 10.0
+END_MS = 10_000
 POWERED_OFF = "the guest has powered off\n"
 _WORD = struct.Struct("<Q")
 _STATE = b"device state "
@@ -100,7 +100,9 @@ class Machine:
         pidfd = os.pidfd_open(self.vmm.pid)
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            select.select([pidfd], [], [], END_S)
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            assert poll.poll(END_MS), f"process {self.vmm.pid} is still there after SIGKILL"
         finally:
             os.close(pidfd)
 

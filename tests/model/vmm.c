@@ -1,16 +1,20 @@
 /* A VMM without a VM: it maps guest memory privately, says where, and stays until it is killed.
  *
+ * A VMM outlives the command that started it; this one does not outlive the test.
+ *
  * usage: vmm MEMORY SIZE MODE READY_FD    MEMORY "-": no file, all zeros; MODE "r" or "w": how it opens the file
  */
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 int main(int argc, char **argv)
 {
-	if (argc != 5)
+	if (argc != 5 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
 		return 2;
 	size_t size = strtoul(argv[2], NULL, 10);
 	int ready_fd = atoi(argv[4]);
