@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ramet import process
@@ -12,7 +14,7 @@ from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
-from ramet.model import Failure, Manifest, Method, State
+from ramet.model import Failure, InstanceRecord, Manifest, Method, State
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
@@ -35,16 +37,27 @@ def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bo
             return
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
-        with store.reading(chosen) as paths:
+        with _collecting(store, before, chosen), store.reading(chosen) as paths:
             manifest = _check(instance, paths)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
                 _wake(instance, paths, manifest)
-        # Only now: a rollback that failed has given up its live VM, and what it was to go back to is all that is left.
+
+
+@contextmanager
+def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[None]:
+    """When the block has ended, in whatever way, delete those snapshots of ``before`` that nothing references any more. If it has
+    failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
+    """
+    kept: str | None = chosen
+    try:
+        yield
+        kept = None
+    finally:
         with process.signals_held():
-            store.collect(before.snapshot, before.mapped_snapshot, before.diff_base)
+            store.collect(*({before.snapshot, before.mapped_snapshot, before.diff_base} - {kept}))
 
 
 def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:
