@@ -14,7 +14,7 @@ from tests.model.faults import Sequences
 
 pytestmark = requires("gcc")
 IN_MEMORY = settings(
-    max_examples=2000 if WHOLE else 150,
+    max_examples=2000 if WHOLE else 80,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
