@@ -18,7 +18,7 @@ from tests.model.machine import Words, words_on_disk
 from tests.model.stage import Stage
 
 T = TypeVar("T")
-INSTANCES = ("a", "b", "c", "d", "e")
+INSTANCES = ("a", "b", "c", "d")
 
 
 class Frame(RuleBasedStateMachine):
