@@ -7,7 +7,6 @@ name far more often than the others: then a sleep, a named snapshot and a way ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -19,12 +18,12 @@ _arguments: dict[str, tuple[int, Mapping[str, st.SearchStrategy[Any]]]] = {}
 _conditions: dict[str, list[Condition]] = {}
 
 
-@dataclass(frozen=True, slots=True)
 class Step:
-    """A method of the sequence and its arguments."""
+    """A method of the sequence and its arguments; prints as the call that it is."""
 
-    name: str
-    arguments: Mapping[str, Any]
+    def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
+        self.name = name
+        self.arguments = arguments
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments.items())})"

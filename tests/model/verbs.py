@@ -87,7 +87,7 @@ class Verbs(Frame):
 
     @needs(lambda self: self.own_snapshots())
     @chosen(
-        weight=5, which=one_of(lambda sequence: sequence.own_snapshots()), discard=st.sampled_from([True, True, False])
+        weight=8, which=one_of(lambda sequence: sequence.own_snapshots()), discard=st.sampled_from([True, True, False])
     )
     def roll_back(self, which: tuple[str, str], discard: bool) -> None:
         """To a snapshot of its own."""
