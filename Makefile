@@ -20,7 +20,7 @@ test: check image firecracker  ## Everything: lint, types, unit, contract, real 
 test-all: check image firecracker  ## The same, with the long scenarios whole
 	RAMET_TEST_ALL=1 $(PYTEST) -m vm
 
-check: venv     ## Lint, types, layers, unit and contract tests: no root, no VM, under a minute
+check: venv     ## Lint, types, layers, unit and contract tests: no root, no VM, a minute or two
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
