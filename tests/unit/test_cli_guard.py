@@ -152,3 +152,19 @@ def test_without_a_terminal_ctrl_c_is_passed_on_too(memory: Path) -> None:
         out, err = child.communicate(timeout=TIMEOUT_S)
     assert (child.returncode, out) == (0, b"told\n")
     assert err.startswith(b"PASS")
+
+
+@pytest.mark.parametrize("output", ["memory", "link", "hard", "tree/new.json", "to-tree/new.json"])
+def test_the_report_is_not_written_over_what_is_guarded(tmp_path: Path, output: str) -> None:
+    (tmp_path / "tree").mkdir()
+    memory = tmp_path / "memory"
+    memory.write_bytes(b"golden")
+    (tmp_path / "link").symlink_to("memory")
+    (tmp_path / "hard").hardlink_to(memory)
+    (tmp_path / "to-tree").symlink_to("tree")
+    (tmp_path / "tree" / "file").write_bytes(b"x")
+    done = guard(str(memory), str(tmp_path / "tree"), "--output", str(tmp_path / output), "--", "true")
+    assert done.returncode == 2
+    assert b"guarded" in done.stderr
+    assert memory.read_bytes() == b"golden"
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["file"]

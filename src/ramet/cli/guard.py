@@ -80,6 +80,7 @@ def _guard(
         raise ConfigError(f"There is no program {command[0]!r} that could be run.")
     if report_path is not None and not report_path.absolute().parent.is_dir():
         raise ConfigError(f"There is no directory {report_path.absolute().parent} for --output.")
+    _require_outside(report_path, paths)
     say = output.error_line if app.debug else None
     with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:
         status = process.run_in_foreground(command, stdout=STDERR if app.json else None)
@@ -95,6 +96,28 @@ def _guard(
         with host_errors(f"write {report_path}"):
             report_path.write_bytes(encoded)
     return exit_status
+
+
+def _require_outside(report_path: Path | None, paths: tuple[Path, ...]) -> None:
+    """The report must not be written over what it is about.
+
+    Raises:
+        ConfigError: if it would be, by whatever name, or would lie in a guarded directory.
+    """
+    if report_path is None:
+        return
+    target = report_path.resolve()
+    for path in paths:
+        guarded = path.resolve()
+        if target.is_relative_to(guarded) or (target.exists() and guarded.exists() and target.samefile(guarded)):
+            raise ConfigError(
+                f"--output {report_path} is in {path}, which is guarded.", hint="Write the report elsewhere."
+            )
+    if target.is_file() and target.stat().st_nlink > 1:
+        raise ConfigError(
+            f"--output {report_path} has more than one name, and one of them may be guarded.",
+            hint="Name a new file for the report.",
+        )
 
 
 def _exit_status(report: GuardReport, status: int) -> int:

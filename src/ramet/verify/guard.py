@@ -219,7 +219,8 @@ def _look(files: Sequence[Path], links: dict[Path, str], *, again: bool = False)
 def _changes(before: _Seen, after: _Seen, watch: Watch) -> Iterator[Change]:
     for path, was in before.files.items():
         now = after.files.get(path)
-        by = watch.writers_of(_inode(was), _inode(now) if now is not None else None)
+        # Not of the inode that it had: a file that was made since may have that number now.
+        by = watch.writers_of(_inode(now)) if now is not None else ()
         if now is None:
             told = after.unreadable.get(path)
             what = f"it cannot be read any more: {told}" if told is not None else "it is gone"
@@ -234,10 +235,13 @@ def _changes(before: _Seen, after: _Seen, watch: Watch) -> Iterator[Change]:
             what = f"it pointed to {target}, and " + ("is gone" if now_target is None else f"points to {now_target}")
             yield Change(path=path, differences=(what,), pages=(), writers=(), harmless=False)
     known = before.files.keys() | before.links.keys()
+    was_called = {_inode(one): path for path, one in before.files.items()}
     for path in sorted((after.files.keys() | after.links.keys() | after.unreadable.keys()) - known):
         made = after.files.get(path)
         by = watch.writers_of(_inode(made)) if made is not None else ()
-        yield Change(path=path, differences=("it is new",), pages=(), writers=by, harmless=False, is_new=True)
+        old = was_called.get(_inode(made)) if made is not None and not by else None
+        what = "it is new" if old is None else f"it is new: {old} was renamed, or has this name too"
+        yield Change(path=path, differences=(what,), pages=(), writers=by, harmless=False, is_new=True)
 
 
 def _compare(path: Path, was: Examined, now: Examined, by: tuple[str, ...], *, still_open: bool) -> Change | None:
@@ -266,6 +270,6 @@ def _inode(examined: Examined) -> Inode:
 
 def _why_unseen(watch: Watch, changes: Sequence[Change]) -> str | None:
     why = list(watch.why_unseen)
-    if any(change.is_new and not change.writers for change in changes):
+    if any(change.differences == ("it is new",) and not change.writers for change in changes):
         why.append("files came from directories that nobody watched")
     return "; ".join(why) or None

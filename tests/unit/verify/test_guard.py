@@ -293,3 +293,18 @@ def test_more_files_than_there_are_descriptors(tree: Path) -> None:
     assert len(report.changes) == 600
     assert [change.path.name for change in report.changes if not change.writers] == []
     assert report.writers_unseen is None
+
+
+def test_nobody_is_said_to_have_written_to_a_file_that_is_gone(tree: Path) -> None:
+    """Another file that was made since may have its inode's number."""
+    report = shell("rm disk.raw; echo x >../elsewhere", tree)
+    assert only(report).differences == ("it is gone",)
+    assert only(report).writers == ()
+
+
+def test_a_file_that_was_renamed_is_told_as_that(tree: Path) -> None:
+    report = shell("mv disk.raw other", tree)
+    gone, made = report.changes
+    assert gone.differences == ("it is gone",)
+    assert made.differences == (f"it is new: {tree / 'disk.raw'} was renamed, or has this name too",)
+    assert report.writers_unseen is None
