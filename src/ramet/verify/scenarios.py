@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ramet.verify import families, looks, moments
-from ramet.verify.world import REFILL_BYTES, Point, World, fill_size, fresh_token
+from ramet.verify.world import REFILL_BYTES, Point, World, boot_source, fill_size, fresh_token
 
 REVERSE_FILL_BYTES = 16 << 20
 
@@ -108,11 +108,8 @@ def run_reverse(world: World) -> None:
     """The source wakes, diverges and sleeps again while one fork sleeps and one runs."""
     source = world.name("source")
     old, new = fresh_token(), fresh_token()
-    with world.step("booting the source"):
-        world.host.create(source, memory_mib=world.memory_mib, disk_bytes=looks.DISK_BYTES, hypervisor=world.hypervisor)
-    world.fill_bytes = min(REVERSE_FILL_BYTES, fill_size(world, "source"))
+    boot_source(world, REVERSE_FILL_BYTES)
     with world.step("putting it to standby"):
-        world.fill("source", seed=1, size_bytes=world.fill_bytes)
         world.write_sentinels("source", old)
         looks.remember_guest(world, "source")
         world.host.standby(source)

@@ -130,6 +130,25 @@ def test_the_pages_that_differ_are_those_that_differ(
     assert page_digests(other).differing(page_digests(one)) == found
 
 
+def test_a_last_page_counts_as_whoever_maps_it_sees_it(tmp_path: Path) -> None:
+    """With zeros after its end: a file that only grew by zeros has no other page."""
+    short, longer = tmp_path / "short", tmp_path / "longer"
+    short.write_bytes(b"abc")
+    longer.write_bytes(b"abc" + bytes(5))
+    assert page_digests(short).differing(page_digests(longer)) == []
+    longer.write_bytes(b"abc" + bytes(4) + b"d")
+    assert page_digests(short).differing(page_digests(longer)) == [range(1)]
+
+
+def test_runs_of_data_that_are_smaller_than_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems with blocks of 1 KiB have them: two in one page are still one page, with what lies between."""
+    path = sparse(tmp_path / "memory", 4 * PAGE_BYTES, {1024: b"a" * 1024, 3072: b"b" * 1024, 9000: b"c"})
+    expected, whole = page_digests(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(extents, "map_data", lambda fd: iter([(1024, 2048), (3072, 4096), (8192, 9216)]))
+    assert page_digests(path) == expected
+    assert fingerprint(path).sha256 == whole
+
+
 def test_nothing_is_kept_of_holes_and_zeros(tmp_path: Path) -> None:
     path = sparse(tmp_path / "memory", 1024 * MIB, {3 * MIB: bytes(MIB), 700 * MIB: b"x"})
     assert page_digests(path).chunks.keys() == {700}
