@@ -13,6 +13,8 @@ import pytest
 
 RAMET = [sys.executable, "-m", "ramet.cli"]
 TIMEOUT_S = 30.0
+STAYS = "echo ready; i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 0.05; done"
+"""A command that a signal can end, and that ends by itself where none comes."""
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_bad_input_is_refused_and_nothing_is_run(memory: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_command_and_the_report_still_comes(memory: Path, number: signal.Signals) -> None:
-    script = "trap 'echo told; exit 5' TERM HUP; echo ready; while :; do sleep 0.05; done"
+    script = f"trap 'echo told; exit 5' TERM HUP; {STAYS}"
     command = [*RAMET, "guard", str(memory), "--", "sh", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout
@@ -108,7 +110,7 @@ def test_a_signal_reaches_the_command_and_the_report_still_comes(memory: Path, n
 
 def test_ctrl_c_is_the_command_s_and_the_report_still_comes(memory: Path) -> None:
     """The terminal sends it to the whole process group."""
-    script = "trap 'echo told; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    script = f"trap 'echo told; exit 0' INT; {STAYS}"
     command = [*RAMET, "guard", str(memory), "--", "sh", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0) as child:
         assert child.stdout
@@ -140,7 +142,7 @@ def test_a_report_that_cannot_be_written_was_said_before(memory: Path, tmp_path:
 
 def test_without_a_terminal_ctrl_c_is_passed_on_too(memory: Path) -> None:
     """A CI system that cancels sends it to one process alone."""
-    script = "trap 'echo told; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    script = f"trap 'echo told; exit 0' INT; {STAYS}"
     command = ["setsid", "--wait", *RAMET, "guard", str(memory), "--", "sh", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout
