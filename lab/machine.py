@@ -68,9 +68,8 @@ def lab(qemu: Sequence[str], image: Image, hardware: Hardware) -> Iterator[Agent
         stack.callback(child.wait)
         stack.callback(child.kill)
         theirs.close()
-        agent = stack.enter_context(AgentClient.over(ours, deadline_s=READY_S))
         try:
-            agent.ping()
+            agent = stack.enter_context(AgentClient.over(ours, deadline_s=READY_S))
         except (VmmDiedError, GuestTimeoutError) as err:
             raise LaunchError(
                 "The lab did not come up.", argv=argv, status=child.poll(), log_tail=_tail(console)

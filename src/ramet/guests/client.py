@@ -14,7 +14,7 @@ from typing import Self
 from ramet.errors import ConfigError, GuestError, GuestTimeoutError, VmmDiedError
 from ramet.guests import transfer, vsock, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
-from ramet.guests.ports import Port, take_port
+from ramet.guests.ports import take_port
 from ramet.guests.stream import AgentStream
 from ramet.guests.transfer import FileMeta
 from ramet.guests.wire import GuestRefusedError, Reader, Reply, Request
@@ -24,6 +24,8 @@ __all__ = ["AgentClient", "ExecControl", "FileMeta", "GuestRefusedError"]
 
 log = logging.getLogger("ramet.agent")
 FIRST_TRY_S = 1.0
+NO_SESSION = "The guest's agent opened no session within {:.3g} s."
+CONSOLE = "`ramet logs NAME` shows the guest's console."
 SEED_BYTES = 64
 START_S = 60.0
 """How long a command may take to start: the workload may be frozen meanwhile."""
@@ -41,27 +43,35 @@ MAX_WORDS_BYTES = 64 * 1024
 class AgentClient:
     """A session with the agent; a context manager. Not for several threads."""
 
-    def __init__(self, stream: AgentStream, *, deadline_s: float) -> None:
+    def __init__(self, stream: AgentStream) -> None:
         self._stream = stream
-        self._deadline_s = deadline_s
 
     @classmethod
     def open(cls, run_dir: Path, *, deadline_s: float = 10.0) -> Self:
-        """Take one of the instance's agent ports. The agent need not be up yet: the first request waits for it.
+        """A session that the instance's agent has answered, over a vsock or one of its ports. It need not be up yet.
 
         Raises:
-            GuestTimeoutError: if all ports stay busy.
+            GuestTimeoutError: if all ports stay busy, or the agent does not answer, within ``deadline_s``.
             VmmDiedError: if the VMM is gone.
         """
-        if vsock.is_there(run_dir):
-            return cls(_open_vsock(run_dir, deadline_s), deadline_s=deadline_s)
-        port = take_port(run_dir, deadline_s=deadline_s)
-        return cls.over(port.sock, deadline_s=deadline_s, port=port)
+        return cls(_open_session(run_dir, deadline_s))
 
     @classmethod
-    def over(cls, sock: socket.socket, *, deadline_s: float = 10.0, port: Port | None = None) -> Self:
-        """A session over a connected socket; its first answer is awaited for ``deadline_s`` seconds."""
-        return cls(AgentStream(sock, port=port), deadline_s=deadline_s)
+    def over(cls, sock: socket.socket, *, deadline_s: float = 10.0) -> Self:
+        """A session over a connected socket, which it closes, that the agent at its other end has answered.
+
+        Raises:
+            GuestTimeoutError: if it does not within ``deadline_s``.
+            VmmDiedError: if the other end is closed.
+        """
+        stream = AgentStream(sock)
+        try:
+            if not stream.sync(timeout_s=deadline_s):
+                raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
+        except BaseException:
+            stream.close()
+            raise
+        return cls(stream)
 
     def __enter__(self) -> Self:
         return self
@@ -219,9 +229,8 @@ class AgentClient:
         return Reader(self._ask(Request.EXEC, request, timeout_s=START_S, expect=Reply.STARTED)).integer(4)
 
     def _ask(self, kind: Request, payload: bytes, *, timeout_s: float, expect: Reply = Reply.OK) -> bytes:
-        wait_s = timeout_s if self._stream.synced else max(timeout_s, self._deadline_s)
         self._stream.send(kind, payload)
-        answer, data = self._stream.receive(timeout_s=wait_s)
+        answer, data = self._stream.receive(timeout_s=timeout_s)
         if answer == Reply.ERROR:
             wire.refuse(data)
         if answer != expect:
@@ -229,16 +238,17 @@ class AgentClient:
         return data
 
 
-def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
-    """A session that the agent has answered: until then, a reset of the transport costs nothing, and another try is made.
+def _open_session(run_dir: Path, deadline_s: float) -> AgentStream:
+    """A session that the agent has answered. Until then nothing was asked, so a hello that is lost costs one more try.
 
-    So it is where no answer comes: a guest that resets its transport after it has taken our hello, and before its agent has
-    answered, tells nobody (Linux, virtio_vsock_reset_sock). Each try may take twice as long as the one before it.
+    On a vsock it is lost where the guest resets its transport after it has taken the hello and before its agent has answered:
+    it tells nobody (Linux, virtio_vsock_reset_sock). On a port it has been lost after a boot, once in some ten thousand
+    sessions. Each try goes over another connection, and may take twice as long as the one before it.
     """
     end_s = time.monotonic() + deadline_s
     try_s = FIRST_TRY_S
     while (left_s := end_s - time.monotonic()) > 0:
-        stream = AgentStream(vsock.connect(run_dir, deadline_s=left_s), probes=True)
+        stream = _connect(run_dir, left_s)
         try:
             if stream.sync(timeout_s=max(min(try_s, end_s - time.monotonic()), 0)):
                 return stream
@@ -246,15 +256,21 @@ def _open_vsock(run_dir: Path, deadline_s: float) -> AgentStream:
             try_s *= 2
         except VmmDiedError:
             log.debug("%s: the connection to the guest was reset before it was of use; once more", run_dir)
-            time.sleep(vsock.RETRY_S)  # or the agent has no room for one more session
+            time.sleep(
+                vsock.RETRY_S
+            )  # or the agent has no room for one more session; or the VMM is gone, which the next tells
         except BaseException:
             stream.close()
             raise
         stream.close()
-    raise GuestTimeoutError(
-        f"The guest's agent opened no session within {deadline_s:.3g} s.",
-        hint="`ramet logs NAME` shows the guest's console.",
-    )
+    raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
+
+
+def _connect(run_dir: Path, deadline_s: float) -> AgentStream:
+    if vsock.is_there(run_dir):
+        return AgentStream(vsock.connect(run_dir, deadline_s=deadline_s), probes=True)
+    port = take_port(run_dir, deadline_s=deadline_s)
+    return AgentStream(port.sock, port=port)
 
 
 def _string(text: str) -> bytes:

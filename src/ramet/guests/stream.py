@@ -39,7 +39,6 @@ class AgentStream:
         self._decoder = wire.Decoder(epoch)
         self._messages: list[tuple[int, bytes]] = []
         self._sock.setblocking(False)
-        # The hello goes out with the first request: one round trip less on the way to the first answer.
         self._unsent = bytearray(wire.hello(epoch))
 
     def close(self) -> None:

@@ -67,9 +67,7 @@ class FakeAgent:
 
 
 @contextmanager
-def session(
-    behave: Callable[[FakeAgent], None], *, deadline_s: float = DEADLINE_S, probes: bool = False
-) -> Iterator[AgentClient]:
+def session(behave: Callable[[FakeAgent], None], *, probes: bool = False) -> Iterator[AgentClient]:
     """A client whose agent does what ``behave`` does, in a thread that has ended after the block."""
     ours, theirs = socket.socketpair()
     theirs.settimeout(DEADLINE_S)
@@ -84,7 +82,7 @@ def session(
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        with AgentClient(AgentStream(ours, probes=probes), deadline_s=deadline_s) as client:
+        with AgentClient(AgentStream(ours, probes=probes)) as client:
             yield client
     finally:
         thread.join(2 * DEADLINE_S)

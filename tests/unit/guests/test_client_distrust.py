@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import struct
 import time
 import tracemalloc
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def flooding(piece: bytes, *, greet: bool = True) -> Callable[[FakeAgent], None]
 
 @pytest.mark.parametrize("request_name", ["ping", "thaw", "identity"])
 def test_silence_ends(request_name: str) -> None:
-    with session(answering(), deadline_s=0.1) as client:
+    with session(answering()) as client:
         begin = time.monotonic()
         with pytest.raises(GuestTimeoutError, match=r"did not answer within 0\.2 s"):
             REQUESTS[request_name](client)
@@ -88,11 +89,22 @@ def test_silence_ends(request_name: str) -> None:
 )
 def test_bytes_without_an_answer_end(piece: bytes, greet: bool) -> None:
     """Progress that leads nowhere is none."""
-    with session(flooding(piece, greet=greet), deadline_s=0.2) as client:
+    with session(flooding(piece, greet=greet)) as client:
         begin = time.monotonic()
         with pytest.raises(GuestTimeoutError):
             client.ping(timeout_s=0.2)
         assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("piece", [b"", b"\xff" * 4096, wire.MAGIC, wire.hello(bytes(16))])
+def test_no_session_without_an_answer_to_the_hello(piece: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with closing(theirs):
+        theirs.sendall(piece)
+        with pytest.raises(GuestTimeoutError, match=r"no session within 0\.2 s"):
+            AgentClient.over(ours, deadline_s=0.2)
+        assert ours.fileno() == -1, "it is closed"
+        assert theirs.recv(100).startswith(wire.MAGIC)
 
 
 def test_trickle_ends() -> None:
@@ -105,7 +117,7 @@ def test_trickle_ends() -> None:
                 return
             agent.send(bytes((byte,)))
 
-    with session(behave, deadline_s=0.1) as client:
+    with session(behave) as client:
         begin = time.monotonic()
         with pytest.raises(GuestTimeoutError):
             client.ping(timeout_s=0.3)
@@ -326,7 +338,7 @@ def test_errors_are_all_ours() -> None:
     generator = os.urandom
     for _ in range(60):
         answer = wire.encode(generator(1)[0] & 0x3F, generator(30)) + generator(20)
-        with session(answering(answer, answer), deadline_s=0.05) as client:
+        with session(answering(answer, answer)) as client:
             for request in (REQUESTS["ping"], lambda c: c.exec(["x"], timeout_s=0.01)):
                 try:
                     request(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import subprocess
 import sys
@@ -14,9 +15,13 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import GuestTimeoutError, HostError, VmmDiedError
+from ramet.guests import client
+from ramet.guests.client import AgentClient
 from ramet.guests.ports import take_port
+from ramet.guests.wire import MAGIC, Reply, Request, encode
 from ramet.linux.unixsock import listen_in
 from ramet.paths import AGENT_PORTS
+from tests.unit.guests.fake_agent import FakeAgent
 
 TAKE_ONE = """
 import sys
@@ -146,3 +151,60 @@ def test_clients_spread_over_the_ports(run_dir: Path, monkeypatch: pytest.Monkey
             assert isinstance(port.sock, socket.socket)
             seen.add(port.sock.getpeername())
     assert len(seen) == AGENT_PORTS
+
+
+# -- sessions over ports ------------------------------------------------------------------------------------------
+
+
+class Played:
+    """Ports behind which one agent answers from its ``deaf``-th connection on; it counts them and what each was sent."""
+
+    def __init__(self, listeners: list[socket.socket], deaf: int) -> None:
+        self._listeners = listeners
+        self._deaf = deaf
+        self.hellos = 0
+        self.requests: list[int] = []
+
+    def serve(self) -> None:
+        while self._deaf >= 0:
+            (listener, *_), _, _ = select.select(self._listeners, [], [], 10)
+            sock, _ = listener.accept()
+            sock.settimeout(10)
+            with closing(sock):
+                if self._deaf == 0:
+                    self._answer(FakeAgent(sock))
+                else:
+                    self.hellos += sock.recv(65536).count(MAGIC)
+                    assert sock.recv(1) == b"", "and nothing follows a hello that was not answered"
+            self._deaf -= 1
+
+    def _answer(self, agent: FakeAgent) -> None:
+        agent.greet()
+        self.hellos += 1
+        self.requests.append(agent.request()[0])
+        agent.send(encode(Reply.STARTED, (77).to_bytes(4, "little")))
+        agent.wait_for_hangup()
+
+
+@pytest.mark.parametrize("deaf", [0, 1, 3])
+def test_a_hello_that_is_lost_is_said_again_and_a_command_is_sent_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: int
+) -> None:
+    monkeypatch.setattr(client, "FIRST_TRY_S", 0.05)
+    with ExitStack() as stack:
+        names = [f"agent{number}.sock" for number in range(AGENT_PORTS)]
+        played = Played([stack.enter_context(closing(listen_in(tmp_path, name))) for name in names], deaf)
+        thread = threading.Thread(target=played.serve)
+        thread.start()
+        with AgentClient.open(tmp_path, deadline_s=10) as agent:
+            assert agent.exec(["true"], detach=True).pid == 77
+        thread.join(20)
+    assert (played.hellos, played.requests) == (deaf + 1, [Request.EXEC])
+
+
+def test_a_guest_that_never_answers_is_given_up_in_time(run_dir: Path) -> None:
+    begin, before = time.monotonic(), open_descriptors()
+    with pytest.raises(GuestTimeoutError, match=r"opened no session within 0\.3 s"):
+        AgentClient.open(run_dir, deadline_s=0.3)
+    assert time.monotonic() - begin < 5
+    assert open_descriptors() == before
