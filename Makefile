@@ -20,17 +20,17 @@ test: check image firecracker  ## Everything: lint, types, unit, contract, real 
 test-all: check image firecracker  ## The same, with the long scenarios whole
 	RAMET_TEST_ALL=1 $(PYTEST) -m vm
 
-check: venv     ## Lint, types, layers, unit and contract tests: no root, no VM, a minute or two
+check: test-packages venv  ## Lint, types, layers, unit and contract tests: no root, no VM, a minute or two
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not vm"
 
-bench: setup    ## Time Ramet against the raw mechanism and its peers, in one run
+bench: setup test-packages  ## Time Ramet against the raw mechanism and its peers, in one run
 	$(BIN)/python -m bench
 
-fuzz: setup     ## Fuzz the agent's protocol for a while (FUZZ_SECONDS=60)
+fuzz: setup test-packages  ## Fuzz the agent's protocol for a while (FUZZ_SECONDS=60)
 	tools/fuzz-agent $${FUZZ_SECONDS:-60}
 
 setup: image    ## Debian packages, virtual environment, guest image
@@ -38,9 +38,12 @@ setup: image    ## Debian packages, virtual environment, guest image
 # A Firecracker of your own is tested instead if RAMET_FIRECRACKER names it.
 test test-all: export RAMET_FIRECRACKER ?= $(CURDIR)/.state/firecracker/firecracker
 
-.PHONY: packages venv image firecracker
+.PHONY: packages test-packages venv image firecracker
 packages:
 	@tools/setup packages
+
+test-packages: packages
+	@tools/setup test-packages
 
 venv: packages
 	@tools/setup venv

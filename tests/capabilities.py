@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from ramet.errors import RametError
+from tests import browser
 from tools import loopfs
 
 
@@ -60,6 +61,10 @@ def _clang() -> str | None:
     return None if shutil.which("clang") else "clang was not found"
 
 
+def _browser() -> str | None:
+    return None if browser.program() else f"none of {', '.join(browser.NAMES)} was found"
+
+
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "not root"
 
@@ -78,6 +83,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "gcc": _compiler,
     "clang": _clang,
+    "browser": _browser,
     "pagemap-scan": _pagemap_scan,
 }
 NEVER_REQUIRED = frozenset({"pagemap-scan"})

@@ -10,13 +10,16 @@ import pytest
 
 from ramet import Host
 from ramet.linux.mounts import file_system_of
-from ramet.verify import run, sabotage_names
+from ramet.model import MIB
+from ramet.verify import page, run, sabotage_names
 from ramet.verify.checks import CLAIMS, Verdict
-from ramet.verify.report import encode, render
+from ramet.verify.report import Report, document, encode, render
 from ramet.verify.runner import MEMORY_MIN_MIB
 from ramet.verify.sabotage import SABOTAGES
 from ramet.verify.scenarios import SCENARIOS
-from tests.file_systems import WHOLE
+from tests.browser import browser
+from tests.capabilities import requires
+from tests.file_systems import WHOLE, on_xfs
 
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork", "torn-pair")
 """The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
@@ -38,6 +41,56 @@ def test_a_sound_system_passes(host: Host) -> None:
         assert "no reflinks" in usage.reason
     assert host.list() == []
     assert [path.name for path in host.home.iterdir() if "verify" in path.name] == []
+    _figures_tell_what_happened(report, reflinks=file_system_of(host.home) == "xfs")
+
+
+def _figures_tell_what_happened(report: Report, *, reflinks: bool) -> None:
+    """In the base scenario: who was asleep when, and what a fork and its diff cost on the disk."""
+    steps = report.scenarios[0].steps
+    surveys = {step.text: step.survey for step in steps}
+    assert {step.unseen for step in steps} == {None}
+    forked, slept = surveys["forking"], surveys["taking the fork's diff snapshot"]
+    deleted = surveys["deleting the running fork"]
+    assert forked is not None
+    assert slept is not None
+    assert deleted is not None
+    assert forked.states == slept.states == {"source": "standby", "fork": "standby"}
+    assert deleted.states == {"source": "standby"}
+    assert forked.parents == {"source": None, "fork": "source"}
+    maps = {one.role: one for one in slept.maps}
+    own_bytes, shared_bytes = sum(maps["fork"].own), sum(maps["fork"].shared)
+    source_bytes = sum(maps["source"].own) + sum(maps["source"].shared)
+    assert source_bytes > 100 * MIB
+    if reflinks:
+        assert (sum(maps["source"].shared) > 100 * MIB, shared_bytes > 100 * MIB) == (True, True)
+        assert 0 < own_bytes < 64 * MIB, "the diff, and nothing else"
+    else:
+        assert shared_bytes == 0
+        assert own_bytes > 100 * MIB
+    assert slept.disk_bytes is not None
+    assert deleted.disk_bytes is not None
+    assert slept.disk_bytes > deleted.disk_bytes >= source_bytes
+
+
+@on_xfs
+@requires("browser")
+def test_a_browser_shows_a_real_report(host: Host, tmp_path: Path) -> None:
+    report = run(host.home, scenarios=["siblings"])
+    path = tmp_path / "report.html"
+    path.write_bytes(page.encode(document(report)))
+    with browser() as opened:
+        opened.open(path)
+        assert opened.complaints == []
+        assert opened.ask("document.title") == "PASS: ramet verify"
+        assert opened.ask("document.querySelectorAll('.check').length") == len(report.results)
+        rows = opened.ask(
+            "[...document.querySelectorAll('.family tbody tr')].map(e => e.innerText.split(/[\\s└]+/).join(' '))"
+        )
+        assert rows[0].split()[0] == "source"
+        assert [row.split()[0] for row in rows[1:]] == ["sibling-a", "sibling-b", "sibling-c"]
+        assert all(row.endswith(" z z R R z R") for row in rows[1:]), "forked, restored, diverged, slept, restored"
+        assert opened.ask("document.querySelectorAll('figure').length") >= 4
+        assert opened.ask("document.querySelectorAll('rect').length") > 40
 
 
 def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ ALL = "all"
 @click.option(
     "--output", "report_path", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON here."
 )
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write one page of HTML here.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit's XML here.")
 def verify(
     app: App,
@@ -58,6 +60,7 @@ def verify(
     hypervisor: str,
     keep: bool,
     report_path: Path | None,
+    html: Path | None,
     junit: Path | None,
 ) -> int:
     """Prove on this host that forks are isolated.
@@ -75,7 +78,9 @@ def verify(
             return 0
         if listing:
             return _list(app)
-        return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, report_path, junit)
+        places = {"--output": report_path, "--html": html, "--junit": junit}
+        reports = {option: path for option, path in places.items() if path is not None}
+        return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, reports)
     except InterruptedByUserError:
         raise
     except RametError as err:
@@ -102,8 +107,7 @@ def _run(
     memory_mib: int,
     hypervisor: str,
     keep: bool,
-    report_path: Path | None,
-    junit: Path | None,
+    reports: dict[str, Path],
 ) -> int:
     from ramet import verify as verifier
     from ramet.config import default_home
@@ -114,11 +118,10 @@ def _run(
         _check_known(sabotage, verifier.sabotage_names(), "sabotage")
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
-    if sabotage == ALL and junit is not None:
-        raise ConfigError("The detection matrix has no form in JUnit's XML.", hint="Use --output, which is JSON.")
-    for option, path in (("--output", report_path), ("--junit", junit)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"There is no directory {path.absolute().parent} for {option}.")
+    if sabotage == ALL and "--junit" in reports:
+        raise ConfigError("The detection matrix has no form in JUnit's XML.", hint="Use --output, or --html.")
+    for option, path in reports.items():
+        _check_place(option, path)
     home = app.home_dir() or default_home()
     with app.working("Verifying", lines=True) as say:
         report: Report | Matrix
@@ -134,7 +137,7 @@ def _run(
                 on_progress=say,
                 keep=keep,
             )
-    _show(app, report, report_path, junit)
+    _show(app, report, reports)
     return report.exit_status
 
 
@@ -143,20 +146,38 @@ def _check_known(name: str, known: dict[str, str], what: str) -> None:
         raise ConfigError(f"There is no {what} {name!r}.", hint=f"There are: {', '.join(known)}.")
 
 
-def _show(app: App, report: Report | Matrix, report_path: Path | None, junit_path: Path | None) -> None:
-    from ramet.verify import junit
+def _check_place(option: str, path: Path) -> None:
+    """Refuse before the minutes that a run takes what could not be written after them."""
+    directory = path.absolute().parent
+    if not directory.is_dir():
+        raise ConfigError(f"There is no directory {directory} for {option}.")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory.", hint=f"Name a file for {option}.")
+    if not os.access(path if path.exists() else directory, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: permission denied.", hint=f"Name another file for {option}.")
+
+
+def _show(app: App, report: Report | Matrix, places: dict[str, Path]) -> None:
     from ramet.verify import report as reports
 
-    encoded = reports.encode(report)
-    if report_path is not None:
-        with host_errors(f"write {report_path}"):
-            report_path.write_bytes(encoded)
-    if junit_path is not None and isinstance(report, reports.Report):
-        with host_errors(f"write {junit_path}"):
-            junit_path.write_bytes(junit.encode(report))
     if app.json:
-        output.raw(encoded)
-        return
-    on_terminal = output.on_terminal()
-    width = shutil.get_terminal_size().columns if on_terminal else None
-    output.line(reports.render(report, width=width, color=on_terminal))
+        output.raw(reports.encode(report))
+    else:
+        on_terminal = output.on_terminal()
+        width = shutil.get_terminal_size().columns if on_terminal else None
+        output.line(reports.render(report, width=width, color=on_terminal))
+    for option, path in places.items():
+        with host_errors(f"write {path}"):
+            path.write_bytes(_encoded(option, report))
+
+
+def _encoded(option: str, report: Report | Matrix) -> bytes:
+    """The report in the form that an option asks for."""
+    from ramet.verify import junit, page
+    from ramet.verify import report as reports
+
+    if option == "--html":
+        return page.encode(reports.document(report))
+    if option == "--junit" and isinstance(report, reports.Report):
+        return junit.encode(report)
+    return reports.encode(report)

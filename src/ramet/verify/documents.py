@@ -47,11 +47,38 @@ class CheckDocument(Struct, frozen=True, kw_only=True):
     hazards: tuple[str, ...]
 
 
+class InstanceDocument(Struct, frozen=True, kw_only=True):
+    """An instance, by its role: its state, or ``snapshot`` for a named one; ``parent`` is the role that it was forked from."""
+
+    role: str
+    state: str
+    parent: str | None
+
+
+class MemoryMapDocument(Struct, frozen=True, kw_only=True):
+    """Where a memory file's bytes lie. ``own`` and ``shared`` give the bytes of each of so many equal parts of the file; the rest
+    of a part is holes. Shared is what another memory file of the run occupies too, by physical address.
+    """
+
+    role: str
+    bytes: int
+    extents: int
+    own: tuple[int, ...]
+    shared: tuple[int, ...]
+
+
 class StepDocument(Struct, frozen=True, kw_only=True):
-    """What a scenario did, and how long that took."""
+    """What a scenario did, how long that took, and what was there then: the instances; what all their files occupy on the disk,
+    each block counted once, in how many extents; and the memory maps that changed. ``unseen`` says why nobody looked.
+    """
 
     step: str
     seconds: Seconds
+    unseen: str | None
+    instances: tuple[InstanceDocument, ...]
+    disk_bytes: int | None
+    extents: int | None
+    memory_maps: tuple[MemoryMapDocument, ...]
 
 
 class ScenarioDocument(Struct, frozen=True, kw_only=True):

@@ -140,10 +140,10 @@ def own_bytes(files: Iterable[Path], others: Iterable[Path]) -> tuple[int, int]:
     Raises:
         OSError: where the file system cannot tell.
     """
-    mine = _union(_physical(files))
-    theirs = _union(_physical(others))
+    mine = union(_physical(files))
+    theirs = union(_physical(others))
     total = sum(end - start for start, end in mine)
-    shared = _overlap(mine, theirs)
+    shared = overlap(mine, theirs)
     return total - shared, shared
 
 
@@ -158,7 +158,8 @@ def _physical(files: Iterable[Path]) -> list[tuple[int, int]]:
     return found
 
 
-def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges joined where they touch or overlap: sorted and disjoint."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if joined and start <= joined[-1][1]:
@@ -168,7 +169,7 @@ def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _overlap(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> int:
+def overlap(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> int:
     """Bytes that two sorted lists of disjoint ranges have in common."""
     total = i = j = 0
     while i < len(left) and j < len(right):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from ramet.verify.checks import CheckResult, Verdict
+from ramet.verify.markup import printable
 from ramet.verify.report import Report, ScenarioRun
 
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
@@ -22,24 +23,24 @@ def encode(report: Report) -> bytes:
 
 def _add_suite(root: Xml.Element, run: ScenarioRun, host: dict[str, str]) -> None:
     tags = [_tag(result) for result in run.results]
-    seconds = sum(seconds for _, seconds in run.steps)
+    seconds = sum(step.seconds for step in run.steps)
     about = {"name": run.name, "tests": str(len(tags)), "time": f"{seconds:.3f}"}
     about |= {counted: str(tags.count(tag)) for counted, tag in COUNTED.items()}
     suite = Xml.SubElement(root, "testsuite", about)
     properties = Xml.SubElement(suite, "properties")
     for name, value in host.items():
-        Xml.SubElement(properties, "property", name=name, value=_printable(value))
+        Xml.SubElement(properties, "property", name=name, value=printable(value))
     for result, tag in zip(run.results, tags, strict=True):
         case = Xml.SubElement(suite, "testcase", classname=f"ramet.verify.{run.name}", name=result.claim.id)
         if tag is not None:
-            Xml.SubElement(case, tag, message=_printable(result.reason or "")).text = _printable(
+            Xml.SubElement(case, tag, message=printable(result.reason or "")).text = printable(
                 f"Claim: {result.claim.claim}"
             )
         evidence = "\n".join(f"{fact.at}: {fact.found}" for fact in result.facts)
-        Xml.SubElement(case, "system-out").text = _printable(evidence)
+        Xml.SubElement(case, "system-out").text = printable(evidence)
     if run.cut_short or run.left_behind:
         told = [run.cut_short or "", *(f"could not be removed: {what}" for what in run.left_behind)]
-        Xml.SubElement(suite, "system-err").text = _printable("\n".join(filter(None, told)))
+        Xml.SubElement(suite, "system-err").text = printable("\n".join(filter(None, told)))
 
 
 def _tag(result: CheckResult) -> str | None:
@@ -48,8 +49,3 @@ def _tag(result: CheckResult) -> str | None:
     if result.verdict is Verdict.FAIL:
         return "failure"
     return "error" if result.required else "skipped"
-
-
-def _printable(text: str) -> str:
-    """Without the control characters and lone surrogates that XML 1.0 has no way to write: some of it a guest wrote."""
-    return "".join(c if c in "\t\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
@@ -11,13 +12,16 @@ from ramet.verify.checks import CheckResult, Verdict, overall
 from ramet.verify.documents import (
     CheckDocument,
     FactDocument,
+    InstanceDocument,
     MatrixDocument,
+    MemoryMapDocument,
     ReportDocument,
     SabotageDocument,
     ScenarioDocument,
     StepDocument,
     encoded,
 )
+from ramet.verify.survey import MemoryMap, Step
 
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
@@ -27,12 +31,12 @@ ABOUT_INDENT = 13
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioRun:
-    """One scenario after it was run; step times in seconds."""
+    """One scenario after it was run."""
 
     name: str
     summary: str
     results: tuple[CheckResult, ...]
-    steps: tuple[tuple[str, float], ...]
+    steps: tuple[Step, ...]
     cut_short: str | None
     left_behind: tuple[str, ...]
     """What could not be removed at its end."""
@@ -131,7 +135,7 @@ def _report_document(report: Report) -> ReportDocument:
                 summary=run.summary,
                 cut_short=run.cut_short,
                 left_behind=run.left_behind,
-                steps=tuple(StepDocument(step=text, seconds=round(seconds, 3)) for text, seconds in run.steps),
+                steps=_steps(run.steps),
             )
             for run in report.scenarios
         ),
@@ -152,6 +156,38 @@ def _check(result: CheckResult) -> CheckDocument:
         fails_if=result.claim.fails_if,
         hazards=result.claim.hazards,
     )
+
+
+def _steps(steps: Sequence[Step]) -> tuple[StepDocument, ...]:
+    """A memory map is told once, and again when it has changed."""
+    told: dict[str, MemoryMap] = {}
+    documents = []
+    for step in steps:
+        seen = step.survey
+        changed = [one for one in seen.maps if told.get(one.role) != one] if seen else []
+        told |= {one.role: one for one in changed}
+        documents.append(
+            StepDocument(
+                step=step.text,
+                seconds=round(step.seconds, 3),
+                unseen=step.unseen,
+                instances=tuple(
+                    InstanceDocument(role=role, state=state, parent=seen.parents.get(role))
+                    for role, state in seen.states.items()
+                )
+                if seen
+                else (),
+                disk_bytes=seen.disk_bytes if seen else None,
+                extents=seen.extents if seen else None,
+                memory_maps=tuple(
+                    MemoryMapDocument(
+                        role=one.role, bytes=one.size_bytes, extents=one.extents, own=one.own, shared=one.shared
+                    )
+                    for one in changed
+                ),
+            )
+        )
+    return tuple(documents)
 
 
 def _matrix_document(matrix: Matrix) -> MatrixDocument:

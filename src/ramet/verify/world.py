@@ -13,7 +13,7 @@ from pathlib import Path
 from ramet.errors import GuestError, RametError
 from ramet.instances.host import Host
 from ramet.model import MIB, Hypervisor, InstanceInfo, SnapshotInfo
-from ramet.verify import fingerprints
+from ramet.verify import fingerprints, survey
 from ramet.verify.checks import Ledger
 from ramet.verify.fingerprints import Fingerprint
 
@@ -67,10 +67,11 @@ class World:
     say: Callable[[str], None]
     strike: Callable[[World, Point], None]
     tag: str = field(default_factory=lambda: secrets.token_hex(3))
-    steps: list[tuple[str, float]] = field(default_factory=list)
+    steps: list[survey.Step] = field(default_factory=list)
     baselines: dict[str, dict[str, Fingerprint]] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    snapshot_names: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    """The instances' names, by role."""
+    snapshot_names: dict[str, str] = field(default_factory=dict)
     fill_bytes: int = 0
     randomness: dict[str, set[str]] = field(default_factory=dict)
     scratch: dict[str, str] = field(default_factory=dict)
@@ -78,15 +79,11 @@ class World:
 
     def name(self, role: str) -> str:
         """The name of the instance that plays ``role``; it will be removed at the end."""
-        name = f"verify-{self.tag}-{role}"
-        if name not in self.names:
-            self.names.append(name)
-        return name
+        return self.names.setdefault(role, f"verify-{self.tag}-{role}")
 
     def named_snapshot(self, role: str, name: str) -> SnapshotInfo:
         """Take a snapshot of ``role``; it will be removed at the end."""
-        full = f"verify-{self.tag}-{name}"
-        self.snapshot_names.append(full)
+        full = self.snapshot_names.setdefault(name, f"verify-{self.tag}-{name}")
         return self.host.snapshot_create(self.name(role), full)
 
     def reach(self, point: Point) -> None:
@@ -95,13 +92,16 @@ class World:
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """One step of the scenario: told to the person who waits, and timed."""
+        """One step of the scenario: told to the person who waits, timed, and looked back at."""
         self.say(f"{self.ledger.scenario}: {text}")
         began = time.monotonic()
         try:
             yield
-        finally:
-            self.steps.append((text, time.monotonic() - began))
+        except BaseException:
+            self.steps.append(survey.Step(text=text, seconds=time.monotonic() - began, unseen="it failed"))
+            raise
+        seconds = time.monotonic() - began
+        self.steps.append(survey.step(text, seconds, self.host, self.names, self.snapshot_names))
 
     # -- guests -----------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class World:
     def remove_all(self) -> list[str]:
         """Remove every instance and named snapshot of this run; returns what could not be removed."""
         failed = []
-        for name in reversed(self.names):
+        for name in reversed(self.names.values()):
             if not self.host.exists(name):
                 continue
             try:
@@ -203,7 +203,7 @@ class World:
             except RametError as err:
                 failed.append(f"{name}: {err.message}")
         names = {name for snapshot in self.host.snapshots() for name in snapshot.names}
-        for name in self.snapshot_names:
+        for name in self.snapshot_names.values():
             if name not in names:
                 continue
             try:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as Xml
 from ramet.verify import junit
 from ramet.verify.checks import Ledger
 from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun, encode, render
+from ramet.verify.survey import Step
 
 
 def report(*, fail: bool = False, cut_short: str | None = None, sabotage: str | None = None) -> Report:
@@ -21,7 +22,7 @@ def report(*, fail: bool = False, cut_short: str | None = None, sabotage: str | 
         name="base",
         summary="One fork's whole life.",
         results=ledger.results(),
-        steps=(("booting the source", 2.5),),
+        steps=(Step(text="booting the source", seconds=2.5),),
         cut_short=cut_short,
         left_behind=(),
     )
