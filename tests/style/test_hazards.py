@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from ramet.verify.checks import CLAIMS
+from ramet.verify.claims import CLAIMS
 from ramet.verify.sabotage import SABOTAGES
 from tests.style.sources import ROOT
 

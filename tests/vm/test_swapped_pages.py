@@ -1,8 +1,9 @@
-"""Pages that were swapped out are found and read like the others (H14). No guest is run, but swap is switched on."""
+"""Pages that were swapped out are found and read like the others (H14), of a process and of a VMM. Swap is switched on for it."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from ramet import Host
 from ramet.linux import pagemap, procfs
 from ramet.linux.pagemap import Method, Region
 from ramet.process import wait_until
+from ramet.verify import run
+from ramet.verify.checks import Verdict
+from ramet.verify.report import render
 from tests.capabilities import requires
+from tests.file_systems import on_ext4
 from tests.unit.children import Mapper
 from tests.unit.snapshots.memory_files import PAGES, capture, full_base
 from tools import loopfs
@@ -26,15 +32,15 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def swap() -> Iterator[None]:
-    """64 MiB of swap on a file of its own, for the tests of this file."""
+    """Swap on a file of its own, for the tests of this file."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     tools = {name: shutil.which(name, path=path) for name in ("mkswap", "swapon", "swapoff")}
     if not all(tools.values()):
         pytest.skip(f"needs mkswap, swapon and swapoff: {tools}")
-    with loopfs.loopfs("ext4", size_mib=256) as mount:
+    with loopfs.loopfs("ext4", size_mib=768) as mount:
         file = mount / "swap"
         with file.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, 64 << 20)
+            os.posix_fallocate(stream.fileno(), 0, 512 << 20)
         file.chmod(0o600)
         subprocess.run([str(tools["mkswap"]), str(file)], check=True, capture_output=True)
         try:
@@ -67,3 +73,21 @@ def test_swapped_pages_are_written_pages(tmp_path: Path, method: Method) -> None
         assert found == [Region(mapping.start + low * PAGE, mapping.start + high * PAGE) for low, high in expected]
         capture(child, base, tmp_path / "result")
         assert (tmp_path / "result").read_bytes() == view
+
+
+@on_ext4
+@pytest.mark.usefixtures("swap")
+def test_a_vmm_that_was_swapped_out_sleeps_and_wakes_whole(host: Host) -> None:
+    report = run(host.home, scenarios=["swapped"])
+    assert report.verdict is Verdict.PASS, render(report)
+    (result,) = report.results
+    assert result.verdict is Verdict.PASS
+    (look,) = result.facts
+    assert all(int(mib) >= 16 for mib in re.findall(r"([0-9]+) MiB", look.at)), look.at
+
+
+@on_ext4
+@pytest.mark.usefixtures("swap")
+def test_a_page_that_is_lost_in_swap_is_noticed(host: Host) -> None:
+    report = run(host.home, sabotage="lost-in-swap")
+    assert report.failed() == ("swapped-pages-are-kept",), render(report)

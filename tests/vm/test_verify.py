@@ -10,16 +10,19 @@ import pytest
 
 from ramet import Host
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB
+from ramet.model import MIB, Hypervisor
 from ramet.verify import page, run, sabotage_names
-from ramet.verify.checks import CLAIMS, Verdict
+from ramet.verify.checks import Verdict
+from ramet.verify.claims import CLAIMS
 from ramet.verify.report import Report, document, encode, render
-from ramet.verify.runner import MEMORY_MIN_MIB
+from ramet.verify.runner import MEMORY_MIN_MIB, lacks
 from ramet.verify.sabotage import SABOTAGES
 from ramet.verify.scenarios import SCENARIOS
+from tests import guest_images
 from tests.browser import browser
 from tests.capabilities import requires
 from tests.file_systems import WHOLE, on_xfs
+from tools import loopfs
 
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork", "torn-pair")
 """The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
@@ -108,8 +111,9 @@ def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Host) -> None:
     on_ext4 = file_system_of(host.home) == "ext4"
-    if SABOTAGES[name].needs_reflinks and on_ext4:
-        pytest.skip("needs reflinks, and this is ext4")
+    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host))
+    if why_not is not None:
+        pytest.skip(why_not)
     if on_ext4 and not WHOLE and name not in SAMPLED_ON_EXT4:
         pytest.skip("on ext4 only in make test-all")
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage=name, stop_when_caught=not WHOLE)
@@ -132,3 +136,16 @@ def test_it_cannot_run_without_an_image_or_a_store(tmp_path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(Exception, match="not a directory"):
         run(blocked)
+
+
+@requires("loopfs", "root")
+@pytest.mark.skipif(not WHOLE, reason="in make test-all")
+def test_the_base_scenario_on_btrfs() -> None:
+    """Where ``maps`` prints another device than stat gives (H74), and extents are addresses of btrfs' own."""
+    with loopfs.loopfs("btrfs", size_mib=4096) as mount:
+        report = run(guest_images.give(mount / "home"), scenarios=["base", "reverse"])
+        results = {result.claim.id: result for result in report.results}
+        assert report.verdict is Verdict.PASS, render(report)
+        assert "btrfs, reflinks" in report.host["store"]
+        assert results["fork-disk-usage"].verdict is Verdict.PASS
+        assert len(results["vmm-maps-privately"].facts) > 1

@@ -6,13 +6,13 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ramet.errors import GuestError, SnapshotError, VmmError
+from ramet.errors import ConflictError, GuestError, SnapshotError, VmmError
 from ramet.linux import reflink
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
@@ -21,6 +21,8 @@ from ramet.verify.world import DISK_BYTES, CutShortError, World
 
 __all__ = ["DISK_BYTES"]
 CLOCK_TOLERANCE_S = 2.0
+MANY = 5
+"""How many of the same problem are told."""
 BROKEN = (SnapshotError, VmmError, GuestError)
 """Errors that say that what was put to sleep did not come back. Others (no space, a lock) say nothing of isolation."""
 SOURCE_CLAIMS = {
@@ -315,6 +317,37 @@ def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, fi
         return
     filled = f"{_mib(world.fill_bytes)} sum up to {total.split()[0]}"
     world.ledger.look(claim, at, problems, found=f"{found}; RAM and disk hold {token[:12]}…; {filled}")
+
+
+def zeroed(world: World, claim: str, role: str, size_bytes: int, *, at: str) -> None:
+    """The beginning of what the guest filled, which it has zeroed since, reads as zeros."""
+    told = world.guest(role, 'head -c "$1" /ram/fill | tr -d "\\000" | wc -c', arguments=[str(size_bytes)])
+    problems = [f"{told} bytes of {_mib(size_bytes)} that it had zeroed are not zero"] if int(told) else []
+    world.ledger.look(claim, at, problems, found=f"{_mib(size_bytes)} read as zeros")
+
+
+def answers(world: World, claim: str, role: str, *, token: str) -> None:
+    """A guest that was just restored answers a ping and a command."""
+    try:
+        tick = world.host.ping(world.name(role)).tick
+        told = world.guest(role, 'echo "$1"', arguments=[token])
+        problems = [] if told == token else [f"its command said {told[:70]!r}"]
+    except (*BROKEN, ConflictError) as err:
+        world.ledger.look(claim, f"{role} restored", [err.message.splitlines()[0]], found="")
+        return
+    world.ledger.look(claim, f"{role} restored", problems, found=f"tick {tick}; its first command was answered")
+
+
+def all_differ(world: World, claim: str, drawn: Mapping[str, Sequence[str]], *, at: str) -> None:
+    """No two guests have drawn the same, and none the same twice."""
+    first: dict[str, str] = {}
+    problems = []
+    for role, draws in drawn.items():
+        for draw in draws:
+            if draw in first:
+                problems.append(f"{role} drew {draw}, as {first[draw]} did")
+            first.setdefault(draw, role)
+    world.ledger.look(claim, at, problems[:MANY], found=f"{len(first)} draws, all different")
 
 
 # -- traces -------------------------------------------------------------------------------------------------------

@@ -40,35 +40,46 @@ on. The block is always the same: what the guest knows of where it is may be old
 def run_live(world: World) -> None:
     """Forks of a source that writes all the time: memory and disk must be of one instant, and the source runs on."""
     source = world.name("source")
-    boot_source(world, FILL_BYTES)
-    with world.step("letting it count, to disk and to RAM"):
-        world.guest("source", COUNTER)
-        world.host.exec(source, ["sh", "/ram/count.sh"], detach=True)
-        _counts_past(world, 0)
-    before = _count(world)
+    boot_counting_source(world)
+    before = count(world)
     with world.step("forking it twice while it writes"):
         world.host.fork(source, [world.name(role) for role in LIVE_FORKS])
-    after = _count(world)
+    after = count(world)
     world.reach(Point.LIVE_FORKED)
     _look_whether_the_source_runs_on(world, after)
     for role in LIVE_FORKS:
         _look_at_the_disk(world, role)
     with world.step("restoring both forks"):
         for role in LIVE_FORKS:
-            _look_at_the_pair(world, role, before, after)
+            look_at_the_pair(world, "live-pair-agrees", role, before, after)
     looks.live_vmm(world, LIVE_FORKS[0], ["source", LIVE_FORKS[1]], at="both restored")
 
 
-def _count(world: World) -> int:
+def boot_counting_source(world: World) -> None:
+    """Boot a source whose workload counts, on its disk and then in RAM, on and on."""
+    boot_source(world, FILL_BYTES)
+    with world.step("letting it count, to disk and to RAM"):
+        world.guest("source", COUNTER)
+        world.host.exec(world.name("source"), ["sh", "/ram/count.sh"], detach=True)
+        counts_past(world, 0)
+
+
+def count(world: World) -> int:
+    """How far the source has counted in RAM."""
     return int(world.guest("source", "cat /ram/count 2>/dev/null || echo 0"))
 
 
-def _counts_past(world: World, number: int) -> int:
+def counts_past(world: World, number: int) -> int:
+    """Wait until the source has counted past ``number``; returns how far it is.
+
+    Raises:
+        CutShortError: if it does not.
+    """
     end = time.monotonic() + COUNTS_WITHIN_S
     while time.monotonic() < end:
-        count = _count(world)
-        if count > number + 1:
-            return count
+        reached = count(world)
+        if reached > number + 1:
+            return reached
     raise CutShortError(f"The source does not count past {number} within {COUNTS_WITHIN_S:g} s.")
 
 
@@ -77,7 +88,7 @@ def _look_whether_the_source_runs_on(world: World, after: int) -> None:
     try:
         state = world.info("source").state
         problems = [] if state is State.RUNNING else [f"the source is {state.value}"]
-        found = f"it counts on: {after} at the fork, then {_counts_past(world, after)}"
+        found = f"it counts on: {after} at the fork, then {counts_past(world, after)}"
     except RametError as err:
         problems, found = [str(err).splitlines()[0]], ""
     world.ledger.look(claim, at, problems, found=found)
@@ -100,8 +111,8 @@ def _look_at_the_disk(world: World, role: str) -> None:
     world.ledger.look(claim, role, problems, found=said.splitlines()[-1])
 
 
-def _look_at_the_pair(world: World, role: str, before: int, after: int) -> None:
-    claim = "live-pair-agrees"
+def look_at_the_pair(world: World, claim: str, role: str, before: int, after: int | None, note: str = "") -> None:
+    """Restore a counting guest, and compare what RAM and disk said when it woke; it cannot have counted past ``after``."""
     try:
         world.host.restore(world.name(role))
         ram, disk = (int(text) for text in world.guest(role, "cat /run/ramet/seen").split())
@@ -111,9 +122,11 @@ def _look_at_the_pair(world: World, role: str, before: int, after: int) -> None:
     problems = []
     if disk - ram not in (0, 1):
         problems.append(f"RAM says {ram} and the disk {disk}: they are of two instants")
-    if not before <= ram <= after:
-        problems.append(f"RAM says {ram}; the source said {before} before the fork and {after} after it")
-    world.ledger.look(claim, f"{role} restored", problems, found=f"RAM {ram}, disk {disk}")
+    if ram < before:
+        problems.append(f"RAM says {ram}; the source had said {before} before")
+    if after is not None and ram > after:
+        problems.append(f"RAM says {ram}; the source said {after} after the fork")
+    world.ledger.look(claim, f"{role} restored", problems, found=f"RAM {ram}, disk {disk}{note}")
 
 
 def run_rewind(world: World) -> None:

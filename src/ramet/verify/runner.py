@@ -13,11 +13,11 @@ from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
-from ramet.verify import looks, scenarios, strikes
+from ramet.verify import looks, scenarios, sleeps, strikes
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
 from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun
-from ramet.verify.sabotage import SABOTAGES, Sabotage
+from ramet.verify.sabotage import SABOTAGES, Need, Sabotage
 from ramet.verify.scenarios import SCENARIOS, Scenario
 from ramet.verify.world import Point, World
 
@@ -64,7 +64,7 @@ def run(
     broken = _sabotage(sabotage, scenarios)
     _require_memory(memory_mib)
     host = _host(home, say)
-    why_not = broken.why_not(Hypervisor(hypervisor), no_reflinks=looks.why_no_reflinks(host.home)) if broken else None
+    why_not = broken.why_not(Hypervisor(hypervisor), lacks(host)) if broken else None
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     chosen = [SCENARIOS[broken.scenario]] if broken else _chosen(scenarios)
@@ -86,13 +86,13 @@ def run_all_sabotages(
     began = time.monotonic()
     _require_memory(memory_mib)
     host = _host(home, say)
-    no_reflinks = looks.why_no_reflinks(host.home)
+    missing = lacks(host)
     say("a run that nobody sabotages, for comparison")
     without = set(run(home, hypervisor=hypervisor, memory_mib=memory_mib).failed())
     rows = []
     for number, one in enumerate(SABOTAGES.values(), start=1):
         failed: tuple[str, ...] = ()
-        not_applicable = one.why_not(Hypervisor(hypervisor), no_reflinks=no_reflinks)
+        not_applicable = one.why_not(Hypervisor(hypervisor), missing)
         if not_applicable is None:
             say(f"sabotage {number} of {len(SABOTAGES)}: {one.name}")
             report = run(home, hypervisor=hypervisor, memory_mib=memory_mib, sabotage=one.name)
@@ -109,6 +109,13 @@ def run_all_sabotages(
     return Matrix(
         host=_describe(host, Hypervisor(hypervisor), memory_mib), rows=tuple(rows), seconds=time.monotonic() - began
     )
+
+
+def lacks(host: Host) -> dict[Need, str]:
+    """What sabotages may need and this host has not, and why."""
+    no_reflinks, no_swap = looks.why_no_reflinks(host.home), sleeps.why_no_swap()
+    found = {Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})"} if no_reflinks else {}
+    return found | ({Need.SWAP: no_swap} if no_swap else {})
 
 
 def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:

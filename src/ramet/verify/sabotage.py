@@ -6,16 +6,20 @@ catch it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import Enum, auto
 
 from ramet.model import Hypervisor
 from ramet.verify import strikes
 from ramet.verify.world import CutShortError, Point, World
 
-if TYPE_CHECKING:
-    pass
+
+class Need(Enum):
+    """What of a host some sabotages cannot be committed without."""
+
+    REFLINKS = auto()
+    SWAP = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,17 +32,15 @@ class Sabotage:
     caught_by: tuple[str, ...]
     """The checks that must FAIL; others may fail, or not be reached, besides."""
     strikes: dict[Point, Callable[[World], None]]
-    needs_reflinks: bool = False
+    needs: Need | None = None
     hypervisors: tuple[Hypervisor, ...] = tuple(Hypervisor)
     """Those that can be made to do it."""
 
-    def why_not(self, hypervisor: Hypervisor, *, no_reflinks: str | None) -> str | None:
-        """Why it cannot be committed, None if it can."""
+    def why_not(self, hypervisor: Hypervisor, lacks: Mapping[Need, str]) -> str | None:
+        """Why it cannot be committed on a host that ``lacks`` something, None if it can."""
         if hypervisor not in self.hypervisors:
             return f"{hypervisor.value} has no option that does it"
-        if self.needs_reflinks and no_reflinks is not None:
-            return f"this file system has no reflinks ({no_reflinks})"
-        return None
+        return lacks.get(self.needs) if self.needs is not None else None
 
 
 SABOTAGES: dict[str, Sabotage] = {
@@ -114,7 +116,7 @@ SABOTAGES: dict[str, Sabotage] = {
             scenario="base",
             caught_by=("fork-disk-usage",),
             strikes={Point.FORK_SLEPT: strikes.full_copy},
-            needs_reflinks=True,
+            needs=Need.REFLINKS,
         ),
         Sabotage(
             name="nothing-dirtied",
@@ -251,6 +253,56 @@ SABOTAGES: dict[str, Sabotage] = {
             scenario="rewind",
             caught_by=("rewind-is-exact", "rewind-changes-nothing"),
             strikes={Point.REWOUND: strikes.write_into_golden},
+        ),
+        Sabotage(
+            name="resurrected-pages",
+            summary="pages that the guest zeroed are taken for holes, and the snapshot before shows through",
+            scenario="sleeps",
+            caught_by=("zeroed-pages-stay-zero",),
+            strikes={Point.ZEROED_SLEPT: strikes.resurrect_pages},
+        ),
+        Sabotage(
+            name="lost-generation",
+            summary="a page of the second snapshot is missing from the third",
+            scenario="sleeps",
+            caught_by=("sleeps-add-up",),
+            strikes={Point.SLEPT_AGAIN: strikes.lose_source_diff},
+        ),
+        Sabotage(
+            name="lost-in-swap",
+            summary="a page that was swapped out is missing from the snapshot",
+            scenario="swapped",
+            caught_by=("swapped-pages-are-kept",),
+            strikes={Point.SWAPPED_SLEPT: strikes.lose_source_diff},
+            needs=Need.SWAP,
+        ),
+        Sabotage(
+            name="crossed-commands",
+            summary="a fork made while its source goes to sleep gets the disk of an earlier instant",
+            scenario="together",
+            caught_by=("together-pair-agrees",),
+            strikes={Point.COUNTING: strikes.keep_earlier, Point.TOGETHER_SLEPT: strikes.give_fork_earlier_disk},
+        ),
+        Sabotage(
+            name="undone-sleep",
+            summary="a source that is forked while it goes to sleep keeps the disk of an earlier instant",
+            scenario="together",
+            caught_by=("together-source-wakes",),
+            strikes={Point.COUNTING: strikes.keep_earlier, Point.TOGETHER_SLEPT: strikes.give_source_earlier_disk},
+        ),
+        Sabotage(
+            name="deaf-fork",
+            summary="a fork made with requests in flight does not run when it is asked",
+            scenario="flight",
+            caught_by=("answers-after-flight",),
+            strikes={Point.FLIGHT_RESTORED: strikes.pause_flight},
+        ),
+        Sabotage(
+            name="replayed-randomness",
+            summary="the kernel's random UUID is the same in all of twenty forks",
+            scenario="draws",
+            caught_by=("forks-draw-apart",),
+            strikes={Point.DRAWING: strikes.fix_randomness},
         ),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ramet.verify import families, looks, moments
+from ramet.verify import crowds, families, looks, moments, sleeps
 from ramet.verify.world import REFILL_BYTES, Point, World, boot_source, fill_size, fresh_token
 
 REVERSE_FILL_BYTES = 16 << 20
@@ -226,6 +226,36 @@ SCENARIOS: dict[str, Scenario] = {
             summary="One snapshot of a running source is gone back to again and again.",
             claims=("rewind-is-exact", "rewind-changes-nothing"),
             run=moments.run_rewind,
+        ),
+        Scenario(
+            name="sleeps",
+            summary="Three sleeps in a row: pages are zeroed before the second, nothing is written before the third.",
+            claims=("sleeps-add-up", "zeroed-pages-stay-zero", "sleeping-fork-unchanged", "sleeping-fork-wakes"),
+            run=sleeps.run_sleeps,
+        ),
+        Scenario(
+            name="swapped",
+            summary="A VMM whose pages were swapped out is put to standby.",
+            claims=("swapped-pages-are-kept",),
+            run=sleeps.run_swapped,
+        ),
+        Scenario(
+            name="together",
+            summary="A source that writes all the time is forked while another command puts it to standby.",
+            claims=("together-pair-agrees", "together-source-wakes", "vmm-maps-privately", "vmm-cannot-write-others"),
+            run=sleeps.run_together,
+        ),
+        Scenario(
+            name="flight",
+            summary="A source is forked and put to standby while requests and writes are under way.",
+            claims=("answers-after-flight",),
+            run=crowds.run_flight,
+        ),
+        Scenario(
+            name="draws",
+            summary="Twenty forks of one snapshot draw randomness as soon as they wake.",
+            claims=("forks-draw-apart",),
+            run=crowds.run_draws,
         ),
     )
 }

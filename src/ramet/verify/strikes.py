@@ -13,7 +13,7 @@ from typing import IO
 
 from ramet.errors import ConfigError
 from ramet.linux import procfs
-from ramet.model import Hypervisor
+from ramet.model import Hypervisor, State
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
@@ -221,11 +221,54 @@ def pause_source(world: World) -> None:
     world.host.pause(world.name("source"))
 
 
+def pause_flight(world: World) -> None:
+    """The first fork's VM stands still."""
+    name = world.name("flight-a")
+    if world.host.get(name).state is State.RUNNING:
+        world.host.pause(name)
+
+
 def write_into_golden(world: World) -> None:
     """The snapshot that is gone back to, once."""
     memory = Path(world.scratch["dir-golden"]) / "memory"
     if STRANGE_TOKEN not in memory.read_bytes():
         _overwrite(memory, world.scratch["token-golden"].encode(), STRANGE_TOKEN)
+
+
+def resurrect_pages(world: World) -> None:
+    """Where the source's memory is zero and its earlier snapshot, which the fork has, is not, the earlier shows."""
+    before = _file(world, "sleeper", "memory")
+    with _opened(_file(world, "source", "memory")) as target, before.open("rb") as reader:
+        for at in range(0, before.stat().st_size, PAGE_BYTES):
+            old = reader.read(PAGE_BYTES)
+            if old.count(0) == len(old):
+                continue
+            target.seek(at)
+            if target.read(PAGE_BYTES).count(0) == PAGE_BYTES:
+                target.seek(at)
+                target.write(old)
+
+
+def keep_earlier(world: World) -> None:
+    """A snapshot of the counting source, some counts before it goes to sleep."""
+    world.scratch["earlier"] = world.named_snapshot("source", "earlier").disk
+    world.guest("source", "sleep 0.5")
+
+
+def give_fork_earlier_disk(world: World) -> None:
+    """The first of the forks has that disk."""
+    _give_earlier_disk(world, "forked-first")
+
+
+def give_source_earlier_disk(world: World) -> None:
+    """The source has that disk, after its first sleep."""
+    _give_earlier_disk(world, "source")
+
+
+def _give_earlier_disk(world: World, role: str) -> None:
+    earlier = world.scratch.pop("earlier", None)
+    if earlier is not None:
+        _replace(_file(world, role, "disk.raw"), lambda new: shutil.copyfile(earlier, new))
 
 
 def leave_something(world: World) -> None:

@@ -48,6 +48,13 @@ class Point(StrEnum):
     CHAIN_CUT = "after the source and the middle of the chain were deleted"
     LIVE_FORKED = "after the fork of a running source"
     REWOUND = "after the source went back to its snapshot"
+    ZEROED_SLEPT = "after the source's sleep with zeroed pages"
+    SLEPT_AGAIN = "after the source's sleep with nothing written"
+    SWAPPED_SLEPT = "after the second sleep of a VMM that was swapped out"
+    COUNTING = "before the source is forked and put to standby at once"
+    TOGETHER_SLEPT = "after it was forked and put to standby at once"
+    FLIGHT_RESTORED = "after one of those with requests in flight was restored"
+    DRAWING = "before the source draws all the time"
 
 
 class CutShortError(RametError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ramet.verify.checks import CLAIMS, CheckResult, Ledger, Strength, Verdict, overall
+from ramet.verify.checks import CheckResult, Ledger, Strength, Verdict, overall
+from ramet.verify.claims import CLAIMS
 
 ONCE, CONTINUOUS = "fork-wakes", "source-memory-unchanged"
 
