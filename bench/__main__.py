@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import fork, report, restore, standby, startup
+from bench import fingerprint, fork, report, restore, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "startup")
+FIGURES = ("restore", "standby", "fork", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -47,6 +47,11 @@ QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, s
 def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:
     """Every figure of one file system. ``say`` hears what begins."""
     tables: list[Table] = []
+    if "fingerprint" in plan.figures:
+        say(f"{here.setting}: fingerprints")
+        tables += fingerprint.measure(here, rounds=plan.slow_rounds)
+    if plan.figures == {"fingerprint"}:
+        return tables
     with ExitStack() as stack:
         say(f"{here.setting}: building the image")
         here.host().image_build("micro")
