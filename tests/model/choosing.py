@@ -65,7 +65,7 @@ def next_step(draw: st.DrawFn, sequence: object) -> Step:
         name
         for name, (weight, _) in sorted(_arguments.items(), key=lambda entry: (-entry[1][0], entry[0]))
         for _ in range(weight)
-        if all(condition(sequence) for condition in _conditions.get(name, ()))
+        if hasattr(sequence, name) and all(condition(sequence) for condition in _conditions.get(name, ()))
     ]
     name = draw(st.sampled_from(names))
     return Step(name, {key: draw(strategy) for key, strategy in _arguments[name][1].items()})

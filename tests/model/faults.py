@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -16,8 +17,8 @@ from tests.model.expected import Expected
 from tests.model.verbs import LIVE, WHO, Verbs, some_instance, some_live
 
 
-class Sequences(Verbs):
-    """Verbs and faults."""
+class Losses(Verbs):
+    """Verbs, and VMMs that end."""
 
     @rule(what=st.runner().flatmap(next_step))
     def step(self, what: Step) -> None:
@@ -33,6 +34,10 @@ class Sequences(Verbs):
         self.do(lambda: self.stage.power_off(who) if in_order else self.stage.kill(who))
         expected.lose_vmm(in_order=in_order)
 
+
+class Sequences(Losses):
+    """Verbs and faults."""
+
     @some_live
     @needs(lambda self: self.free_names())
     @chosen(who=LIVE, verb=st.sampled_from(["standby", "fork", "snapshot"]))
@@ -40,7 +45,7 @@ class Sequences(Verbs):
         """The VMM refuses when it has done its work: what it wrote is lost, and which pages were dirty perhaps too."""
         expected = self.world.instances[who]
         host = self.stage.host
-        self.stage.room.machine(self.stage.run_dir(who)).loses_next_capture = True
+        self.room.machine(Path(host.get(who).run_dir)).loses_next_capture = True
         verbs: dict[str, Callable[[], object]] = {
             "standby": lambda: host.standby(who),
             "fork": lambda: host.fork(who, self.free_names()[0]),
@@ -110,7 +115,7 @@ class Sequences(Verbs):
         expected.fail()
 
     def _fail(self, verb: Callable[[], object], error: type[RametError], *, on: Expected | None = None) -> None:
-        self.stage.room.refuse_next_identity()
+        self.room.refuse_next_identity()
 
         def fail() -> None:
             with pytest.raises(error):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
+from ramet import Host
 from ramet.errors import RametError
-from ramet.model import Failure, InstanceInfo, State
+from ramet.model import Failure, Hypervisor, InstanceInfo, State
+from ramet.paths import StorePaths
 from tests.model import looking
 from tests.model.expected import Expected, Taken, World
+from tests.model.fake_vmm import Room
 from tests.model.machine import Words, words_on_disk
 from tests.model.stage import Stage
 
@@ -21,19 +24,45 @@ T = TypeVar("T")
 INSTANCES = ("a", "b", "c", "d")
 
 
+class Acting(Protocol):
+    """A store, and what is done in it besides the verbs."""
+
+    paths: StorePaths
+    host: Host
+
+    def create(self, name: str, hypervisor: Hypervisor) -> str:
+        """A new instance; returns its id."""
+
+    def write(self, name: str, words: Words) -> object:
+        """Write in a guest that runs; returns what it saw before."""
+
+    def power_off(self, name: str) -> None:
+        """By a command in the guest; returns once its VMM has ended."""
+
+    def kill(self, name: str) -> None:
+        """The VMM; returns once it has ended."""
+
+    def alive(self) -> list[Path]:
+        """Where a VMM lives."""
+
+    def close(self) -> None:
+        """Delete the store, whatever is left in it."""
+
+
 class Frame(RuleBasedStateMachine):
     """One sequence, in a store of its own."""
 
     place: tuple[Path, Path]
     """The directory of the stores, and the program that plays the VMMs."""
+    hypervisors: ClassVar[list[Hypervisor]] = list(Hypervisor)
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
         self._prints: dict[str, dict[str, looking.Print]] = {}
-        self._stage: Stage | None = None
+        self._stage: Acting | None = None
         self._written = 0
-        self._asked: str | None = None
+        self.asked: str | None = None
         """Whom the last verb was about."""
         self._is_changed = True
         """Whether a record or a name is another than at the last look."""
@@ -44,12 +73,22 @@ class Frame(RuleBasedStateMachine):
     @initialize(mapped_read_only=st.booleans())
     def open(self, mapped_read_only: bool) -> None:
         """Whether QEMU is played as one that opens the memory read-only."""
-        self._stage = Stage(*self.place, mapped_read_only=mapped_read_only)
+        self._stage = self.begin(mapped_read_only=mapped_read_only)
+
+    def begin(self, *, mapped_read_only: bool) -> Acting:
+        """An empty store."""
+        return Stage(*self.place, mapped_read_only=mapped_read_only)
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> Acting:
         assert self._stage is not None
         return self._stage
+
+    @property
+    def room(self) -> Room:
+        """Of VMs that are played."""
+        assert isinstance(self._stage, Stage)
+        return self._stage.room
 
     def teardown(self) -> None:
         if self._stage is None:
@@ -71,7 +110,7 @@ class Frame(RuleBasedStateMachine):
         for taken in self.world.given_up_for:
             host.snapshot_remove(taken.id)
         assert looking.left_overs(self.stage.paths) == []
-        assert self.stage.room.alive() == []
+        assert self.stage.alive() == []
 
     def free_names(self) -> list[str]:
         return [name for name in INSTANCES if name not in self.world.instances]
@@ -115,7 +154,7 @@ class Frame(RuleBasedStateMachine):
         """Do a verb that locks ``on``; if it is to be ``refused``, it changes nothing, but that ``on`` is seen as it is."""
         self._in_order = False
         self._is_changed = True
-        self._asked = None if on is None else on.name
+        self.asked = None if on is None else on.name
         is_mended = on is not None and on.record_is_behind
         if on is not None:
             on.settle()
@@ -145,7 +184,7 @@ class Frame(RuleBasedStateMachine):
             for name, info in infos.items():
                 self._check_surface(info, self.world.instances[name])
         for expected in self.world.instances.values():
-            self._check_words(expected)
+            self.check_words(expected)
         self._check_snapshots()
         self._in_order = True
 
@@ -166,15 +205,15 @@ class Frame(RuleBasedStateMachine):
                 "others need what it can write"
             )
 
-    def _check_words(self, expected: Expected) -> None:
+    def check_words(self, expected: Expected) -> None:
         paths = self.stage.paths.instance(expected.id)
-        if expected.state is State.RUNNING and self._asked in (None, expected.name):
-            after = self._next_words(expected.words)
+        if expected.state is State.RUNNING and self.asked in (None, expected.name):
+            after = self.next_words(expected.words)
             assert self.stage.write(expected.name, after) == expected.words
             expected.words = after
             expected.settle()  # a command in a guest tidies up too
         if expected.live:
-            machine = self.stage.room.machine(paths.run)
+            machine = self.room.machine(paths.run)
             assert machine.words() == expected.words
             assert machine.is_frozen == (expected.state is State.PAUSED)
             assert machine.vcpus_run == (expected.state is State.RUNNING)
@@ -183,7 +222,7 @@ class Frame(RuleBasedStateMachine):
             with paths.disk.open("rb") as disk:
                 assert words_on_disk(disk.fileno()) == expected.synced
 
-    def _next_words(self, words: Words) -> Words:
+    def next_words(self, words: Words) -> Words:
         """What a guest writes next: words that are nowhere else, in all of its pages or half of them; zeros (H10); or nothing."""
         self._written += 1
         number = self._written
@@ -206,13 +245,17 @@ class Frame(RuleBasedStateMachine):
             del self._prints[taken_id]
         for taken_id in [one for one in wanted if one not in self._prints]:
             self._prints[taken_id] = found[taken_id]
-            assert looking.words_in(self.stage.paths.snapshot(taken_id)) == wanted[taken_id].words
+            self.check_published(wanted[taken_id])
         for taken_id, prints in found.items():
             assert prints == self._prints[taken_id], f"snapshot {taken_id} is not what it was when it was published"
         inodes = [one.inode for prints in found.values() for one in prints.values()]
         assert len(set(inodes)) == len(inodes), "two snapshots share an inode"
         names = {name: taken.id for name, taken in self.world.names.items()}
         assert {name: info.id for info in self.stage.host.snapshots() for name in info.names} == names
+
+    def check_published(self, taken: Taken) -> None:
+        """The files of a new snapshot hold what they must."""
+        assert looking.words_in(self.stage.paths.snapshot(taken.id)) == taken.words
 
     def taken(self, taken_id: str, owner: Expected) -> Taken:
         """A snapshot that a verb has just made of ``owner``."""

@@ -112,6 +112,10 @@ class Stage:
         """The VMM, from outside."""
         self.room.machine(self.run_dir(name)).kill()
 
+    def alive(self) -> list[Path]:
+        """Where a VMM lives."""
+        return self.room.alive()
+
     def vmm(self, name: str) -> VmmProcess:
         return self.room.machine(self.run_dir(name)).vmm
 

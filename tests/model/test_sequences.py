@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from tests.capabilities import requires
 from tests.file_systems import WHOLE
-from tests.model.faults import Sequences
+from tests.model.__main__ import run
+from tests.style.sources import ROOT
 
 pytestmark = requires("gcc")
-IN_MEMORY = settings(
-    max_examples=2000 if WHOLE else 80,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-ON_DISK = settings(IN_MEMORY, max_examples=100 if WHOLE else 10)
-
-
-def run(base: Path, program: Path, how_many: settings) -> None:
-    """Sequences in stores under ``base``; the shortest one that fails is printed."""
-
-    class Here(Sequences):
-        place = base, program
-
-    run_state_machine_as_test(Here, settings=how_many)
 
 
 @pytest.mark.timeout(3600)
 def test_any_sequence_of_verbs_does_what_the_model_says(program: Path, in_memory: Path, played: None) -> None:
-    run(in_memory, program, IN_MEMORY)
+    run(in_memory, program, sequences=400 if WHOLE else 80, steps=25)
 
 
 def test_a_few_on_a_real_file_system(program: Path, tmp_path: Path, played: None) -> None:
-    run(tmp_path, program, ON_DISK)
+    run(tmp_path, program, sequences=100 if WHOLE else 10, steps=25)
+
+
+@pytest.mark.skipif(not WHOLE, reason="in make test-all")
+@pytest.mark.timeout(600)
+def test_two_thousand_sequences() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.model"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("passed: 2000 sequences")

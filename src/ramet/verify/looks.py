@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ramet.verify.world import DISK_BYTES, CutShortError, World
 
 __all__ = ["DISK_BYTES"]
 CLOCK_TOLERANCE_S = 2.0
+WATCH_EVERY_S = 0.002
 MANY = 5
 """How many of the same problem are told."""
 BROKEN = (SnapshotError, VmmError, GuestError)
@@ -170,6 +172,36 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
         found=f"process {pid} has no descriptor and no mapping that can write any of {len(foreign)} files of other instances",
         enforced=True,
     )
+
+
+@contextmanager
+def watched(world: World, role: str, others: Sequence[str], *, at: str) -> Iterator[None]:
+    """Look, again and again while the block runs, at what processes that begin in it could write of sleeping instances (H21)."""
+    files = evidence.identify(path for other in others for path in isolation.files_of(world.info(other)))
+    before = set(evidence.processes())
+    ended = threading.Event()
+    seen: dict[str, None] = {}
+    looked: list[int] = []
+
+    def watch() -> None:
+        while not ended.is_set():
+            new = [pid for pid in evidence.processes() if pid not in before]
+            seen.update(dict.fromkeys(how for pid in new for how in isolation.can_write(pid, files)))
+            looked.append(len(new))
+            ended.wait(WATCH_EVERY_S)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    times = sum(1 for count in looked if count)
+    if not times:
+        raise CutShortError(f"Nobody saw how {role} was restored: no new process was found.")
+    found = f"looked {times} times: no new process could write any of {len(files)} files of {', '.join(others)}"
+    world.ledger.look("vmm-cannot-write-others", at, list(seen)[:MANY], found=found, enforced=True)
 
 
 # -- guests -------------------------------------------------------------------------------------------------------

@@ -68,6 +68,13 @@ SABOTAGES: dict[str, Sabotage] = {
             strikes={Point.FORK_RESTORING: strikes.share_disk, Point.FORK_RESTORED: strikes.unwrap_vmm},
         ),
         Sabotage(
+            name="opened-for-a-moment",
+            summary="while the fork is restored the source's disk is opened for writing, and closed again",
+            scenario="base",
+            caught_by=("vmm-cannot-write-others",),
+            strikes={Point.FORK_RESTORING: strikes.open_for_a_moment, Point.FORK_RESTORED: strikes.unwrap_vmm},
+        ),
+        Sabotage(
             name="reboot",
             summary="the fork is booted afresh and made up to look restored",
             scenario="base",

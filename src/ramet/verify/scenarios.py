@@ -35,7 +35,7 @@ def run_base(world: World) -> None:
     looks.modes(world, ["source", "fork"])
     looks.source_unchanged(world, "fork")
     world.reach(Point.FORK_RESTORING)
-    with world.step("restoring the fork"):
+    with world.step("restoring the fork"), looks.watched(world, "fork", ["source"], at="while the fork was restored"):
         looks.restores(world, "fork")
     world.reach(Point.FORK_RESTORED)
     looks.live_vmm(world, "fork", ["source"], at="fork restored")

@@ -384,6 +384,14 @@ def share_disk(world: World) -> None:
         _wrap_vmm(world, edit=f"s#file=[^,]*disk.raw#file={disk}#")
 
 
+def open_for_a_moment(world: World) -> None:
+    """What starts the fork's VMM opens the source's published disk for writing, and closes it before the VMM runs."""
+    disk = _source_file(world, "disk.raw")
+    if os.geteuid() != 0:
+        disk.chmod(0o600)  # root does not ask
+    _wrap_vmm(world, first=f"( exec 9<>{shlex.quote(str(disk))}; sleep 0.2 )")
+
+
 def share_mapping(world: World) -> None:
     """The VMM maps its memory file shared."""
     if os.geteuid() != 0:

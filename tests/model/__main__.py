@@ -1,0 +1,76 @@
+"""``python -m tests.model``: many random sequences over played VMs, on all CPUs; prints how many took how long."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.conftest import SHM
+from tests.model.faults import Sequences
+from tests.model.stage import build_vmm, play
+
+
+def run(base: Path, program: Path, *, sequences: int, steps: int, number: int | None = None) -> None:
+    """Sequences in stores under ``base``; the shortest one that fails is printed. A ``number`` makes them the same each time."""
+
+    class Here(Sequences):
+        place = base, program
+
+    how_many = settings(
+        max_examples=sequences,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None if number is not None else settings().database,
+    )
+    run_state_machine_as_test(Here if number is None else seed(number)(Here), settings=how_many)
+
+
+def main() -> int:
+    """Returns 1 if a sequence failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
+    parser.add_argument("--sequences", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=12, help="of one sequence, at most")
+    parser.add_argument("--seed", type=int, help="to have the same sequences again")
+    options = parser.parse_args()
+    first = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "big")
+    workers = os.cpu_count() or 1
+    play(pytest.MonkeyPatch())
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ramet-model-", dir=SHM if os.access(SHM, os.W_OK) else None) as directory:
+        base = Path(directory)
+        program = build_vmm(base)
+        shares = [options.sequences // workers + (number < options.sequences % workers) for number in range(workers)]
+        children = [
+            multiprocessing.get_context("fork").Process(
+                target=run,
+                args=(base, program),
+                kwargs={"sequences": share, "steps": options.steps, "number": first + number},
+            )
+            for number, share in enumerate(shares)
+            if share
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+    passed = time.monotonic() - began
+    failed = any(child.exitcode != 0 for child in children)
+    told = (
+        f"{options.sequences} sequences of up to {options.steps} steps, {workers} at once, seed {first}: {passed:.1f} s"
+    )
+    print("FAILED:" if failed else "passed:", told)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
