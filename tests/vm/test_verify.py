@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from ramet import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, Hypervisor
-from ramet.verify import page, run, sabotage_names
+from ramet.process import wait_until
+from ramet.verify import evidence, page, run, run_all_sabotages, sabotage_names
 from ramet.verify.checks import Verdict
 from ramet.verify.claims import CLAIMS
 from ramet.verify.report import Report, document, encode, render
@@ -91,7 +94,7 @@ def test_a_browser_shows_a_real_report(host: Host, tmp_path: Path) -> None:
         )
         assert rows[0].split()[0] == "source"
         assert [row.split()[0] for row in rows[1:]] == ["sibling-a", "sibling-b", "sibling-c"]
-        assert all(row.endswith(" z z R R z R") for row in rows[1:]), "forked, restored, diverged, slept, restored"
+        assert all(row.endswith(" z R R z R") for row in rows[1:]), "forked, restored, diverged, slept, restored"
         assert opened.ask("document.querySelectorAll('figure').length") >= 4
         assert opened.ask("document.querySelectorAll('rect').length") > 40
 
@@ -121,6 +124,53 @@ def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Hos
     assert report.exit_status == 1
     assert set(SABOTAGES[name].caught_by) <= set(report.failed()), render(report)
     assert host.list() == []
+
+
+IN_REVERSE = ("late-write-to-a-fork", "lost-source-diff")
+MATRIX = f"""
+import sys
+from pathlib import Path
+from ramet.cli import signals
+from ramet.verify import run_all_sabotages
+if __name__ == "__main__":
+    signals.install()
+    say = lambda text: print(text, flush=True)
+    run_all_sabotages(Path(sys.argv[1]), memory_mib={MEMORY_MIN_MIB}, names={IN_REVERSE}, on_progress=say)
+"""
+
+
+@on_xfs
+def test_the_matrix_is_of_runs_at_once(host: Host) -> None:
+    """Each in a process of its own; that all are caught is for the tests above."""
+    matrix = run_all_sabotages(host.home, memory_mib=MEMORY_MIN_MIB, names=IN_REVERSE)
+    assert {row.sabotage: row.caught for row in matrix.rows} == dict.fromkeys(IN_REVERSE, True), render(matrix)
+    assert host.list() == []
+
+
+@on_xfs
+def test_a_matrix_that_is_ended_removes_what_its_runs_have_made(host: Host, tmp_path: Path) -> None:
+    """The signal reaches the first process alone."""
+    script = tmp_path / "matrix.py"
+    script.write_text(MATRIX)
+    process = subprocess.Popen([sys.executable, script, host.home], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    with process, process.stdout as told:
+        for line in told:
+            if b"sabotage 2 of 2" in line:
+                break
+        wait_until(lambda: len(host.list()) >= 2, 60, what="both runs to have a guest")
+        process.terminate()
+        assert process.wait(timeout=60) != 0
+    assert host.list() == []
+    left = [pid for pid in evidence.processes() if str(script).encode() in cmdline(pid)]
+    assert left == []
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_every_check_has_a_sabotage_that_fails_it() -> None:

@@ -16,7 +16,7 @@ from ramet.model import Hypervisor
 from ramet.verify import looks, scenarios, sleeps, strikes
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
-from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun
+from ramet.verify.report import Report, ScenarioRun
 from ramet.verify.sabotage import SABOTAGES, Need, Sabotage
 from ramet.verify.scenarios import SCENARIOS, Scenario
 from ramet.verify.world import Point, World
@@ -62,8 +62,7 @@ def run(
     say = on_progress or (lambda text: None)
     began = time.monotonic()
     broken = _sabotage(sabotage, scenarios)
-    _require_memory(memory_mib)
-    host = _host(home, say)
+    host = prepare(home, memory_mib, say)
     why_not = broken.why_not(Hypervisor(hypervisor), lacks(host)) if broken else None
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
@@ -71,44 +70,29 @@ def run(
     strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
     runs = [_run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
     return Report(
-        host=_describe(host, Hypervisor(hypervisor), memory_mib),
+        host=describe(host, Hypervisor(hypervisor), memory_mib),
         scenarios=tuple(runs),
         sabotage=sabotage,
         seconds=time.monotonic() - began,
     )
 
 
-def run_all_sabotages(
-    home: Path, *, hypervisor: str = "qemu", memory_mib: int = 256, on_progress: Say | None = None
-) -> Matrix:
-    """Commit every sabotage, each in a run of its own, and note which checks failed that do not fail without it."""
-    say = on_progress or (lambda text: None)
-    began = time.monotonic()
-    _require_memory(memory_mib)
-    host = _host(home, say)
-    missing = lacks(host)
-    say("a run that nobody sabotages, for comparison")
-    without = set(run(home, hypervisor=hypervisor, memory_mib=memory_mib).failed())
-    rows = []
-    for number, one in enumerate(SABOTAGES.values(), start=1):
-        failed: tuple[str, ...] = ()
-        not_applicable = one.why_not(Hypervisor(hypervisor), missing)
-        if not_applicable is None:
-            say(f"sabotage {number} of {len(SABOTAGES)}: {one.name}")
-            report = run(home, hypervisor=hypervisor, memory_mib=memory_mib, sabotage=one.name)
-            failed = tuple(claim for claim in report.failed() if claim not in without)
-        rows.append(
-            MatrixRow(
-                sabotage=one.name,
-                summary=one.summary,
-                must_fail=one.caught_by,
-                failed=failed,
-                not_applicable=not_applicable,
-            )
+def prepare(home: Path, memory_mib: int, say: Say) -> Host:
+    """The Host, with its image built if it is not there.
+
+    Raises:
+        ConfigError: for guests that have too little memory.
+    """
+    if memory_mib < MEMORY_MIN_MIB:
+        raise ConfigError(
+            f"Guests of {memory_mib} MiB cannot prove anything: most of their memory is in use when they have booted.",
+            hint=f"Use {MEMORY_MIN_MIB}M or more.",
         )
-    return Matrix(
-        host=_describe(host, Hypervisor(hypervisor), memory_mib), rows=tuple(rows), seconds=time.monotonic() - began
-    )
+    host = Host(home)
+    if not any(IMAGE in tags for _, tags in host.image_list()):
+        say(f"building the guest image {IMAGE}")
+        host.image_build(IMAGE)
+    return host
 
 
 def lacks(host: Host) -> dict[Need, str]:
@@ -132,28 +116,11 @@ def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:
     return broken
 
 
-def _require_memory(memory_mib: int) -> None:
-    if memory_mib < MEMORY_MIN_MIB:
-        raise ConfigError(
-            f"Guests of {memory_mib} MiB cannot prove anything: most of their memory is in use when they have booted.",
-            hint=f"Use {MEMORY_MIN_MIB}M or more.",
-        )
-
-
 def _chosen(names: Sequence[str]) -> list[Scenario]:
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
         raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=f"There are: {', '.join(SCENARIOS)}.")
     return scenarios.chosen(names)
-
-
-def _host(home: Path, say: Say) -> Host:
-    """The Host, with its image built if it is not there."""
-    host = Host(home)
-    if not any(IMAGE in tags for _, tags in host.image_list()):
-        say(f"building the guest image {IMAGE}")
-        host.image_build(IMAGE)
-    return host
 
 
 def _run_one(
@@ -202,7 +169,8 @@ def _run_one(
     )
 
 
-def _describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, str]:
+def describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, str]:
+    """What a report says of the host that it was made on."""
     capabilities = {one.name: one for one in host.doctor()}
     vmm = capabilities[VMM_ROWS[hypervisor]].why
     accelerator = "kvm" if capabilities["KVM"].available else "tcg"
