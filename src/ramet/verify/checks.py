@@ -95,6 +95,11 @@ class Ledger:
         """The verdicts, in the order of the scenario's checks."""
         return tuple(self._result(CLAIMS[claim_id], entry) for claim_id, entry in self._entries.items())
 
+    def _why_not_reached(self) -> str:
+        if self._cut_short is None:
+            return "the scenario never looked"
+        return f"not reached, or not to the end: the scenario was cut short ({self._cut_short.rstrip('.')})"
+
     def _result(self, claim: Claim, entry: _Entry) -> CheckResult:
         verdict, reason = Verdict.PASS, None
         wrong = next((fact for fact in entry.facts if not fact.agrees), None)
@@ -103,7 +108,7 @@ class Ledger:
         elif entry.undecided is not None:
             verdict, reason = Verdict.INCONCLUSIVE, entry.undecided
         elif not entry.facts or (self._cut_short is not None and claim.continuous):
-            verdict, reason = Verdict.INCONCLUSIVE, self._cut_short or "the scenario never looked"
+            verdict, reason = Verdict.INCONCLUSIVE, self._why_not_reached()
         return CheckResult(
             scenario=self.scenario,
             claim=claim,

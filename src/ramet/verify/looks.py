@@ -165,11 +165,13 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     if not foreign:
         problems.append(f"no file of {', '.join(others)} was found to look at")
     problems += isolation.strangers_who_can_write(infos)
+    hidden = evidence.hidden_processes()
+    unseen = f"; {hidden} processes of other users could not be looked at" if hidden else ""
     world.ledger.look(
         "vmm-cannot-write-others",
         f"{at}: {role}",
         problems,
-        found=f"process {pid} has no descriptor and no mapping that can write any of {len(foreign)} files of other instances",
+        found=f"process {pid} can write none of {len(foreign)} files of other instances, nor can any other{unseen}",
         enforced=True,
     )
 
