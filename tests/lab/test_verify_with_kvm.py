@@ -11,8 +11,9 @@ from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
 from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict
-from ramet.verify.report import render
-from ramet.verify.runner import MEMORY_MIN_MIB, lacks
+from ramet.verify.needs import lacks
+from ramet.verify.reports.text import render
+from ramet.verify.runner import MEMORY_MIN_MIB
 from ramet.verify.sabotage import SABOTAGES
 from tests.capabilities import requires
 from tests.file_systems import WHOLE, on_xfs
@@ -51,7 +52,7 @@ def test_a_sabotage_is_caught(name: str, host: Host) -> None:
     on_ext4 = file_system_of(host.home) != "xfs"
     if on_ext4 and name not in SAMPLED_ON_EXT4:
         pytest.skip("on XFS alone")
-    if SABOTAGES[name].why_not(Hypervisor.FIRECRACKER, lacks(host)):
+    if SABOTAGES[name].why_not(Hypervisor.FIRECRACKER, lacks(host.home)):
         with pytest.raises(ConfigError, match="cannot be committed here"):
             run(host.home, hypervisor="firecracker", sabotage=name)
         return

@@ -13,6 +13,7 @@ from tests.style.sources import ROOT, SRC, name_of, python_files, tree_of
 FOLDERS = ["cli", "guests", "hypervisors", "instances", "linux", "snapshots", "store", "verify"]
 LINES_MAX = 500
 CODE = {".py", ".c", ".h"}
+ROOMS_WITHIN = ("verify/reports", "verify/scenarios")
 PLACES = ("src", "tests", "bench", "lab", "tools")
 
 
@@ -22,7 +23,7 @@ def test_the_folders_are_the_ones_of_the_house() -> None:
     assert found == set(FOLDERS)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, *ROOMS_WITHIN])
 def test_each_folder_says_what_it_is_for(folder: str) -> None:
     text = (SRC / folder / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {folder}/\n")
@@ -32,7 +33,9 @@ def test_each_folder_says_what_it_is_for(folder: str) -> None:
     assert named <= modules, "it names a file that is gone"
 
 
-@pytest.mark.parametrize("folder", ["cli", "guests", "instances", "linux", "snapshots", "store"])
+@pytest.mark.parametrize(
+    "folder", ["cli", "guests", "instances", "linux", "snapshots", "store", "verify", *ROOMS_WITHIN]
+)
 def test_a_folder_that_lists_its_files_lists_them_all(folder: str) -> None:
     text = (SRC / folder / "README.md").read_text(encoding="utf-8")
     for path in (SRC / folder).glob("*.py"):

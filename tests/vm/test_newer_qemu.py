@@ -15,7 +15,7 @@ from ramet import Host
 from ramet.model import InstanceInfo
 from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict
-from ramet.verify.report import render
+from ramet.verify.reports.text import render
 from ramet.verify.runner import MEMORY_MIN_MIB
 from tests.capabilities import requires
 from tests.conftest import STATE_DIR

@@ -17,7 +17,7 @@ from ramet.linux.pagemap import Method, Region
 from ramet.process import wait_until
 from ramet.verify import run
 from ramet.verify.checks import Verdict
-from ramet.verify.report import render
+from ramet.verify.reports.text import render
 from tests.capabilities import requires
 from tests.file_systems import on_ext4
 from tests.unit.children import Mapper

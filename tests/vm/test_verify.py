@@ -14,13 +14,17 @@ from ramet import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, Hypervisor
 from ramet.process import wait_until
-from ramet.verify import evidence, page, run, run_all_sabotages, sabotage_names
+from ramet.verify import evidence, run, run_all_sabotages, sabotage_names
 from ramet.verify.checks import Verdict
 from ramet.verify.claims import CLAIMS
-from ramet.verify.report import Report, document, encode, render
-from ramet.verify.runner import MEMORY_MIN_MIB, lacks
+from ramet.verify.needs import lacks
+from ramet.verify.reports import page
+from ramet.verify.reports.conversion import document, encode
+from ramet.verify.reports.results import Report
+from ramet.verify.reports.text import render
+from ramet.verify.runner import MEMORY_MIN_MIB
 from ramet.verify.sabotage import SABOTAGES
-from ramet.verify.scenarios import SCENARIOS
+from ramet.verify.scenarios.catalogue import SCENARIOS
 from tests import guest_images
 from tests.browser import browser
 from tests.capabilities import requires
@@ -114,7 +118,7 @@ def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Host) -> None:
     on_ext4 = file_system_of(host.home) == "ext4"
-    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host))
+    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host.home))
     if why_not is not None:
         pytest.skip(why_not)
     if on_ext4 and not WHOLE and name not in SAMPLED_ON_EXT4:

@@ -15,8 +15,8 @@ from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
 
 if TYPE_CHECKING:
-    from ramet.verify.documents import GuardDocument
     from ramet.verify.guard import GuardReport
+    from ramet.verify.reports.documents import GuardDocument
 
 COMMAND = "ramet.command"
 CHANGED_STATUS, FAILED_STATUS = 1, 2
@@ -71,8 +71,8 @@ def _guard(
     app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
 ) -> int:
     from ramet import process
-    from ramet.verify import documents
     from ramet.verify.guard import guarding
+    from ramet.verify.reports import documents
 
     if not command:
         raise ConfigError("There is no command to run.", hint="Write it after --: ramet guard PATH -- make test")
@@ -127,7 +127,7 @@ def _exit_status(report: GuardReport, status: int) -> int:
 
 
 def _document(report: GuardReport, command: tuple[str, ...], status: int, exit_status: int) -> GuardDocument:
-    from ramet.verify.documents import ChangeDocument, CommandDocument, GuardDocument
+    from ramet.verify.reports.documents import ChangeDocument, CommandDocument, GuardDocument
 
     return GuardDocument(
         verdict=report.verdict.value,

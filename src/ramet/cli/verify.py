@@ -15,7 +15,7 @@ from ramet.cli.create import parse_memory
 from ramet.errors import ConfigError, InterruptedByUserError, RametError, host_errors
 
 if TYPE_CHECKING:
-    from ramet.verify.report import Matrix, Report
+    from ramet.verify.reports.results import Matrix, Report
 
 COULD_NOT_RUN_STATUS = 2
 ALL = "all"
@@ -72,7 +72,7 @@ def verify(
     """
     try:
         if schema:
-            from ramet.verify import documents
+            from ramet.verify.reports import documents
 
             output.json(documents.schema())
             return 0
@@ -158,14 +158,14 @@ def _check_place(option: str, path: Path) -> None:
 
 
 def _show(app: App, report: Report | Matrix, places: dict[str, Path]) -> None:
-    from ramet.verify import report as reports
+    from ramet.verify.reports import conversion, text
 
     if app.json:
-        output.raw(reports.encode(report))
+        output.raw(conversion.encode(report))
     else:
         on_terminal = output.on_terminal()
         width = shutil.get_terminal_size().columns if on_terminal else None
-        output.line(reports.render(report, width=width, color=on_terminal))
+        output.line(text.render(report, width=width, color=on_terminal))
     for option, path in places.items():
         with host_errors(f"write {path}"):
             path.write_bytes(_encoded(option, report))
@@ -173,11 +173,11 @@ def _show(app: App, report: Report | Matrix, places: dict[str, Path]) -> None:
 
 def _encoded(option: str, report: Report | Matrix) -> bytes:
     """The report in the form that an option asks for."""
-    from ramet.verify import junit, page
-    from ramet.verify import report as reports
+    from ramet.verify.reports import conversion, junit, page
+    from ramet.verify.reports.results import Report
 
     if option == "--html":
-        return page.encode(reports.document(report))
-    if option == "--junit" and isinstance(report, reports.Report):
+        return page.encode(conversion.document(report))
+    if option == "--junit" and isinstance(report, Report):
         return junit.encode(report)
-    return reports.encode(report)
+    return conversion.encode(report)

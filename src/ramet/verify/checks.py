@@ -88,7 +88,7 @@ class Ledger:
         return [claim for claim, entry in self._entries.items() if not all(fact.agrees for fact in entry.facts)]
 
     @property
-    def was_cut_short(self) -> str | None:
+    def why_cut_short(self) -> str | None:
         return self._cut_short
 
     def results(self) -> tuple[CheckResult, ...]:

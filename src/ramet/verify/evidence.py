@@ -84,7 +84,7 @@ def _others() -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How a process can reach a file: ``fd 12 (read-write)``, ``mapping rw-p at 7f…``."""
+    """How a process can reach a file: ``descriptor 12 (writable)``, ``mapping rw-p at 7f…``."""
 
     file: FileId
     how: str

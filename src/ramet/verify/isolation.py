@@ -84,19 +84,19 @@ def mapped_memory(
         size = mapping.end - mapping.start
         match = next((file for file in own if file.is_mapping(mapping)), None)
         if match is None:
-            problems.append(f"process {pid} maps {_mib(size)} of {mapping.path}, which is not its own")
+            problems.append(f"process {pid} maps {mib(size)} of {mapping.path}, which is not its own")
         else:
             mapped.append(match)
         if "s" in mapping.perms:
-            problems.append(f"process {pid} maps {_mib(size)} of {mapping.path} shared ({mapping.perms})")
+            problems.append(f"process {pid} maps {mib(size)} of {mapping.path} shared ({mapping.perms})")
         mapped_bytes += size
     if mapped_bytes < memory_mib * MIB:
-        problems.append(f"process {pid} maps {_mib(mapped_bytes)} of files; its guest has {memory_mib} MiB")
+        problems.append(f"process {pid} maps {mib(mapped_bytes)} of files; its guest has {memory_mib} MiB")
     writable = [one for one in evidence.reach(pid, mapped) if one.can_write]
     published = [one for one in writable if one.file.path.parent.name != "work"]
     note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
     inodes = ", ".join(str(file.ino) for file in mapped)
-    found = f"process {pid}: {_mib(mapped_bytes)} of its own inode {inodes}, private{note}"
+    found = f"process {pid}: {mib(mapped_bytes)} of its own inode {inodes}, private{note}"
     return MappedMemory(problems=tuple(problems), found=found, enforced=not published)
 
 
@@ -144,5 +144,6 @@ def problems_between(host: Host, *names: str) -> list[str]:
     return problems + strangers_who_can_write(infos)
 
 
-def _mib(size_bytes: int) -> str:
+def mib(size_bytes: int) -> str:
+    """With one digit."""
     return f"{size_bytes / MIB:.1f} MiB"

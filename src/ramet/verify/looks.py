@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ramet import process
 from ramet.errors import ConflictError, GuestError, SnapshotError, VmmError
-from ramet.linux import reflink
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
-from ramet.verify import evidence, isolation
-from ramet.verify.world import DISK_BYTES, CutShortError, World
+from ramet.verify import evidence, isolation, needs
+from ramet.verify.isolation import mib
+from ramet.verify.world import CutShortError, World
 
-__all__ = ["DISK_BYTES"]
 CLOCK_TOLERANCE_S = 2.0
 WATCH_EVERY_S = 0.002
 MANY = 5
@@ -39,12 +37,6 @@ SOURCE_CLAIMS = {
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def remember_files(world: World, role: str) -> None:
-    """Take the fingerprints of a sleeping instance's snapshot, where it is now."""
-    world.scratch[f"dir-{role}"] = str(world.snapshot_dir(role))
-    world.remember(role)
-
-
 def source_dirtied(world: World) -> None:
     """Is there enough data in the source's memory for a copy to be noticed?"""
     memory = world.baselines["source"]["memory"]
@@ -52,11 +44,9 @@ def source_dirtied(world: World) -> None:
     problems = []
     if memory.allocated_bytes * 2 <= ram_bytes or world.fill_bytes * 2 <= memory.allocated_bytes:
         problems.append(
-            f"{_mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {_mib(world.fill_bytes)} incompressible"
+            f"{mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {mib(world.fill_bytes)} incompressible"
         )
-    found = (
-        f"{_mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {_mib(world.fill_bytes)} incompressible"
-    )
+    found = f"{mib(memory.allocated_bytes)} of {world.memory_mib} MiB are data, {mib(world.fill_bytes)} incompressible"
     world.ledger.look("source-dirtied", "source asleep", problems, found=found)
 
 
@@ -93,7 +83,7 @@ def source_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None
         world.ledger.look(claim, at, problems, found=f"{known[0]}{suffix}")
 
 
-def fork_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
+def sleeper_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
     """Compare every file of the sleeping fork's snapshot with what it was."""
     files_unchanged(world, "sleeping-fork-unchanged", "sleeper", at=at, drop_cache=drop_cache)
 
@@ -111,7 +101,7 @@ def disk_usage(world: World, role: str, source: str) -> None:
     """What the fork occupies beyond what it shares with its source, by physical extents."""
     claim = "fork-disk-usage"
     limit_bytes = world.memory_mib * MIB // 4
-    why = why_no_reflinks(world.host.home)
+    why = needs.why_no_reflinks(world.host.home)
     source_files = sorted(Path(world.scratch[f"dir-{source}"]).iterdir())
     try:
         own, shared = evidence.own_bytes(isolation.files_of(world.info(role)), source_files)
@@ -120,27 +110,13 @@ def disk_usage(world: World, role: str, source: str) -> None:
             claim, f"the file system cannot tell extents: {os.strerror(err.errno or 0)}", required=why is None
         )
         return
-    found = f"{_mib(own)} of its own, {_mib(shared)} shared with the source"
+    found = f"{mib(own)} of its own, {mib(shared)} shared with the source"
     if why is not None:
         kind = file_system_of(world.host.home)
         world.ledger.undecided(claim, f"{kind} has no reflinks ({why}): {found}, as a copy costs", required=False)
         return
-    problems = [f"{found}; the limit is {_mib(limit_bytes)}"] if own > limit_bytes else []
-    world.ledger.look(claim, "fork's diff snapshot", problems, found=f"{found}; the limit is {_mib(limit_bytes)}")
-
-
-def why_no_reflinks(directory: Path) -> str | None:
-    """None if FICLONE works in ``directory``, by trying it; else the kernel's reason."""
-    try:
-        with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as clone:
-            source.write(bytes(range(256)) * 16)
-            source.flush()
-            reflink.ficlone(clone.fileno(), source.fileno())
-    except OSError as err:
-        if err.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
-            return f"FICLONE: {os.strerror(err.errno)}"
-        raise
-    return None
+    problems = [f"{found}; the limit is {mib(limit_bytes)}"] if own > limit_bytes else []
+    world.ledger.look(claim, "fork's diff snapshot", problems, found=f"{found}; the limit is {mib(limit_bytes)}")
 
 
 # -- VMMs ---------------------------------------------------------------------------------------------------------
@@ -209,41 +185,6 @@ def watched(world: World, role: str, others: Sequence[str], *, at: str) -> Itera
 # -- guests -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who a guest believes to be."""
-
-    hostname: str
-    machine_id: str
-    generation: str
-
-
-def identity(world: World, role: str) -> Identity:
-    """Ask a guest who it is."""
-    lines = world.guest(role, "hostname; cat /etc/machine-id /run/ramet/generation").split("\n")
-    return Identity(hostname=lines[0], machine_id=lines[1], generation=lines[2])
-
-
-def remember_guest(world: World, role: str) -> None:
-    """Keep what a guest must still know after it was woken: boot nonce, tick, identity, and the sum of its memory."""
-    ping = world.host.ping(world.name(role))
-    who = identity(world, role)
-    world.scratch |= {
-        f"nonce-{role}": ping.nonce,
-        f"tick-{role}": str(ping.tick),
-        f"hostname-{role}": who.hostname,
-        f"machine-id-{role}": who.machine_id,
-        f"generation-{role}": who.generation,
-        f"{role}-sum": world.memory_sum(role),
-    }
-
-
-def inherit(world: World, role: str, source: str) -> None:
-    """``role`` was forked from ``source``: it must have the same boot, sentinels and memory."""
-    for what in ("nonce-{}", "tick-{}", "token-{}", "{}-sum"):
-        world.scratch[what.format(role)] = world.scratch[what.format(source)]
-
-
 def restores(world: World, role: str) -> None:
     """Restore a fork.
 
@@ -293,7 +234,7 @@ def _sentinel_problems(world: World, role: str, token: str) -> list[str]:
 
 def own_identity(world: World, role: str, source: str) -> None:
     """Host name, machine-id and generation are not the source's."""
-    who = identity(world, role)
+    who = world.identity(role)
     parts = (
         ("host name", who.hostname, world.scratch[f"hostname-{source}"]),
         ("machine-id", who.machine_id, world.scratch[f"machine-id-{source}"]),
@@ -343,21 +284,21 @@ def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, fi
         first()
         problems, found = _boot(world, role)
         problems += _sentinel_problems(world, role, token)
-        total, expected = world.memory_sum(role), world.scratch[f"{role}-sum"]
+        total, expected = world.memory_sum(role), world.scratch[f"sum-{role}"]
         if total != expected:
             problems.append(f"the memory that it filled sums up to {total}, not {expected}")
     except BROKEN as err:
         world.ledger.look(claim, at, [err.message.splitlines()[0]], found="")
         return
-    filled = f"{_mib(world.fill_bytes)} sum up to {total.split()[0]}"
+    filled = f"{mib(world.fill_bytes)} sum up to {total.split()[0]}"
     world.ledger.look(claim, at, problems, found=f"{found}; RAM and disk hold {token[:12]}…; {filled}")
 
 
 def zeroed(world: World, claim: str, role: str, size_bytes: int, *, at: str) -> None:
     """The beginning of what the guest filled, which it has zeroed since, reads as zeros."""
     told = world.guest(role, 'head -c "$1" /ram/fill | tr -d "\\000" | wc -c', arguments=[str(size_bytes)])
-    problems = [f"{told} bytes of {_mib(size_bytes)} that it had zeroed are not zero"] if int(told) else []
-    world.ledger.look(claim, at, problems, found=f"{_mib(size_bytes)} read as zeros")
+    problems = [f"{told} bytes of {mib(size_bytes)} that it had zeroed are not zero"] if int(told) else []
+    world.ledger.look(claim, at, problems, found=f"{mib(size_bytes)} read as zeros")
 
 
 def answers(world: World, claim: str, role: str, *, token: str) -> None:
@@ -392,7 +333,7 @@ class Traces:
     """What must be gone once an instance is deleted."""
 
     pid: int
-    started: str
+    started_ticks: int | None
     directories: tuple[Path, ...]
 
 
@@ -401,13 +342,13 @@ def traces(world: World, role: str) -> Traces:
     info = world.info(role)
     pid = _pid(info)
     directories = (Path(info.run_dir).parent, world.snapshot_dir(role))
-    return Traces(pid=pid, started=_started(pid) or "", directories=directories)
+    return Traces(pid=pid, started_ticks=process.start_time_ticks(pid), directories=directories)
 
 
 def nothing_left(world: World, role: str, before: Traces) -> None:
     """Process, directories and name are gone."""
     problems = [f"{path} is still there" for path in before.directories if path.exists()]
-    if _started(before.pid) == before.started:
+    if before.started_ticks is not None and process.start_time_ticks(before.pid) == before.started_ticks:
         problems.append(f"process {before.pid} still runs")
     if world.host.exists(world.name(role)):
         problems.append(f"the name {world.name(role)} still means an instance")
@@ -419,19 +360,7 @@ def nothing_left(world: World, role: str, before: Traces) -> None:
     )
 
 
-def _started(pid: int) -> str | None:
-    """The start time of a process (field 22 of /proc/PID/stat), or None if it is gone or a zombie."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        return None if fields[0] in ("Z", "X") else fields[19]
-    return None
-
-
 def _pid(info: InstanceInfo) -> int:
     if info.pid is None:
         raise CutShortError(f"{info.name} has no VMM: it is {info.state.value}.")
     return info.pid
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / MIB:.1f} MiB"

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from ramet.errors import ConfigError, HostError, RametError
+from ramet.errors import HostError, RametError
 from ramet.model import Hypervisor
-from ramet.verify import runner
-from ramet.verify.report import Matrix, MatrixRow
+from ramet.verify import needs, runner, sabotage
+from ramet.verify.reports.results import Matrix, MatrixRow
 from ramet.verify.sabotage import SABOTAGES
 
 AT_ONCE_MAX = 4
@@ -55,13 +55,10 @@ def run_all_sabotages(
     """
     say = on_progress or (lambda text: None)
     began = time.monotonic()
-    unknown = [name for name in names if name not in SABOTAGES]
-    if unknown:
-        raise ConfigError(f"There is no sabotage {unknown[0]!r}.", hint=f"There are: {', '.join(SABOTAGES)}.")
+    chosen = [sabotage.named(name) for name in names] or list(SABOTAGES.values())
     setting = Setting(home=home, hypervisor=hypervisor, memory_mib=memory_mib)
     host = runner.prepare(home, memory_mib, say)
-    missing = runner.lacks(host)
-    chosen = [one for name, one in SABOTAGES.items() if not names or name in names]
+    missing = needs.lacks(host.home)
     why_not = {one.name: one.why_not(Hypervisor(hypervisor), missing) for one in chosen}
     say("a run that nobody sabotages, for comparison")
     scenarios = tuple(dict.fromkeys(one.scenario for one in chosen))

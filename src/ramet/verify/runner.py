@@ -13,12 +13,14 @@ from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
-from ramet.verify import looks, scenarios, sleeps, strikes
+from ramet.verify import needs, strikes
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
-from ramet.verify.report import Report, ScenarioRun
-from ramet.verify.sabotage import SABOTAGES, Need, Sabotage
-from ramet.verify.scenarios import SCENARIOS, Scenario
+from ramet.verify.reports.results import Report, ScenarioRun
+from ramet.verify.sabotage import SABOTAGES, Sabotage
+from ramet.verify.scenarios import catalogue
+from ramet.verify.scenarios.catalogue import SCENARIOS
+from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World
 
 Say = Callable[[str], None]
@@ -62,11 +64,11 @@ def run(
     say = on_progress or (lambda text: None)
     began = time.monotonic()
     broken = _sabotage(sabotage, scenarios)
+    chosen = [SCENARIOS[broken.scenario]] if broken else catalogue.named(scenarios)
     host = prepare(home, memory_mib, say)
-    why_not = broken.why_not(Hypervisor(hypervisor), lacks(host)) if broken else None
+    why_not = broken.why_not(Hypervisor(hypervisor), needs.lacks(host.home)) if broken else None
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
-    chosen = [SCENARIOS[broken.scenario]] if broken else _chosen(scenarios)
     strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
     runs = [_run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
     return Report(
@@ -95,32 +97,16 @@ def prepare(home: Path, memory_mib: int, say: Say) -> Host:
     return host
 
 
-def lacks(host: Host) -> dict[Need, str]:
-    """What sabotages may need and this host has not, and why."""
-    no_reflinks, no_swap = looks.why_no_reflinks(host.home), sleeps.why_no_swap()
-    found = {Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})"} if no_reflinks else {}
-    return found | ({Need.SWAP: no_swap} if no_swap else {})
-
-
 def _sabotage(name: str | None, chosen: Sequence[str]) -> Sabotage | None:
     if name is None:
         return None
-    if name not in SABOTAGES:
-        raise ConfigError(f"There is no sabotage {name!r}.", hint=f"There are: {', '.join(SABOTAGES)}.")
-    broken = SABOTAGES[name]
+    broken = sabotages.named(name)
     if chosen and broken.scenario not in chosen:
         raise ConfigError(
             f"The sabotage {name!r} strikes in the scenario {broken.scenario!r}, not in {', '.join(chosen)}.",
             hint=f"Leave out --scenario, or name {broken.scenario}.",
         )
     return broken
-
-
-def _chosen(names: Sequence[str]) -> list[Scenario]:
-    unknown = [name for name in names if name not in SCENARIOS]
-    if unknown:
-        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=f"There are: {', '.join(SCENARIOS)}.")
-    return scenarios.chosen(names)
 
 
 def _run_one(
@@ -164,7 +150,7 @@ def _run_one(
         summary=scenario.summary,
         results=ledger.results(),
         steps=tuple(world.steps),
-        cut_short=ledger.was_cut_short,
+        cut_short=ledger.why_cut_short,
         left_behind=tuple(left),
     )
 
@@ -174,7 +160,7 @@ def describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, s
     capabilities = {one.name: one for one in host.doctor()}
     vmm = capabilities[VMM_ROWS[hypervisor]].why
     accelerator = "kvm" if capabilities["KVM"].available else "tcg"
-    no_reflinks = looks.why_no_reflinks(host.home)
+    no_reflinks = needs.why_no_reflinks(host.home)
     return {
         "ramet": ramet.__version__,
         "kernel": f"{os.uname().release} ({platform.machine()}, {os.cpu_count()} CPUs)",

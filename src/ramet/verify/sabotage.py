@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 
+from ramet.errors import ConfigError
 from ramet.model import Hypervisor
 from ramet.verify import strikes
+from ramet.verify.needs import Need
 from ramet.verify.world import CutShortError, Point, World
-
-
-class Need(Enum):
-    """What of a host some sabotages cannot be committed without."""
-
-    REFLINKS = auto()
-    SWAP = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +197,7 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="a dirty page is missing from the source's second snapshot",
             scenario="reverse",
             caught_by=("source-diff-complete",),
-            strikes={Point.SOURCE_WAKING_AGAIN: strikes.lose_source_diff},
+            strikes={Point.SOURCE_WAKING_AGAIN: strikes.lose_what_source_wrote},
         ),
         Sabotage(
             name="unshared-source",
@@ -273,14 +267,14 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="a page of the second snapshot is missing from the third",
             scenario="sleeps",
             caught_by=("sleeps-add-up",),
-            strikes={Point.SLEPT_AGAIN: strikes.lose_source_diff},
+            strikes={Point.SLEPT_AGAIN: strikes.lose_what_source_wrote},
         ),
         Sabotage(
             name="lost-in-swap",
             summary="a page that was swapped out is missing from the snapshot",
             scenario="swapped",
             caught_by=("swapped-pages-are-kept",),
-            strikes={Point.SWAPPED_SLEPT: strikes.lose_source_diff},
+            strikes={Point.SWAPPED_SLEPT: strikes.lose_what_source_wrote},
             needs=Need.SWAP,
         ),
         Sabotage(
@@ -313,6 +307,17 @@ SABOTAGES: dict[str, Sabotage] = {
         ),
     )
 }
+
+
+def named(name: str) -> Sabotage:
+    """The sabotage of this name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in SABOTAGES:
+        raise ConfigError(f"There is no sabotage {name!r}.", hint=f"There are: {', '.join(SABOTAGES)}.")
+    return SABOTAGES[name]
 
 
 def strike_of(sabotage: Sabotage | None, *, stop_when_caught: bool = False) -> Callable[[World, Point], None]:

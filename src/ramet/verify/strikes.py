@@ -13,7 +13,7 @@ from typing import IO
 
 from ramet.errors import ConfigError
 from ramet.linux import procfs
-from ramet.model import Hypervisor, State
+from ramet.model import PAGE_BYTES, Hypervisor, State
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
@@ -21,7 +21,6 @@ VMM_PROGRAMS = {
     Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
     Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
 }
-PAGE_BYTES = mmap.PAGESIZE
 STRANGE_TOKEN = b"strange!" * 8
 
 
@@ -147,8 +146,8 @@ def lose_fork_diff(world: World) -> None:
     _overwrite(_file(world, "fork", "memory"), _token(world, "fork").encode(), _token(world, "source").encode())
 
 
-def lose_source_diff(world: World) -> None:
-    """The same, of the source's second snapshot."""
+def lose_what_source_wrote(world: World) -> None:
+    """The page with the source's last sentinel holds something else in the snapshot that it sleeps on."""
     _overwrite(_file(world, "source", "memory"), _token(world, "source").encode(), STRANGE_TOKEN)
 
 

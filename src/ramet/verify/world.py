@@ -19,9 +19,10 @@ from ramet.verify.fingerprints import Fingerprint
 
 DISK_BYTES = 64 * MIB
 FILL_PERCENT = 55
+SMALL_FILL_BYTES = 16 * MIB
+"""What a source fills where a copy need not stand out."""
 GUEST_RESERVE_BYTES = 16 * MIB
 """Left free in the guest, so that filling its memory does not wake its out-of-memory killer."""
-REFILL_BYTES = 8 * MIB
 GUEST_TIMEOUT_S = 120.0
 TOKEN_BYTES = 32
 
@@ -57,6 +58,15 @@ class Point(StrEnum):
     DRAWING = "before the source draws all the time"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who a guest believes to be."""
+
+    hostname: str
+    machine_id: str
+    generation: str
+
+
 class CutShortError(RametError):
     """A scenario cannot go on; the checks that it has not reached are INCONCLUSIVE."""
 
@@ -82,7 +92,7 @@ class World:
     fill_bytes: int = 0
     randomness: dict[str, set[str]] = field(default_factory=dict)
     scratch: dict[str, str] = field(default_factory=dict)
-    """What is remembered by role: ``nonce-source``, ``token-fork``, ``dir-source``; and what a sabotage notes."""
+    """What is remembered by role: ``nonce-source``, ``token-fork``, ``sum-fork``, ``dir-source``; and what a sabotage notes."""
 
     def name(self, role: str) -> str:
         """The name of the instance that plays ``role``; it will be removed at the end."""
@@ -151,7 +161,7 @@ class World:
 
     def note_memory_sum(self, role: str) -> None:
         """Remember what the memory of ``role`` must sum up to from here on."""
-        self.scratch[f"{role}-sum"] = self.memory_sum(role)
+        self.scratch[f"sum-{role}"] = self.memory_sum(role)
 
     def free_memory_bytes(self, role: str) -> int:
         return int(self.guest(role, "awk '/^MemAvailable/ {print $2}' /proc/meminfo")) * 1024
@@ -173,6 +183,34 @@ class World:
         if snapshot is None:
             raise CutShortError(f"{role} has no snapshot.")
         return Path(snapshot.dir)
+
+    def identity(self, role: str) -> Identity:
+        """Ask a guest who it is."""
+        lines = self.guest(role, "hostname; cat /etc/machine-id /run/ramet/generation").split("\n")
+        return Identity(hostname=lines[0], machine_id=lines[1], generation=lines[2])
+
+    def remember_guest(self, role: str) -> None:
+        """Keep what a guest must still know after it was woken: boot nonce, tick, identity, and the sum of its memory."""
+        ping = self.host.ping(self.name(role))
+        who = self.identity(role)
+        self.scratch |= {
+            f"nonce-{role}": ping.nonce,
+            f"tick-{role}": str(ping.tick),
+            f"hostname-{role}": who.hostname,
+            f"machine-id-{role}": who.machine_id,
+            f"generation-{role}": who.generation,
+        }
+        self.note_memory_sum(role)
+
+    def inherit(self, role: str, source: str) -> None:
+        """``role`` was forked from ``source``: it must have the same boot, sentinels and memory."""
+        for what in ("nonce", "tick", "token", "sum"):
+            self.scratch[f"{what}-{role}"] = self.scratch[f"{what}-{source}"]
+
+    def remember_files(self, role: str) -> None:
+        """Take the fingerprints of a sleeping instance's snapshot, where it is now."""
+        self.scratch[f"dir-{role}"] = str(self.snapshot_dir(role))
+        self.remember(role)
 
     def remember(self, role: str) -> None:
         """Take the fingerprints of ``dir-<role>``, which must not change from here on."""
@@ -225,13 +263,23 @@ def fresh_token() -> str:
     return secrets.token_hex(TOKEN_BYTES)
 
 
-def boot_source(world: World, fill_bytes: int) -> None:
-    """Boot the source and fill so much of its memory, if it has as much free."""
+def boot_source(world: World) -> None:
+    """Boot the source and fill a little of its memory."""
     with world.step("booting the source"):
         name = world.name("source")
         world.host.create(name, memory_mib=world.memory_mib, disk_bytes=DISK_BYTES, hypervisor=world.hypervisor)
-    world.fill_bytes = min(fill_bytes, fill_size(world, "source"))
+    world.fill_bytes = min(SMALL_FILL_BYTES, fill_size(world, "source"))
     world.fill("source", seed=1, size_bytes=world.fill_bytes)
+
+
+def sleeping_source(world: World, token: str) -> None:
+    """Boot the source, let it write ``token``, and put it to standby; what it knows and its files are remembered."""
+    boot_source(world)
+    with world.step("putting it to standby"):
+        world.write_sentinels("source", token)
+        world.remember_guest("source")
+        world.host.standby(world.name("source"))
+    world.remember_files("source")
 
 
 def fill_size(world: World, role: str) -> int:

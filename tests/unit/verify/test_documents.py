@@ -6,8 +6,9 @@ import json
 
 import msgspec
 
-from ramet.verify.documents import GuardDocument, MatrixDocument, ReportDocument, schema
-from ramet.verify.report import Matrix, MatrixRow, encode
+from ramet.verify.reports.conversion import encode
+from ramet.verify.reports.documents import GuardDocument, MatrixDocument, ReportDocument, schema
+from ramet.verify.reports.results import Matrix, MatrixRow
 from tests.style.sources import ROOT
 from tests.unit.verify.test_report import report
 

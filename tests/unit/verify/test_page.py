@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.verify import page
-from ramet.verify.documents import InstanceDocument, MemoryMapDocument, ReportDocument, StepDocument
-from ramet.verify.report import Matrix, MatrixRow, document
+from ramet.verify.reports import page
+from ramet.verify.reports.conversion import document
+from ramet.verify.reports.documents import InstanceDocument, MemoryMapDocument, ReportDocument, StepDocument
+from ramet.verify.reports.results import Matrix, MatrixRow
 from tests.browser import Page, browser
 from tests.capabilities import requires
 from tests.unit.verify.test_report import report

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree as Xml
 
-from ramet.verify import junit
 from ramet.verify.checks import Ledger
-from ramet.verify.report import Matrix, MatrixRow, Report, ScenarioRun, encode, render
+from ramet.verify.reports import junit
+from ramet.verify.reports.conversion import encode
+from ramet.verify.reports.results import Matrix, MatrixRow, Report, ScenarioRun
+from ramet.verify.reports.text import render
 from ramet.verify.survey import Step
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from ramet.verify.checks import CheckResult, Verdict
-from ramet.verify.markup import printable
-from ramet.verify.report import Report, ScenarioRun
+from ramet.verify.reports.markup import printable
+from ramet.verify.reports.results import Report, ScenarioRun
 
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 """A suite's attributes, and the elements of its cases that they count."""

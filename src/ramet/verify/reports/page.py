@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from importlib.resources import files
 from xml.etree import ElementTree as Xml
 
-from ramet.verify.documents import CheckDocument, MatrixDocument, ReportDocument, SabotageDocument, ScenarioDocument
-from ramet.verify.figures import costs, family, memory_maps
-from ramet.verify.markup import element
+from ramet.verify.reports.documents import (
+    CheckDocument,
+    MatrixDocument,
+    ReportDocument,
+    SabotageDocument,
+    ScenarioDocument,
+)
+from ramet.verify.reports.figures import costs, family, memory_maps
+from ramet.verify.reports.markup import element
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """What the browser may load: nothing, and the styles of the page itself."""
@@ -24,7 +30,7 @@ def encode(document: ReportDocument | MatrixDocument) -> bytes:
 
 
 def _page(title: str, *content: Xml.Element) -> Xml.Element:
-    style = files("ramet.verify").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("ramet.verify.reports").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),

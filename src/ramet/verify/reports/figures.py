@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as Xml
 
 from ramet.model import MIB
-from ramet.verify.documents import InstanceDocument, MemoryMapDocument, StepDocument
-from ramet.verify.markup import element
+from ramet.verify.reports.documents import InstanceDocument, MemoryMapDocument, StepDocument
+from ramet.verify.reports.markup import element
 
 BAR_HEIGHT = 24
 LETTERS = {

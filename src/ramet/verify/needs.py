@@ -1,0 +1,46 @@
+"""What sabotages and checks need of a host, and why it lacks it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from enum import Enum, auto
+from pathlib import Path
+
+from ramet.linux import reflink
+
+
+class Need(Enum):
+    """What of a host some sabotages cannot be committed without."""
+
+    REFLINKS = auto()
+    SWAP = auto()
+
+
+def lacks(home: Path) -> dict[Need, str]:
+    """What the host of this store has not, and why."""
+    no_reflinks, no_swap = why_no_reflinks(home), why_no_swap()
+    found = {Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})"} if no_reflinks else {}
+    return found | ({Need.SWAP: no_swap} if no_swap else {})
+
+
+def why_no_swap() -> str | None:
+    """None if this host has swap; else what to do about it."""
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        return None
+    return "this host has no swap; `swapon` a file or a zram device, and try again"
+
+
+def why_no_reflinks(directory: Path) -> str | None:
+    """None if FICLONE works in ``directory``, by trying it, since the store is what is judged; else the kernel's reason."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as clone:
+            source.write(bytes(range(256)) * 16)
+            source.flush()
+            reflink.ficlone(clone.fileno(), source.fileno())
+    except OSError as err:
+        if err.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            return f"FICLONE: {os.strerror(err.errno)}"
+        raise
+    return None

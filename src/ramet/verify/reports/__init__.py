@@ -1,0 +1,1 @@
+"""What the verifier found, for people and for programs."""

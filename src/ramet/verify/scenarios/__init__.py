@@ -1,0 +1,1 @@
+"""What is done to real guests, and where it is looked at: one file for each scenario."""

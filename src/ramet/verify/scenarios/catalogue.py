@@ -1,0 +1,38 @@
+"""All scenarios, in the order in which they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ramet.errors import ConfigError
+from ramet.verify.scenarios import (
+    base,
+    chain,
+    draws,
+    flight,
+    live,
+    reverse,
+    rewind,
+    siblings,
+    sleeps,
+    swapped,
+    together,
+)
+from ramet.verify.scenarios.scenario import Scenario
+
+SCENARIOS: dict[str, Scenario] = {
+    one.SCENARIO.name: one.SCENARIO
+    for one in (base, reverse, siblings, chain, live, rewind, sleeps, swapped, together, flight, draws)
+}
+
+
+def named(names: Sequence[str]) -> list[Scenario]:
+    """The scenarios with these names, or all; in their own order.
+
+    Raises:
+        ConfigError: if there is none of a name.
+    """
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=f"There are: {', '.join(SCENARIOS)}.")
+    return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]
