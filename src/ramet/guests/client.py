@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from ramet.errors import ConfigError, GuestError, GuestTimeoutError, VmmDiedErro
 from ramet.guests import transfer, vsock, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
 from ramet.guests.ports import take_port
-from ramet.guests.stream import AgentStream
+from ramet.guests.stream import AgentStream, first_answered
 from ramet.guests.transfer import FileMeta
 from ramet.guests.wire import GuestRefusedError, Reader, Reply, Request
 from ramet.model import ExecResult, Ping
@@ -24,6 +25,10 @@ __all__ = ["AgentClient", "ExecControl", "FileMeta", "GuestRefusedError"]
 
 log = logging.getLogger("ramet.agent")
 FIRST_TRY_S = 1.0
+CONNECTIONS_MAX = 3
+"""How many hellos may be unanswered at once."""
+MORE_S = 0.5
+"""How long one more connection is waited for."""
 NO_SESSION = "The guest's agent opened no session within {:.3g} s."
 CONSOLE = "`ramet logs NAME` shows the guest's console."
 SEED_BYTES = 64
@@ -66,7 +71,7 @@ class AgentClient:
         """
         stream = AgentStream(sock)
         try:
-            if not stream.sync(timeout_s=deadline_s):
+            if first_answered([stream], timeout_s=deadline_s) is None:
                 raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
         except BaseException:
             stream.close()
@@ -243,26 +248,38 @@ def _open_session(run_dir: Path, deadline_s: float) -> AgentStream:
 
     On a vsock it is lost where the guest resets its transport after it has taken the hello and before its agent has answered:
     it tells nobody (Linux, virtio_vsock_reset_sock). On a port it has been lost after a boot, once in some ten thousand
-    sessions. Each try goes over another connection, and may take twice as long as the one before it.
+    sessions. A connection on which nothing has come for a while gets company, and may still answer: agents can be slow.
     """
     end_s = time.monotonic() + deadline_s
     try_s = FIRST_TRY_S
-    while (left_s := end_s - time.monotonic()) > 0:
-        stream = _connect(run_dir, left_s)
-        try:
-            if stream.sync(timeout_s=max(min(try_s, end_s - time.monotonic()), 0)):
-                return stream
+    streams: list[AgentStream] = []
+    try:
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                if not streams:
+                    streams.append(_connect(run_dir, left_s))
+                else:
+                    if len(streams) == CONNECTIONS_MAX:
+                        streams.pop().close()  # the first is kept: its agent has had the longest time
+                    with suppress(GuestTimeoutError):  # those that there are may still answer
+                        streams.append(_connect(run_dir, min(left_s, MORE_S)))
+                answered = first_answered(streams, timeout_s=max(min(try_s, end_s - time.monotonic()), 0))
+            except VmmDiedError:
+                if not streams:
+                    raise  # nobody listens
+                log.debug("%s: a connection to the guest was reset before it was of use; once more", run_dir)
+                while streams:
+                    streams.pop().close()
+                time.sleep(vsock.RETRY_S)  # the agent may have no room for one more session
+                continue
+            if answered is not None:
+                streams.remove(answered)
+                return answered
             log.debug("%s: no answer to the hello for %g s; once more, on another connection", run_dir, try_s)
             try_s *= 2
-        except VmmDiedError:
-            log.debug("%s: the connection to the guest was reset before it was of use; once more", run_dir)
-            time.sleep(
-                vsock.RETRY_S
-            )  # or the agent has no room for one more session; or the VMM is gone, which the next tells
-        except BaseException:
+    finally:
+        for stream in streams:
             stream.close()
-            raise
-        stream.close()
     raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
 
 

@@ -80,23 +80,20 @@ class AgentStream:
                 )
         return self._messages.pop(0)
 
-    def sync(self, *, timeout_s: float) -> bool:
-        """Say hello alone; whether the agent has answered it within ``timeout_s``.
+    def pending_events(self) -> int:
+        """What to poll this session for."""
+        return select.POLLIN | (select.POLLOUT if self._unsent else 0)
+
+    def move(self, events: int) -> None:
+        """Send and receive what can be, after these events.
 
         Raises:
             VmmDiedError: if the other side is gone.
         """
-        end_s = time.monotonic() + timeout_s
-        while not self.synced:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                return False
-            readable, writable = self._poll(left_s, ())
-            if writable:
-                self._flush()
-            if self.fileno() in readable:
-                self._fill()
-        return True
+        if events & select.POLLOUT:
+            self._flush()
+        if events & ~select.POLLOUT:
+            self._fill()
 
     def exchange(self, *, end_s: float | None, extra: Sequence[int] = ()) -> list[int] | None:
         """Send and receive until a message is there to be taken or one of ``extra`` is readable; returns which of them are,
@@ -124,7 +121,7 @@ class AgentStream:
 
     def _poll(self, timeout_s: float | None, extra: Sequence[int]) -> tuple[list[int], bool]:
         poller = select.poll()
-        poller.register(self.fileno(), select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poller.register(self.fileno(), self.pending_events())
         for fd in extra:
             poller.register(fd, select.POLLIN)
         events = poller.poll(None if timeout_s is None else ceil(timeout_s * 1000))
@@ -156,3 +153,25 @@ class AgentStream:
         if self._probes:
             raise VmmDiedError(LOST, hint=OUTLIVES) from err
         raise VmmDiedError(GONE) from err
+
+
+def first_answered(streams: Sequence[AgentStream], *, timeout_s: float) -> AgentStream | None:
+    """Say hello on each; the first whose agent has answered it, or None if none has within ``timeout_s``.
+
+    Raises:
+        VmmDiedError: if the other side of one of them is gone.
+    """
+    end_s = time.monotonic() + timeout_s
+    while True:
+        for stream in streams:
+            if stream.synced:
+                return stream
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            return None
+        poller = select.poll()
+        by_fd = {stream.fileno(): stream for stream in streams}
+        for fd, stream in by_fd.items():
+            poller.register(fd, stream.pending_events())
+        for fd, events in poller.poll(ceil(left_s * 1000)):
+            by_fd[fd].move(events)

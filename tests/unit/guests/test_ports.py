@@ -18,7 +18,7 @@ from ramet.errors import GuestTimeoutError, HostError, VmmDiedError
 from ramet.guests import client
 from ramet.guests.client import AgentClient
 from ramet.guests.ports import take_port
-from ramet.guests.wire import MAGIC, Reply, Request, encode
+from ramet.guests.wire import HELLO_BYTES, MAGIC, Reply, Request, encode
 from ramet.linux.unixsock import listen_in
 from ramet.paths import AGENT_PORTS
 from tests.unit.guests.fake_agent import FakeAgent
@@ -157,36 +157,41 @@ def test_clients_spread_over_the_ports(run_dir: Path, monkeypatch: pytest.Monkey
 
 
 class Played:
-    """Ports behind which one agent answers from its ``deaf``-th connection on; it counts them and what each was sent."""
+    """Ports behind which one agent answers from its ``deaf``-th connection on; what it was sent on each is kept."""
 
     def __init__(self, listeners: list[socket.socket], deaf: int) -> None:
         self._listeners = listeners
         self._deaf = deaf
-        self.hellos = 0
+        self.unanswered: list[bytes] = []
         self.requests: list[int] = []
 
     def serve(self) -> None:
-        while self._deaf >= 0:
-            (listener, *_), _, _ = select.select(self._listeners, [], [], 10)
-            sock, _ = listener.accept()
-            sock.settimeout(10)
-            with closing(sock):
-                if self._deaf == 0:
-                    self._answer(FakeAgent(sock))
-                else:
-                    self.hellos += sock.recv(65536).count(MAGIC)
-                    assert sock.recv(1) == b"", "and nothing follows a hello that was not answered"
-            self._deaf -= 1
+        with ExitStack() as stack:
+            deaf = [stack.enter_context(closing(self._accept())) for _ in range(self._deaf)]
+            with closing(self._accept()) as sock:
+                agent = FakeAgent(sock)
+                agent.greet()
+                self.requests.append(agent.request()[0])
+                agent.send(encode(Reply.STARTED, (77).to_bytes(4, "little")))
+                agent.wait_for_hangup()
+            self.unanswered = [everything(sock) for sock in deaf]
 
-    def _answer(self, agent: FakeAgent) -> None:
-        agent.greet()
-        self.hellos += 1
-        self.requests.append(agent.request()[0])
-        agent.send(encode(Reply.STARTED, (77).to_bytes(4, "little")))
-        agent.wait_for_hangup()
+    def _accept(self) -> socket.socket:
+        (listener, *_), _, _ = select.select(self._listeners, [], [], 10)
+        sock: socket.socket = listener.accept()[0]
+        sock.settimeout(10)
+        return sock
 
 
-@pytest.mark.parametrize("deaf", [0, 1, 3])
+def everything(sock: socket.socket) -> bytes:
+    """What was sent, up to the end."""
+    found = b""
+    while more := sock.recv(65536):
+        found += more
+    return found
+
+
+@pytest.mark.parametrize("deaf", [0, 1, 2, 4])
 def test_a_hello_that_is_lost_is_said_again_and_a_command_is_sent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: int
 ) -> None:
@@ -199,7 +204,8 @@ def test_a_hello_that_is_lost_is_said_again_and_a_command_is_sent_once(
         with AgentClient.open(tmp_path, deadline_s=10) as agent:
             assert agent.exec(["true"], detach=True).pid == 77
         thread.join(20)
-    assert (played.hellos, played.requests) == (deaf + 1, [Request.EXEC])
+    assert played.requests == [Request.EXEC]
+    assert [(len(sent), sent[: len(MAGIC)]) for sent in played.unanswered] == [(HELLO_BYTES, MAGIC)] * deaf
 
 
 def test_a_guest_that_never_answers_is_given_up_in_time(run_dir: Path) -> None:
@@ -208,3 +214,28 @@ def test_a_guest_that_never_answers_is_given_up_in_time(run_dir: Path) -> None:
         AgentClient.open(run_dir, deadline_s=0.3)
     assert time.monotonic() - begin < 5
     assert open_descriptors() == before
+
+
+def test_an_agent_that_is_slow_to_answer_the_first_hello_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there are more connections by then, on which nothing will come."""
+    monkeypatch.setattr(client, "FIRST_TRY_S", 0.05)
+    with ExitStack() as stack:
+        names = [f"agent{number}.sock" for number in range(AGENT_PORTS)]
+        listeners = [stack.enter_context(closing(listen_in(tmp_path, name))) for name in names]
+
+        def answer_late() -> None:
+            (listener, *_), _, _ = select.select(listeners, [], [], 10)
+            with closing(listener.accept()[0]) as sock:
+                sock.settimeout(10)
+                time.sleep(1)
+                agent = FakeAgent(sock)
+                agent.greet()
+                agent.wait_for_hangup()
+
+        thread = threading.Thread(target=answer_late)
+        thread.start()
+        AgentClient.open(tmp_path, deadline_s=10).close()
+        thread.join(20)
+    assert not thread.is_alive()

@@ -73,24 +73,28 @@ def guest(run_dir: Path, behaviours: Sequence[Behaviour]) -> Iterator[list[str]]
     with listen_in(run_dir, VSOCK_SOCKET) as server:
         server.settimeout(0.05)
 
+        def behave(sock: socket.socket, behaviour: Behaviour) -> None:
+            with sock, suppress(TimeoutError, OSError):
+                sock.settimeout(10)
+                behaviour(sock)
+
         def serve() -> None:
             while not ended.is_set():
-                with suppress(TimeoutError, OSError):
-                    sock, _ = server.accept()
-                    with sock:
-                        sock.settimeout(10)
-                        behaviour = behaviours[min(len(seen), len(behaviours) - 1)]
-                        seen.append(behaviour.__name__)
-                        behaviour(sock)
+                with suppress(TimeoutError):
+                    behaviour = behaviours[min(len(seen), len(behaviours) - 1)]
+                    threads.append(threading.Thread(target=behave, args=(server.accept()[0], behaviour)))
+                    seen.append(behaviour.__name__)
+                    threads[-1].start()
 
-        thread = threading.Thread(target=serve)
-        thread.start()
+        threads = [threading.Thread(target=serve)]
+        threads[0].start()
         try:
             yield seen
         finally:
             ended.set()
-            thread.join(20)
-        assert not thread.is_alive()
+            for thread in threads:
+                thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("first", [[], [hang_up], [hang_up] * 3, [reset_after_ok], [reset_after_ok, hang_up], [refuse]])
