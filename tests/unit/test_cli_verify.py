@@ -42,6 +42,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, obje
         (["--sabotage", "nope"], "There is no sabotage 'nope'."),
         (["--sabotage", "all", "--scenario", "base"], "chooses the scenarios itself"),
         (["--sabotage", "all", "--junit", "x.xml"], "no form in JUnit"),
+        (["--sabotage", "all", "--keep"], "keeps nothing"),
         (["--output", "nowhere/report.json"], "There is no directory"),
         (["--html", "nowhere/report.html"], "There is no directory"),
         (["--junit", "."], "is a directory"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Hos
 IN_REVERSE = ("late-write-to-a-fork", "lost-source-diff")
 MATRIX = f"""
 import sys
+from contextlib import suppress
 from pathlib import Path
 from ramet.cli import signals
 from ramet.verify import run_all_sabotages
@@ -156,25 +158,33 @@ def test_a_matrix_that_is_ended_removes_what_its_runs_have_made(host: Host, tmp_
     """The signal reaches the first process alone."""
     script = tmp_path / "matrix.py"
     script.write_text(MATRIX)
-    process = subprocess.Popen([sys.executable, script, host.home], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, script, host.home],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RAMET_TEST_MARK": str(tmp_path)},
+    )
     assert process.stdout is not None
     with process, process.stdout as told:
         for line in told:
             if b"sabotage 2 of 2" in line:
                 break
         wait_until(lambda: len(host.list()) >= 2, 60, what="both runs to have a guest")
+        assert len(marked(tmp_path)) >= 4, "the first process, and two runs with a VMM each"
         process.terminate()
         assert process.wait(timeout=60) != 0
     assert host.list() == []
-    left = [pid for pid in evidence.processes() if str(script).encode() in cmdline(pid)]
-    assert left == []
+    assert marked(tmp_path) == []
 
 
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def marked(mark: Path) -> list[int]:
+    """The processes that descend from one that was started with this mark."""
+    found = []
+    for pid in evidence.processes():
+        with suppress(OSError):
+            if f"RAMET_TEST_MARK={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+    return found
 
 
 def test_every_check_has_a_sabotage_that_fails_it() -> None:

@@ -12,7 +12,7 @@ import click
 from ramet.cli import output
 from ramet.cli.context import App, verb
 from ramet.cli.create import parse_memory
-from ramet.errors import ConfigError, InterruptedByUserError, RametError, host_errors
+from ramet.errors import ConfigError, HostError, InterruptedByUserError, RametError, host_errors
 
 if TYPE_CHECKING:
     from ramet.verify.reports.results import Matrix, Report
@@ -118,6 +118,8 @@ def _run(
         _check_known(sabotage, verifier.sabotage_names(), "sabotage")
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
+    if sabotage == ALL and keep:
+        raise ConfigError("--sabotage all keeps nothing.", hint="Use --keep with the sabotage that is to be looked at.")
     if sabotage == ALL and "--junit" in reports:
         raise ConfigError("The detection matrix has no form in JUnit's XML.", hint="Use --output, or --html.")
     for option, path in reports.items():
@@ -160,15 +162,21 @@ def _check_place(option: str, path: Path) -> None:
 def _show(app: App, report: Report | Matrix, places: dict[str, Path]) -> None:
     from ramet.verify.reports import conversion, text
 
+    failed: HostError | None = None
+    for option, path in places.items():
+        try:
+            with host_errors(f"write {path}"):
+                path.write_bytes(_encoded(option, report))
+        except HostError as err:  # the others are written, and the report is told, all the same
+            failed = failed or err
     if app.json:
         output.raw(conversion.encode(report))
     else:
         on_terminal = output.on_terminal()
         width = shutil.get_terminal_size().columns if on_terminal else None
         output.line(text.render(report, width=width, color=on_terminal))
-    for option, path in places.items():
-        with host_errors(f"write {path}"):
-            path.write_bytes(_encoded(option, report))
+    if failed is not None:
+        raise failed
 
 
 def _encoded(option: str, report: Report | Matrix) -> bytes:

@@ -94,8 +94,8 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             id="vmm-cannot-write-others",
             title="no VMM can write another instance's files",
-            claim="No open descriptor and no shared mapping of a live VMM, nor of one that is being restored, can write a "
-            "file of another instance.",
+            claim="No open descriptor and no shared mapping of a live VMM (in `base` also of one that is being "
+            "restored) can write a file of another instance.",
             fails_if="a descriptor on another instance's file is open for writing",
             hazards=("H20", "H21", "H68"),
             continuous=True,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConflictError, GuestError, SnapshotError, VmmError
+from ramet.errors import GuestError, SnapshotError, VmmError
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
 from ramet.verify import evidence, isolation, needs
@@ -154,32 +154,47 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
 
 @contextmanager
 def watched(world: World, role: str, others: Sequence[str], *, at: str) -> Iterator[None]:
-    """Look, again and again while the block runs, at what processes that begin in it could write of sleeping instances (H21)."""
+    """Look, again and again while the block restores ``role``, at what this process and all that begin meanwhile could write of
+    sleeping instances (H21).
+
+    Raises:
+        CutShortError: if the VMM of ``role`` was not among them: then nobody has seen anything.
+    """
     files = evidence.identify(path for other in others for path in isolation.files_of(world.info(other)))
     before = set(evidence.processes())
     ended = threading.Event()
     seen: dict[str, None] = {}
-    looked: list[int] = []
+    times: dict[int, int] = {}
+    failed: list[OSError] = []
 
     def watch() -> None:
-        while not ended.is_set():
-            new = [pid for pid in evidence.processes() if pid not in before]
-            seen.update(dict.fromkeys(how for pid in new for how in isolation.can_write(pid, files)))
-            looked.append(len(new))
-            ended.wait(WATCH_EVERY_S)
+        try:
+            while not ended.is_set():
+                for pid in (os.getpid(), *(pid for pid in evidence.processes() if pid not in before)):
+                    seen.update(dict.fromkeys(isolation.can_write(pid, files)))
+                    times[pid] = times.get(pid, 0) + 1
+                ended.wait(WATCH_EVERY_S)
+        except OSError as err:
+            failed.append(err)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    claim, pid = "vmm-cannot-write-others", None
     try:
         yield
+        pid = world.info(role).pid
     finally:
         ended.set()
         watcher.join()
-    times = sum(1 for count in looked if count)
-    if not times:
-        raise CutShortError(f"Nobody saw how {role} was restored: no new process was found.")
-    found = f"looked {times} times: no new process could write any of {len(files)} files of {', '.join(others)}"
-    world.ledger.look("vmm-cannot-write-others", at, list(seen)[:MANY], found=found, enforced=True)
+        if seen:
+            world.ledger.look(claim, at, list(seen)[:MANY], found="")
+    if failed:
+        raise failed[0]
+    if pid not in times:
+        raise CutShortError(f"Nobody saw how {role} was restored: its VMM was never looked at.")
+    if not seen:
+        found = f"looked {times[pid]} times at process {pid} and what started it: none could write any of {len(files)} files"
+        world.ledger.look(claim, at, [], found=found)
 
 
 # -- guests -------------------------------------------------------------------------------------------------------
@@ -296,33 +311,37 @@ def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, fi
 
 def zeroed(world: World, claim: str, role: str, size_bytes: int, *, at: str) -> None:
     """The beginning of what the guest filled, which it has zeroed since, reads as zeros."""
-    told = world.guest(role, 'head -c "$1" /ram/fill | tr -d "\\000" | wc -c', arguments=[str(size_bytes)])
-    problems = [f"{told} bytes of {mib(size_bytes)} that it had zeroed are not zero"] if int(told) else []
+    script = 'set -e; head -c "$1" /ram/fill >/ram/zeroed; wc -c </ram/zeroed; tr -d "\\000" </ram/zeroed | wc -c; rm /ram/zeroed'
+    there, others = (int(word) for word in world.guest(role, script, arguments=[str(size_bytes)]).split())
+    problems = [] if there == size_bytes else [f"{there} bytes are left of {mib(size_bytes)}"]
+    problems += [f"{others} bytes of {mib(size_bytes)} that it had zeroed are not zero"] if others else []
     world.ledger.look(claim, at, problems, found=f"{mib(size_bytes)} read as zeros")
 
 
-def answers(world: World, claim: str, role: str, *, token: str) -> None:
-    """A guest that was just restored answers a ping and a command."""
+def wakes_and_answers(world: World, claim: str, role: str, *, token: str, woken: Callable[[], None]) -> None:
+    """A guest is restored, which asks its agent for the first time, and answers a ping and a command."""
     try:
+        world.host.restore(world.name(role))
+        woken()
         tick = world.host.ping(world.name(role)).tick
         told = world.guest(role, 'echo "$1"', arguments=[token])
         problems = [] if told == token else [f"its command said {told[:70]!r}"]
-    except (*BROKEN, ConflictError) as err:
+    except BROKEN as err:
         world.ledger.look(claim, f"{role} restored", [err.message.splitlines()[0]], found="")
         return
     world.ledger.look(claim, f"{role} restored", problems, found=f"tick {tick}; its first command was answered")
 
 
 def all_differ(world: World, claim: str, drawn: Mapping[str, Sequence[str]], *, at: str) -> None:
-    """No two guests have drawn the same, and none the same twice."""
-    first: dict[str, str] = {}
+    """No two guests have drawn the same."""
+    owners: dict[str, str] = {}
     problems = []
     for role, draws in drawn.items():
-        for draw in draws:
-            if draw in first:
-                problems.append(f"{role} drew {draw}, as {first[draw]} did")
-            first.setdefault(draw, role)
-    world.ledger.look(claim, at, problems[:MANY], found=f"{len(first)} draws, all different")
+        for draw in dict.fromkeys(draws):
+            if draw in owners:
+                problems.append(f"{role} drew {draw}, as {owners[draw]} did")
+            owners.setdefault(draw, role)
+    world.ledger.look(claim, at, problems[:MANY], found=f"{len(owners)} draws, all different")
 
 
 # -- traces -------------------------------------------------------------------------------------------------------

@@ -10,20 +10,26 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from ramet import process
 from ramet.errors import HostError, RametError
 from ramet.model import Hypervisor
 from ramet.verify import needs, runner, sabotage
+from ramet.verify.checks import Verdict
 from ramet.verify.reports.results import Matrix, MatrixRow
-from ramet.verify.sabotage import SABOTAGES
+from ramet.verify.sabotage import SABOTAGES, Sabotage
 
 AT_ONCE_MAX = 4
+GUESTS = 4
+"""How many a scenario has at once, at most."""
+VMM_MIB = 100
+"""What a VMM takes besides its guest's memory."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -62,32 +68,56 @@ def run_all_sabotages(
     why_not = {one.name: one.why_not(Hypervisor(hypervisor), missing) for one in chosen}
     say("a run that nobody sabotages, for comparison")
     scenarios = tuple(dict.fromkeys(one.scenario for one in chosen))
-    without = set(runner.run(home, hypervisor=hypervisor, memory_mib=memory_mib, scenarios=scenarios).failed())
-    failed = dict(_commit([name for name, why in why_not.items() if why is None], setting, say))
-    rows = [
-        MatrixRow(
-            sabotage=one.name,
-            summary=one.summary,
-            must_fail=one.caught_by,
-            failed=tuple(claim for claim in failed.get(one.name, ()) if claim not in without),
-            not_applicable=why_not[one.name],
-        )
-        for one in chosen
-    ]
+    sound = runner.run(home, hypervisor=hypervisor, memory_mib=memory_mib, scenarios=scenarios)
+    committed = dict(_commit([name for name, why in why_not.items() if why is None], setting, say))
+    rows = [_row(one, why_not[one.name], committed.get(one.name), sound.failed()) for one in chosen]
     return Matrix(
         host=runner.describe(host, Hypervisor(hypervisor), memory_mib),
         rows=tuple(rows),
+        undecided=tuple(
+            f"{result.scenario}.{result.claim.id}: {result.reason}"
+            for result in sound.results
+            if result.verdict is Verdict.INCONCLUSIVE and result.required
+        ),
         seconds=time.monotonic() - began,
     )
 
 
-def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each sabotage, with the checks that failed, in the order in which they end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What a sabotaged run came to."""
+
+    failed: tuple[str, ...]
+    cut_short: str | None
+
+
+def _row(one: Sabotage, why_not: str | None, committed: _Run | None, failed_without: Sequence[str]) -> MatrixRow:
+    return MatrixRow(
+        sabotage=one.name,
+        summary=one.summary,
+        must_fail=one.caught_by,
+        failed=tuple(claim for claim in committed.failed if claim not in failed_without) if committed else (),
+        cut_short=committed.cut_short if committed else None,
+        not_applicable=why_not,
+    )
+
+
+def _workers(memory_mib: int) -> int:
+    """How many runs at once: as many as there are CPUs, and as there is memory for the guests of."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    room = available_kib // 1024 // ((memory_mib + VMM_MIB) * GUESTS)
+    return max(min(AT_ONCE_MAX, os.cpu_count() or 1, room), 1)
+
+
+def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator[tuple[str, _Run]]:
+    """Each sabotage and what came of it, in the order in which they end."""
     waiting = list(reversed(names))
     begun = 0
-    with ExitStack() as stack:
-        count = min(AT_ONCE_MAX, os.cpu_count() or 1, len(names))
-        idle = [stack.enter_context(_Worker(setting)) for _ in range(count)]
+    workers: list[_Worker] = []
+    try:
+        workers += (_Worker(setting) for _ in range(min(_workers(setting.memory_mib), len(names))))
+        idle = list(workers)
         busy: dict[Connection, _Worker] = {}
         while waiting or busy:
             while waiting and idle:
@@ -101,6 +131,12 @@ def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator
                 worker = busy.pop(connection)
                 yield worker.sabotage, worker.result()
                 idle.append(worker)
+    finally:
+        with process.signals_held():  # each removes what it has made first
+            for worker in workers:
+                worker.stop()
+            for worker in workers:
+                worker.wait()
 
 
 class _Worker:
@@ -114,24 +150,30 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Ask it to end, whatever it is doing."""
         self.connection.close()
-        if self.sabotage:
+        if self.sabotage and self._process.is_alive():
             self._process.terminate()
+
+    def wait(self) -> None:
+        """Until it has ended."""
         self._process.join()
 
     def begin(self, name: str) -> None:
         self.sabotage = name
-        self.connection.send(name)
+        with suppress(OSError):  # it has ended: whoever waits for its answer is told
+            self.connection.send(name)
 
-    def result(self) -> tuple[str, ...]:
-        """The checks that failed."""
+    def result(self) -> _Run:
+        """What the run came to.
+
+        Raises:
+            HostError: if it could not begin, or its process has ended.
+        """
         try:
-            answer: tuple[str, ...] | RametError = self.connection.recv()
-        except EOFError as err:
+            answer: _Run | RametError = self.connection.recv()
+        except (EOFError, OSError) as err:
             self._process.join()
             raise HostError(
                 f"The run with the sabotage {self.sabotage!r} ended without a word (status {self._process.exitcode}).",
@@ -146,12 +188,13 @@ class _Worker:
 def _serve(connection: Connection, setting: Setting) -> None:
     """In the process: commit what comes, until nothing more does. An ending signal is heard once."""
     for number in ENDING:
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) and the shell's & have it
+            signal.signal(number, _end)
     try:
         while True:
             name = connection.recv()
-            connection.send(_failed(name, setting))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            connection.send(_run(name, setting))
+    except (EOFError, OSError, KeyboardInterrupt):
         return
 
 
@@ -161,9 +204,9 @@ def _end(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _failed(name: str, setting: Setting) -> tuple[str, ...] | RametError:
+def _run(name: str, setting: Setting) -> _Run | RametError:
     try:
         report = runner.run(setting.home, hypervisor=setting.hypervisor, memory_mib=setting.memory_mib, sabotage=name)
     except RametError as err:
         return HostError(f"With the sabotage {name!r}: {err.message}", hint=err.hint)
-    return report.failed()
+    return _Run(failed=report.failed(), cut_short=report.cut_short)

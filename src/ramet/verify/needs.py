@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ramet.linux import reflink
 
+CAP_SYS_NICE = 1 << 23
+"""capabilities(7), <linux/capability.h>."""
+
 
 class Need(Enum):
     """What of a host some sabotages cannot be committed without."""
@@ -26,10 +29,15 @@ def lacks(home: Path) -> dict[Need, str]:
 
 
 def why_no_swap() -> str | None:
-    """None if this host has swap; else what to do about it."""
-    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
-        return None
-    return "this host has no swap; `swapon` a file or a zram device, and try again"
+    """None if this host has swap, and we may have another process swapped out; else what to do about it."""
+    if len(Path("/proc/swaps").read_text().splitlines()) <= 1:
+        return "this host has no swap; `swapon` a file or a zram device, and try again"
+    capabilities = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
+    )
+    if not int(capabilities.split()[1], 16) & CAP_SYS_NICE:
+        return "to have another process swapped out takes CAP_SYS_NICE; try again as root"
+    return None
 
 
 def why_no_reflinks(directory: Path) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ramet
+from ramet import process
 from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
@@ -21,7 +22,7 @@ from ramet.verify.sabotage import SABOTAGES, Sabotage
 from ramet.verify.scenarios import catalogue
 from ramet.verify.scenarios.catalogue import SCENARIOS
 from ramet.verify.scenarios.scenario import Scenario
-from ramet.verify.world import Point, World
+from ramet.verify.world import CutShortError, Point, World
 
 Say = Callable[[str], None]
 IMAGE = "micro"
@@ -70,7 +71,11 @@ def run(
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
-    runs = [_run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep) for scenario in chosen]
+    runs: list[ScenarioRun] = []
+    for scenario in chosen:
+        runs.append(
+            _run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep, is_first=not runs)
+        )
     return Report(
         host=describe(host, Hypervisor(hypervisor), memory_mib),
         scenarios=tuple(runs),
@@ -118,6 +123,7 @@ def _run_one(
     say: Say,
     *,
     keep: bool,
+    is_first: bool,
 ) -> ScenarioRun:
     ledger = Ledger(scenario.name, scenario.claims)
     world = World(
@@ -132,19 +138,20 @@ def _run_one(
     try:
         scenario.run(world)
     except RametError as err:
-        if len(world.steps) <= 1:
-            raise  # it could not even begin: that is for the caller to hear
+        if is_first and all(step.unseen is not None for step in world.steps) and not isinstance(err, CutShortError):
+            raise  # nothing has worked yet: that is for the caller to hear
         ledger.cut_short(err.message.splitlines()[0])
     except OSError as err:
         ledger.cut_short(f"evidence could not be taken: {err}")
     except (ValueError, IndexError) as err:
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
-        strikes.unwrap_vmm(world)
-        strikes.clear_what_was_left(world)
-        if not keep:
-            say(f"{scenario.name}: removing what was made")
-            left = world.remove_all()
+        with process.signals_held():  # a second Ctrl-C waits until nothing is left
+            strikes.unwrap_vmm(world)
+            strikes.clear_what_was_left(world)
+            if not keep:
+                say(f"{scenario.name}: removing what was made")
+                left = world.remove_all()
     return ScenarioRun(
         name=scenario.name,
         summary=scenario.summary,

@@ -293,17 +293,17 @@ SABOTAGES: dict[str, Sabotage] = {
         ),
         Sabotage(
             name="deaf-fork",
-            summary="a fork made with requests in flight does not run when it is asked",
+            summary="the VMM of a fork made with requests in flight stands still when it is asked",
             scenario="flight",
             caught_by=("answers-after-flight",),
-            strikes={Point.FLIGHT_RESTORED: strikes.pause_flight},
+            strikes={Point.FLIGHT_RESTORED: strikes.stop_flight},
         ),
         Sabotage(
             name="replayed-randomness",
-            summary="the kernel's random UUID is the same in all of twenty forks",
+            summary="the kernel's random UUIDs come in the same order in all of twenty forks",
             scenario="draws",
             caught_by=("forks-draw-apart",),
-            strikes={Point.DRAWING: strikes.fix_randomness},
+            strikes={Point.DRAWING: strikes.replay_randomness},
         ),
     )
 }

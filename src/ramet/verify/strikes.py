@@ -6,6 +6,7 @@ import mmap
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO
 
 from ramet.errors import ConfigError
 from ramet.linux import procfs
-from ramet.model import PAGE_BYTES, Hypervisor, State
+from ramet.model import PAGE_BYTES, Hypervisor
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
@@ -22,6 +23,8 @@ VMM_PROGRAMS = {
     Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
 }
 STRANGE_TOKEN = b"strange!" * 8
+RANDOM_VALUES = 240
+"""A page of random bytes has more different ones than this; code and tables have fewer."""
 
 
 @contextmanager
@@ -220,11 +223,12 @@ def pause_source(world: World) -> None:
     world.host.pause(world.name("source"))
 
 
-def pause_flight(world: World) -> None:
-    """The first fork's VM stands still."""
-    name = world.name("flight-a")
-    if world.host.get(name).state is State.RUNNING:
-        world.host.pause(name)
+def stop_flight(world: World) -> None:
+    """The first fork's VMM stands still, and no record says so."""
+    pid = world.info("flight-a").pid
+    if pid is not None and "stopped" not in world.scratch:
+        world.scratch["stopped"] = str(pid)
+        os.kill(pid, signal.SIGSTOP)
 
 
 def write_into_golden(world: World) -> None:
@@ -235,12 +239,12 @@ def write_into_golden(world: World) -> None:
 
 
 def resurrect_pages(world: World) -> None:
-    """Where the source's memory is zero and its earlier snapshot, which the fork has, is not, the earlier shows."""
+    """Where the source's memory is zero and its earlier snapshot, which the fork has, holds what it filled, the earlier shows."""
     before = _file(world, "sleeper", "memory")
     with _opened(_file(world, "source", "memory")) as target, before.open("rb") as reader:
         for at in range(0, before.stat().st_size, PAGE_BYTES):
             old = reader.read(PAGE_BYTES)
-            if old.count(0) == len(old):
+            if len(set(old)) < RANDOM_VALUES:
                 continue
             target.seek(at)
             if target.read(PAGE_BYTES).count(0) == PAGE_BYTES:
@@ -327,6 +331,14 @@ def fix_randomness(world: World) -> None:
     )
 
 
+def replay_randomness(world: World) -> None:
+    """A generator that says something else each time, and the same in every fork."""
+    fix_randomness(world)
+    draw = "printf '%08d-0000-4000-8000-000000000000\\n' $i | dd of=/run/uuid conv=notrunc 2>/dev/null"
+    script = f"i=0; while :; do i=$((i+1)); {draw}; done"
+    world.host.exec(world.name("source"), ["sh", "-c", script], detach=True)
+
+
 # -- the VMM ------------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +400,7 @@ def open_for_a_moment(world: World) -> None:
     disk = _source_file(world, "disk.raw")
     if os.geteuid() != 0:
         disk.chmod(0o600)  # root does not ask
-    _wrap_vmm(world, first=f"( exec 9<>{shlex.quote(str(disk))}; sleep 0.2 )")
+    _wrap_vmm(world, first=f"( exec 9<>{shlex.quote(str(disk))}; sleep 0.5 )")
 
 
 def share_mapping(world: World) -> None:

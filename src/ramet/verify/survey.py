@@ -63,7 +63,8 @@ class _Place:
     """The files of one instance, or of a named snapshot."""
 
     files: tuple[Path, ...]
-    memory: Path | None
+    memories: tuple[Path, ...]
+    """The one that its VMM maps first, then the published one."""
 
 
 def step(text: str, seconds: float, host: Host, names: Mapping[str, str], snapshots: Mapping[str, str]) -> Step:
@@ -79,11 +80,11 @@ def _survey(host: Host, names: Mapping[str, str], snapshots: Mapping[str, str]) 
     named = {name: snapshot for snapshot in host.snapshots() for name in snapshot.names}
     kept = {role: Path(named[name].dir) for role, name in snapshots.items() if name in named}
     places = {role: _place(info) for role, info in infos.items()}
-    places |= {role: _Place(tuple(sorted(path.iterdir())), path / "memory") for role, path in kept.items()}
+    places |= {role: _Place(tuple(sorted(path.iterdir())), (path / "memory",)) for role, path in kept.items()}
     try:
         files = {path for place in places.values() for path in place.files}
         blocks, count = _blocks(files)
-        maps = _maps({role: place.memory for role, place in places.items() if place.memory is not None})
+        maps = _maps({role: place.memories for role, place in places.items()})
         occupied: int | None = sum(end - start for start, end in blocks)
     except OSError:  # FIEMAP is not for every file system; a map is no verdict
         occupied, count, maps = None, None, ()
@@ -100,8 +101,8 @@ def _survey(host: Host, names: Mapping[str, str], snapshots: Mapping[str, str]) 
 def _place(info: InstanceInfo) -> _Place:
     mapped = Path(info.mapped_memory.path) if info.mapped_memory is not None else None
     published = Path(info.snapshot.memory) if info.snapshot is not None else None
-    memory = next((path for path in (mapped, published) if path is not None and path.is_file()), None)
-    return _Place(tuple(isolation.files_of(info)), memory)
+    memories = dict.fromkeys(path for path in (mapped, published) if path is not None and path.is_file())
+    return _Place(tuple(isolation.files_of(info)), tuple(memories))
 
 
 def _parent(info: InstanceInfo, names: Mapping[str, str], roles: Mapping[str, str]) -> str | None:
@@ -133,15 +134,16 @@ def _extents(path: Path) -> list[extents.Extent]:
         os.close(fd)
 
 
-def _maps(memories: Mapping[str, Path]) -> tuple[MemoryMap, ...]:
-    found = {role: _extents(path) for role, path in memories.items()}
-    blocks = {role: evidence.union((e.physical, e.physical + e.length) for e in one) for role, one in found.items()}
+def _maps(memories: Mapping[str, Sequence[Path]]) -> tuple[MemoryMap, ...]:
+    """Of the first memory file of each role, against all others, its own role's too."""
+    found = {path: _extents(path) for paths in memories.values() for path in paths}
     maps = []
-    for role, path in memories.items():
-        others = evidence.union(
-            one for other in memories if other != role and memories[other] != path for one in blocks[other]
-        )
-        maps.append(memory_map(role, path.stat().st_size, found[role], others))
+    for role, paths in memories.items():
+        if not paths:
+            continue
+        others = (one for path, extents_of in found.items() if path != paths[0] for one in extents_of)
+        blocks = evidence.union((one.physical, one.physical + one.length) for one in others)
+        maps.append(memory_map(role, paths[0].stat().st_size, found[paths[0]], blocks))
     return tuple(maps)
 
 
@@ -154,7 +156,8 @@ def memory_map(
     for one in found:
         _spread(own, size_bytes, one.logical, one.logical + one.length, 1)
         shift, end = one.logical - one.physical, one.physical + one.length
-        for low, high in others[max(bisect_right(starts, one.physical) - 1, 0) :]:
+        for index in range(max(bisect_right(starts, one.physical) - 1, 0), len(others)):
+            low, high = others[index]
             if low >= end:
                 break
             common = max(low, one.physical) + shift, min(high, end) + shift

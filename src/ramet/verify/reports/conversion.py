@@ -106,6 +106,7 @@ def _matrix_document(matrix: Matrix) -> MatrixDocument:
         exit_status=matrix.exit_status,
         seconds=round(matrix.seconds, 3),
         host=matrix.host,
+        undecided=matrix.undecided,
         sabotages=tuple(
             SabotageDocument(
                 name=row.sabotage,
@@ -113,6 +114,7 @@ def _matrix_document(matrix: Matrix) -> MatrixDocument:
                 must_fail=row.must_fail,
                 failed=row.failed,
                 caught=row.caught,
+                cut_short=row.cut_short,
                 not_applicable=row.not_applicable,
             )
             for row in matrix.rows

@@ -105,24 +105,30 @@ class ReportDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="r
 
 
 class SabotageDocument(Struct, frozen=True, kw_only=True):
-    """One sabotage: the checks that must fail, those that did and do not without it, and why it cannot be committed here."""
+    """One sabotage: the checks that must fail, those that did and do not without it; why the run did not get to its end, which a
+    sabotage may bring about; and why it cannot be committed here.
+    """
 
     name: str
     summary: str
     must_fail: tuple[str, ...]
     failed: tuple[str, ...]
     caught: bool
+    cut_short: str | None
     not_applicable: str | None
 
 
 class MatrixDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="matrix"):
-    """The detection matrix of `ramet verify --sabotage all`."""
+    """The detection matrix of `ramet verify --sabotage all`; ``undecided`` are the required checks that the run which nobody
+    sabotaged could not decide.
+    """
 
     schema_version: int = SCHEMA_VERSION
     all_caught: bool
     exit_status: ExitStatus
     seconds: Seconds
     host: dict[str, str]
+    undecided: tuple[str, ...]
     sabotages: tuple[SabotageDocument, ...]
 
 

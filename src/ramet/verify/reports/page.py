@@ -173,6 +173,7 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
             element("p", f"{caught} of {len(here)} caught, in {document.seconds:.1f} s"),
             _facts(document.host),
             element("p", "● must fail, and did    ○ failed as well    ✗ must fail, and did not", class_="legend"),
+            *(element("p", f"undecided without sabotage: {what}", class_="trouble") for what in document.undecided),
         ),
         element(
             "main",
@@ -191,7 +192,8 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
 
 
 def _matrix_row(row: SabotageDocument, claims: Sequence[str]) -> Xml.Element:
-    name = element("th", element("b", row.name), element("br"), element("small", row.summary), scope="row")
+    cut_short = f" (cut short: {row.cut_short})" if row.cut_short and not row.caught else ""
+    name = element("th", element("b", row.name), element("br"), element("small", row.summary + cut_short), scope="row")
     if row.not_applicable is not None:
         return element("tr", name, element("td", f"not here: {row.not_applicable}", colspan=str(len(claims))))
     return element("tr", name, *(_mark(row, claim) for claim in claims), class_="" if row.caught else "missed")

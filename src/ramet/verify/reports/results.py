@@ -63,6 +63,8 @@ class MatrixRow:
     must_fail: tuple[str, ...]
     failed: tuple[str, ...]
     not_applicable: str | None = None
+    cut_short: str | None = None
+    """Why the run did not get to its end; a sabotage that ends it, as a dead VMM does, is nothing unusual."""
 
     @property
     def caught(self) -> bool:
@@ -76,6 +78,8 @@ class Matrix:
     host: dict[str, str]
     rows: tuple[MatrixRow, ...]
     seconds: float
+    undecided: tuple[str, ...] = ()
+    """The required checks that the run which nobody sabotaged could not decide: their sabotages may have been missed for that."""
 
     @property
     def missed(self) -> tuple[str, ...]:

@@ -77,7 +77,9 @@ def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
         told = row.not_applicable or f"failed: {', '.join(row.failed) or 'nothing'}"
         if not row.caught and row.not_applicable is None:
             told += f"; must fail: {', '.join(row.must_fail)}"
+            told += f"; it was cut short: {row.cut_short}" if row.cut_short else ""
         lines += _wrapped(told, columns, 10)
+    lines += [f"undecided without sabotage: {what}" for what in matrix.undecided]
     here = [row for row in matrix.rows if row.not_applicable is None]
     lines += ["", f"{sum(row.caught for row in here)} of {len(here)} caught, in {matrix.seconds:.1f} s"]
     return "\n".join(lines)

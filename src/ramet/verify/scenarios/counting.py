@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ramet import process
+from ramet.errors import RametError
+from ramet.model import State
 from ramet.verify import looks
 from ramet.verify.world import CutShortError, World, boot_source
 
@@ -75,3 +77,14 @@ def look_at_the_pair(world: World, claim: str, role: str, before: int, after: in
     if after is not None and ram > after:
         problems.append(f"RAM says {ram}; the source said {after} after the fork")
     world.ledger.look(claim, f"{role} restored", problems, found=f"RAM {ram}, disk {disk}{note}")
+
+
+def look_whether_it_counts_on(world: World, claim: str, after: int, *, at: str) -> None:
+    """The source runs, and counts on from ``after``."""
+    try:
+        state = world.info("source").state
+        problems = [] if state is State.RUNNING else [f"the source is {state.value}"]
+        found = f"it counts on: {after} then, {counts_past(world, after)} later"
+    except RametError as err:
+        problems, found = [str(err).splitlines()[0]], ""
+    world.ledger.look(claim, at, problems, found=found)

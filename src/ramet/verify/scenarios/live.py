@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from ramet import process
-from ramet.errors import CommandError, RametError, UnsupportedError
-from ramet.model import State
+from ramet.errors import CommandError, UnsupportedError
 from ramet.verify import looks
 from ramet.verify.scenarios import counting
 from ramet.verify.scenarios.scenario import Scenario
@@ -25,24 +24,13 @@ def run_live(world: World) -> None:
         world.host.fork(source, [world.name(role) for role in LIVE_FORKS])
     after = counting.count(world)
     world.reach(Point.LIVE_FORKED)
-    _look_whether_the_source_runs_on(world, after)
+    counting.look_whether_it_counts_on(world, "source-runs-on", after, at="forked while it wrote")
     for role in LIVE_FORKS:
         _look_at_the_disk(world, role)
     with world.step("restoring both forks"):
         for role in LIVE_FORKS:
             counting.look_at_the_pair(world, "live-pair-agrees", role, before, after)
     looks.live_vmm(world, LIVE_FORKS[0], ["source", LIVE_FORKS[1]], at="both restored")
-
-
-def _look_whether_the_source_runs_on(world: World, after: int) -> None:
-    claim, at = "source-runs-on", "forked while it wrote"
-    try:
-        state = world.info("source").state
-        problems = [] if state is State.RUNNING else [f"the source is {state.value}"]
-        found = f"it counts on: {after} at the fork, then {counting.counts_past(world, after)}"
-    except RametError as err:
-        problems, found = [str(err).splitlines()[0]], ""
-    world.ledger.look(claim, at, problems, found=found)
 
 
 def _look_at_the_disk(world: World, role: str) -> None:
