@@ -7,6 +7,7 @@ import re
 
 from ramet.verify.claims import CLAIMS
 from ramet.verify.sabotage import SABOTAGES
+from ramet.verify.scenarios.catalogue import SCENARIOS
 from tests.style.sources import ROOT
 
 DOCUMENT = ROOT / "docs" / "isolation.md"
@@ -62,3 +63,13 @@ def test_every_test_that_is_cited_exists() -> None:
 def test_every_check_and_sabotage_that_a_row_cites_exists() -> None:
     words = {word for text in rows().values() for word in WORD.findall(text)}
     assert words - set(CLAIMS) - set(SABOTAGES) - NO_CHECKS == set()
+
+
+def test_the_table_of_claims_says_what_the_verifier_does() -> None:
+    """Of each claim: in which scenarios it is looked at, and which sabotages it must catch."""
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z, ]+) \| .* \|([^|]+)\|$", DOCUMENT.read_text(), re.MULTILINE)
+    told = {claim: (scenarios.split(", "), set(WORD.findall(sabotages))) for claim, scenarios, sabotages in rows}
+    looked = {claim: [one.name for one in SCENARIOS.values() if claim in one.claims] for claim in CLAIMS}
+    words = {one.name for one in SABOTAGES.values() if "-" in one.name}
+    caught = {claim: {one.name for one in SABOTAGES.values() if claim in one.caught_by} & words for claim in CLAIMS}
+    assert told == {claim: (looked[claim], caught[claim]) for claim in CLAIMS}
