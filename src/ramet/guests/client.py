@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import socket
-import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ramet.errors import ConfigError, GuestError, GuestTimeoutError, VmmDiedError
-from ramet.guests import transfer, vsock, wire
+from ramet.errors import ConfigError, GuestError
+from ramet.guests import transfer, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
-from ramet.guests.ports import take_port
-from ramet.guests.stream import AgentStream, first_answered
+from ramet.guests.requests import exec_request, files_request, identity_request, quiesce_request
+from ramet.guests.sessions import open_session, session_over
+from ramet.guests.stream import AgentStream
 from ramet.guests.transfer import FileMeta
 from ramet.guests.wire import GuestRefusedError, Reader, Reply, Request
 from ramet.model import ExecResult, Ping
 
 __all__ = ["AgentClient", "ExecControl", "FileMeta", "GuestRefusedError"]
 
-log = logging.getLogger("ramet.agent")
-FIRST_TRY_S = 1.0
-CONNECTIONS_MAX = 3
-"""How many hellos may be unanswered at once."""
-MORE_S = 0.5
-"""How long one more connection is waited for."""
-NO_SESSION = "The guest's agent opened no session within {:.3g} s."
-CONSOLE = "`ramet logs NAME` shows the guest's console."
-SEED_BYTES = 64
 START_S = 60.0
 """How long a command may take to start: the workload may be frozen meanwhile."""
 STALL_S = 60.0
@@ -59,7 +48,7 @@ class AgentClient:
             GuestTimeoutError: if all ports stay busy, or the agent does not answer, within ``deadline_s``.
             VmmDiedError: if the VMM is gone.
         """
-        return cls(_open_session(run_dir, deadline_s))
+        return cls(open_session(run_dir, deadline_s))
 
     @classmethod
     def over(cls, sock: socket.socket, *, deadline_s: float = 10.0) -> Self:
@@ -69,14 +58,7 @@ class AgentClient:
             GuestTimeoutError: if it does not within ``deadline_s``.
             VmmDiedError: if the other end is closed.
         """
-        stream = AgentStream(sock)
-        try:
-            if first_answered([stream], timeout_s=deadline_s) is None:
-                raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
-        except BaseException:
-            stream.close()
-            raise
-        return cls(stream)
+        return cls(session_over(sock, deadline_s))
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +111,7 @@ class AgentClient:
         if pty and detach:
             raise ConfigError("A detached command has no terminal.")
         flags = (wire.FLAG_PTY if pty else 0) | (wire.FLAG_DETACH if detach else 0)
-        pid = self._start(_exec_request(argv, env or {}, cwd or "", timeout_s, pty or (0, 0), flags))
+        pid = self._start(exec_request(argv, env or {}, cwd or "", timeout_s, pty or (0, 0), flags))
         if detach:
             return ExecResult(status=None, signal=None, pid=pid)
         session = ExecSession(
@@ -156,7 +138,7 @@ class AgentClient:
             if progress:
                 progress(sent)
 
-        pid = self._start(_files_request("put", f"{mode & 0o7777:o}", dst))
+        pid = self._start(files_request("put", f"{mode & 0o7777:o}", dst))
         session = ExecSession(
             self._stream,
             stdin=src_fd,
@@ -181,7 +163,7 @@ class AgentClient:
             NoSpaceError: if what it announces has no room.
         """
         incoming = transfer.Incoming(src, dst_fd, max_bytes=max_bytes, progress=progress)
-        pid = self._start(_files_request("get", src))
+        pid = self._start(files_request("get", src))
         session = ExecSession(
             self._stream,
             stdin=None,
@@ -195,7 +177,7 @@ class AgentClient:
 
     def quiesce(self, *, timeout_s: float) -> None:
         """Freeze the workload, sync and freeze the data file system. On failure the agent has thawed all of it."""
-        self._ask(Request.QUIESCE, struct.pack("<I", int(timeout_s * 1000)), timeout_s=timeout_s + 5)
+        self._ask(Request.QUIESCE, quiesce_request(timeout_s), timeout_s=timeout_s + 5)
 
     def thaw(self, *, timeout_s: float = 10.0) -> None:
         """Let them go on; nothing happens if they were not frozen."""
@@ -216,10 +198,13 @@ class AgentClient:
         Raises:
             GuestError: if any part of it could not be set: nothing may be thawed then.
         """
-        if len(seed) != SEED_BYTES:
-            raise ValueError(f"the seed has {SEED_BYTES} bytes")
-        now = time.time_ns() if wall_clock_ns is None else wall_clock_ns
-        request = struct.pack("<QQ", generation, now) + seed + _string(hostname) + _string(machine_id)
+        request = identity_request(
+            generation=generation,
+            wall_clock_ns=time.time_ns() if wall_clock_ns is None else wall_clock_ns,
+            seed=seed,
+            hostname=hostname,
+            machine_id=machine_id,
+        )
         reply = Reader(self._ask(Request.IDENTITY, request, timeout_s=timeout_s))
         failed = []
         while reply.left:
@@ -241,85 +226,3 @@ class AgentClient:
         if answer != expect:
             raise GuestError(f"The guest's agent answered with message {answer:#x} where {expect.name} was due.")
         return data
-
-
-def _open_session(run_dir: Path, deadline_s: float) -> AgentStream:
-    """A session that the agent has answered. Until then nothing was asked, so a hello that is lost costs one more try.
-
-    On a vsock it is lost where the guest resets its transport after it has taken the hello and before its agent has answered:
-    it tells nobody (Linux, virtio_vsock_reset_sock). On a port it has been lost after a boot, once in some ten thousand
-    sessions. A connection on which nothing has come for a while gets company, and may still answer: agents can be slow.
-    """
-    end_s = time.monotonic() + deadline_s
-    try_s = FIRST_TRY_S
-    streams: list[AgentStream] = []
-    try:
-        while (left_s := end_s - time.monotonic()) > 0:
-            try:
-                if not streams:
-                    streams.append(_connect(run_dir, left_s))
-                else:
-                    if len(streams) == CONNECTIONS_MAX:
-                        streams.pop().close()  # the first is kept: its agent has had the longest time
-                    with suppress(GuestTimeoutError):  # those that there are may still answer
-                        streams.append(_connect(run_dir, min(left_s, MORE_S)))
-                answered = first_answered(streams, timeout_s=max(min(try_s, end_s - time.monotonic()), 0))
-            except VmmDiedError:
-                if not streams:
-                    raise  # nobody listens
-                log.debug("%s: a connection to the guest was reset before it was of use; once more", run_dir)
-                while streams:
-                    streams.pop().close()
-                time.sleep(vsock.RETRY_S)  # the agent may have no room for one more session
-                continue
-            if answered is not None:
-                streams.remove(answered)
-                return answered
-            log.debug("%s: no answer to the hello for %g s; once more, on another connection", run_dir, try_s)
-            try_s *= 2
-    finally:
-        for stream in streams:
-            stream.close()
-    raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
-
-
-def _connect(run_dir: Path, deadline_s: float) -> AgentStream:
-    if vsock.is_there(run_dir):
-        return AgentStream(vsock.connect(run_dir, deadline_s=deadline_s), probes=True)
-    port = take_port(run_dir, deadline_s=deadline_s)
-    return AgentStream(port.sock, port=port)
-
-
-def _string(text: str) -> bytes:
-    try:
-        return wire.string(text)
-    except ValueError as err:
-        raise ConfigError(f"{text[:60]!r} cannot be passed to the guest: {err}.") from err
-
-
-def _files_request(*words: str) -> bytes:
-    return _exec_request(("ramet-agent", *words), {}, "", None, (0, 0), wire.FLAG_FILES)
-
-
-def _exec_request(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    cwd: str,
-    timeout_s: float | None,
-    size: tuple[int, int],
-    flags: int,
-) -> bytes:
-    if timeout_s is not None and not 0 < timeout_s < 4e6:
-        raise ConfigError(f"{timeout_s:g} s is no time limit.", hint="Use a positive number of seconds.")
-    try:
-        request = (
-            struct.pack("<IIHH", flags, max(1, int(timeout_s * 1000)) if timeout_s else 0, *size)
-            + wire.string(cwd)
-            + wire.strings(list(argv))
-            + wire.strings([f"{key}={value}" for key, value in env.items()])
-        )
-    except (ValueError, struct.error) as err:
-        raise ConfigError(f"The command cannot be passed to the guest: {err}.") from err
-    if len(request) > wire.MESSAGE_MAX:
-        raise ConfigError(f"The command has {len(request)} bytes; {wire.MESSAGE_MAX} can be passed.")
-    return request

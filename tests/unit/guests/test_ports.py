@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import GuestTimeoutError, HostError, VmmDiedError
-from ramet.guests import client
+from ramet.guests import sessions
 from ramet.guests.client import AgentClient
 from ramet.guests.ports import take_port
 from ramet.guests.wire import HELLO_BYTES, MAGIC, Reply, Request, encode
@@ -195,7 +195,7 @@ def everything(sock: socket.socket) -> bytes:
 def test_a_hello_that_is_lost_is_said_again_and_a_command_is_sent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: int
 ) -> None:
-    monkeypatch.setattr(client, "FIRST_TRY_S", 0.05)
+    monkeypatch.setattr(sessions, "FIRST_TRY_S", 0.05)
     with ExitStack() as stack:
         names = [f"agent{number}.sock" for number in range(AGENT_PORTS)]
         played = Played([stack.enter_context(closing(listen_in(tmp_path, name))) for name in names], deaf)
@@ -220,7 +220,7 @@ def test_an_agent_that_is_slow_to_answer_the_first_hello_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though there are more connections by then, on which nothing will come."""
-    monkeypatch.setattr(client, "FIRST_TRY_S", 0.05)
+    monkeypatch.setattr(sessions, "FIRST_TRY_S", 0.05)
     with ExitStack() as stack:
         names = [f"agent{number}.sock" for number in range(AGENT_PORTS)]
         listeners = [stack.enter_context(closing(listen_in(tmp_path, name))) for name in names]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import GuestTimeoutError, VmmDiedError
-from ramet.guests import client, vsock
+from ramet.guests import sessions, vsock
 from ramet.guests.client import AgentClient
 from ramet.linux.unixsock import listen_in
 from ramet.paths import VSOCK_SOCKET
@@ -106,7 +106,7 @@ def test_a_session_is_open_only_once_the_agent_has_answered(tmp_path: Path, firs
 def test_a_hello_that_is_lost_is_said_again_on_another_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "FIRST_TRY_S", 0.1)
+    monkeypatch.setattr(sessions, "FIRST_TRY_S", 0.1)
     with guest(tmp_path, [swallow_hello, swallow_hello, answer]) as seen, AgentClient.open(tmp_path, deadline_s=10):
         assert seen == ["swallow_hello", "swallow_hello", "answer"]
 
