@@ -6,33 +6,12 @@ import argparse
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model.conftest import SHM
-from tests.model.faults import Sequences
-from tests.model.stage import build_vmm, play
-
-
-def run(base: Path, program: Path, *, sequences: int, steps: int, number: int | None = None) -> None:
-    """Sequences in stores under ``base``; the shortest one that fails is printed. A ``number`` makes them the same each time."""
-
-    class Here(Sequences):
-        place = base, program
-
-    how_many = settings(
-        max_examples=sequences,
-        stateful_step_count=steps,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        database=None if number is not None else settings().database,
-    )
-    run_state_machine_as_test(Here if number is None else seed(number)(Here), settings=how_many)
+from tests.model.played_stage import build_vmm, play
+from tests.model.sequences import run, stores_in_memory
 
 
 def main() -> int:
@@ -46,8 +25,7 @@ def main() -> int:
     workers = os.cpu_count() or 1
     play(pytest.MonkeyPatch())
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ramet-model-", dir=SHM if os.access(SHM, os.W_OK) else None) as directory:
-        base = Path(directory)
+    with stores_in_memory() as base:
         program = build_vmm(base)
         shares = [options.sequences // workers + (number < options.sequences % workers) for number in range(workers)]
         children = [

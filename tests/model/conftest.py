@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.model.stage import build_vmm, play
-
-SHM = Path("/dev/shm")
+from tests.model.played_stage import build_vmm, play
+from tests.model.sequences import stores_in_memory
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +19,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_memory() -> Iterator[Path]:
-    """A directory on a tmpfs, where an fsync costs nothing, if the host has one that we may write to."""
-    base = SHM if os.access(SHM, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="ramet-model-", dir=base) as directory:
-        yield Path(directory)
+    """A directory for stores, in memory if there is such a place."""
+    with stores_in_memory() as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
 
 from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.guests.wire import GuestRefusedError
 from ramet.model import Hypervisor, State
-from tests.model.choosing import Step, chosen, needs, next_step
+from tests.model.choosing import chosen, needs
 from tests.model.expected import Expected
+from tests.model.played import Played
 from tests.model.verbs import LIVE, WHO, Verbs, some_instance, some_live
 
 
 class Losses(Verbs):
     """Verbs, and VMMs that end."""
-
-    @rule(what=st.runner().flatmap(next_step))
-    def step(self, what: Step) -> None:
-        """One of all that is possible."""
-        what.take(self)
 
     @some_live
     @chosen(who=LIVE, in_order=st.booleans())
@@ -35,7 +30,7 @@ class Losses(Verbs):
         expected.lose_vmm(in_order=in_order)
 
 
-class Sequences(Losses):
+class Sequences(Played, Losses):
     """Verbs and faults."""
 
     @some_live

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from hypothesis.stateful import initialize
+
 from ramet import Host
 from ramet.errors import RametError
 from ramet.model import MIB, Hypervisor, State
@@ -20,7 +22,6 @@ from ramet.paths import StorePaths
 from tests import guest_images
 from tests.model.expected import Expected, Taken
 from tests.model.faults import Losses
-from tests.model.frame import Acting
 from tests.model.machine import Words
 
 MEMORY_MIB = 128
@@ -108,9 +109,13 @@ class GuestSequences(Losses):
 
     hypervisors: ClassVar = [Hypervisor.QEMU]
 
-    def begin(self, *, mapped_read_only: bool) -> Acting:
-        """``mapped_read_only`` is as the real QEMU has it."""
-        return GuestStage(self.place[0])
+    place: Path
+    """The directory of the stores."""
+
+    @initialize()
+    def open(self) -> None:
+        """An empty store."""
+        self.acting = GuestStage(self.place)
 
     def check_words(self, expected: Expected) -> None:
         """By a command in the guest that the last verb was about."""

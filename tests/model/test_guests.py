@@ -27,6 +27,6 @@ FEW = settings(
 @pytest.mark.parametrize("file_system", ["xfs"], indirect=True)
 def test_a_few_sequences_over_real_guests(file_system: Path) -> None:
     class Here(GuestSequences):
-        place = file_system, Path("/none")
+        place = file_system
 
     run_state_machine_as_test(Here, settings=FEW)

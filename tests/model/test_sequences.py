@@ -10,7 +10,7 @@ import pytest
 
 from tests.capabilities import requires
 from tests.file_systems import WHOLE
-from tests.model.__main__ import run
+from tests.model.sequences import run
 from tests.style.sources import ROOT
 
 pytestmark = requires("gcc")

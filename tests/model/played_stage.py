@@ -1,7 +1,7 @@
 """A real store and a real ``Host`` over VMs that are played.
 
-Played are: the two drivers (``fake_vmm.py``), what ``choice.py`` finds on the host, the image (real format, no kernel in it), the
-smallest sizes, and ``mkfs.ext4``: a guest's disk is words in an empty file. All else is what it is for a user.
+Played are: the two drivers (``played_drivers.py``), what ``choice.py`` finds on the host, the image (real format, no kernel in
+it), the smallest sizes, and ``mkfs.ext4``: a guest's disk is words in an empty file. All else is what it is for a user.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ramet.model import Accelerator, ExecResult, Hypervisor, Image, VmmProcess
 from ramet.paths import StorePaths
 from ramet.process import Completed
 from ramet.store import atomic
-from tests.model.fake_vmm import Room
 from tests.model.machine import DISK_BYTES, MEMORY_MIB, Words, words_of
+from tests.model.played_drivers import PlayedVmms
 
 IMAGE = Image(
     digest="0" * 32,
@@ -39,7 +39,7 @@ IMAGE = Image(
     inputs={},
     size_bytes=0,
 )
-_rooms: dict[Path, Room] = {}
+_rooms: dict[Path, PlayedVmms] = {}
 
 
 def build_vmm(directory: Path) -> Path:
@@ -71,7 +71,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "DISK_MIN_BYTES", DISK_BYTES)
 
 
-class Stage:
+class PlayedStage:
     """One empty store under ``base`` and the room of its VMs; ``close`` deletes both, whatever is left in them."""
 
     def __init__(self, base: Path, program: Path, *, mapped_read_only: bool) -> None:
@@ -83,7 +83,7 @@ class Stage:
         for name in (IMAGE.kernel, IMAGE.initrd):
             (directory / name).touch()
         atomic.write_json(directory / DESCRIPTION, IMAGE)
-        self.room = _rooms[self.paths.home] = Room(program, mapped_read_only=mapped_read_only)
+        self.room = _rooms[self.paths.home] = PlayedVmms(program, mapped_read_only=mapped_read_only)
 
     def close(self) -> None:
         self.room.close()

@@ -15,7 +15,7 @@ from tests.model.agents import Agents
 from tests.model.machine import POWERED_OFF, Machine
 
 
-class Room:
+class PlayedVmms:
     """Every machine that was started in it, by run directory; it gives the drivers that start them."""
 
     def __init__(self, program: Path, *, mapped_read_only: bool) -> None:
@@ -139,7 +139,7 @@ class PlayedDriver:
 
     hypervisor: Hypervisor
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: PlayedVmms) -> None:
         self._room = room
 
     def build(self, hardware: Hardware) -> VmmBuild:
@@ -165,7 +165,7 @@ class MappedDriver(PlayedDriver):
     hypervisor = Hypervisor.QEMU
     dirty_since = DirtySince.MAPPED
 
-    def __init__(self, room: Room, *, read_only: bool) -> None:
+    def __init__(self, room: PlayedVmms, *, read_only: bool) -> None:
         super().__init__(room)
         self.opens_memory_read_only = read_only
 
