@@ -4,6 +4,8 @@
 export RAMET_HOME ?= $(CURDIR)/.state/home
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
+# An emulated guest keeps one CPU busy, so two tests run at a time; the lab keeps two busy, and has them alone.
+GUESTS = $(PYTEST) -m "vm and not lab" -n 2 --dist worksteal && $(PYTEST) -m "vm and lab"
 
 .DEFAULT_GOAL := help
 .PHONY: help verify test test-all check bench fuzz setup clean
@@ -15,10 +17,10 @@ verify: setup   ## Prove on this host that forks are isolated
 	$(BIN)/ramet verify
 
 test: check image firecracker  ## Everything: lint, types, unit, contract, real guests (the long scenarios in bounded samples)
-	$(PYTEST) -m vm
+	$(GUESTS)
 
 test-all: check image firecracker  ## The same, with the long scenarios whole
-	RAMET_TEST_ALL=1 $(PYTEST) -m vm
+	$(GUESTS)
 
 check: test-packages venv  ## Lint, types, layers, unit and contract tests: no root, no VM, a minute or two
 	$(BIN)/ruff check .
@@ -34,6 +36,8 @@ fuzz: setup test-packages  ## Fuzz the agent's protocol for a while (FUZZ_SECOND
 	tools/fuzz-agent $${FUZZ_SECONDS:-60}
 
 setup: image    ## Debian packages, virtual environment, guest image
+
+test-all: export RAMET_TEST_ALL = 1
 
 # A Firecracker of your own is tested instead if RAMET_FIRECRACKER names it.
 test test-all: export RAMET_FIRECRACKER ?= $(CURDIR)/.state/firecracker/firecracker

@@ -56,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in VM_DIRECTORIES or needs(item) & {"qemu", "kvm"}:
             item.add_marker(pytest.mark.vm)
+        if "kvm" in needs(item) or item.path.parent.name == "lab":
+            item.add_marker(pytest.mark.lab)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
