@@ -91,6 +91,12 @@ class Reach:
     can_write: bool
     """A descriptor open for writing, or a shared mapping that is writable."""
 
+    @property
+    def way(self) -> str:
+        """``how`` without the numbers that are another's each time: ``descriptor (writable)``, ``mapping rw-p``."""
+        words = self.how.split()
+        return f"mapping {words[1]}" if words[0] == "mapping" else f"descriptor {words[-1]}"
+
 
 def reach(pid: int, files: Sequence[FileId]) -> list[Reach]:
     """Every open descriptor and mapping of ``pid`` on one of ``files``; none if it has ended, or may not be looked at."""

@@ -92,11 +92,13 @@ def mapped_memory(
         mapped_bytes += size
     if mapped_bytes < memory_mib * MIB:
         problems.append(f"process {pid} maps {mib(mapped_bytes)} of files; its guest has {memory_mib} MiB")
-    writable = [one for one in evidence.reach(pid, mapped) if one.can_write]
+    reached = evidence.reach(pid, mapped)
+    writable = [one for one in reached if one.can_write]
     published = [one for one in writable if one.file.path.parent.name != "work"]
     note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
-    inodes = ", ".join(str(file.ino) for file in mapped)
-    found = f"process {pid}: {mib(mapped_bytes)} of its own inode {inodes}, private{note}"
+    inodes = ", ".join(dict.fromkeys(str(file.ino) for file in mapped))
+    ways = ", ".join(dict.fromkeys(one.way for one in reached))
+    found = f"process {pid}: {mib(mapped_bytes)} of its own inode {inodes}, private ({ways}){note}"
     return MappedMemory(problems=tuple(problems), found=found, enforced=not published)
 
 

@@ -141,13 +141,16 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     if not foreign:
         problems.append(f"no file of {', '.join(others)} was found to look at")
     problems += isolation.strangers_who_can_write(infos)
+    reached = evidence.reach(pid, foreign)
+    reads = ", ".join(f"{one.way} on {one.file.path.parent.name}/{one.file.path.name}" for one in reached[:MANY])
     hidden = evidence.hidden_processes()
     unseen = f"; {hidden} processes of other users could not be looked at" if hidden else ""
     world.ledger.look(
         "vmm-cannot-write-others",
         f"{at}: {role}",
         problems,
-        found=f"process {pid} can write none of {len(foreign)} files of other instances, nor can any other{unseen}",
+        found=f"process {pid} can write none of {len(foreign)} files of other instances, nor can any other{unseen}; it "
+        + (f"reads {reads}" if reads else "has none of them open or mapped"),
         enforced=True,
     )
 
