@@ -44,8 +44,9 @@ def open_session(run_dir: Path, deadline_s: float) -> AgentStream:
     """A session that the agent has answered. Until then nothing was asked, so a hello that is lost costs one more try.
 
     On a vsock it is lost where the guest resets its transport after it has taken the hello and before its agent has answered:
-    it tells nobody (Linux, virtio_vsock_reset_sock). On a port it has been lost after a boot, once in some ten thousand
-    sessions. A connection on which nothing has come for a while gets company, and may still answer: agents can be slow.
+    it tells nobody (Linux, virtio_vsock_reset_sock). On a port, hello and command went out together once and neither was
+    answered, after a boot; nobody knows which was lost. A connection on which nothing has come for a while gets company, and may
+    still answer: agents can be slow.
 
     Raises:
         GuestTimeoutError: if all ports stay busy, or the agent does not answer, within ``deadline_s``.

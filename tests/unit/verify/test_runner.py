@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ramet.errors import ConfigError
-from ramet.verify import run, run_all_sabotages
+from ramet.errors import ConfigError, RametError, VmmError
+from ramet.verify import run, run_all_sabotages, runner
+from ramet.verify.checks import Verdict
 from ramet.verify.runner import MEMORY_MIN_MIB
+from ramet.verify.scenarios import catalogue
+from ramet.verify.scenarios.scenario import Scenario
+from ramet.verify.world import CutShortError, World
 
 
 def test_guests_too_small_to_prove_anything_are_refused(tmp_path: Path) -> None:
@@ -27,3 +31,64 @@ def test_a_sabotage_that_there_is_not_is_refused_before_any_is_committed(tmp_pat
     with pytest.raises(ConfigError, match="There is no sabotage 'nope'"):
         run_all_sabotages(home, names=("reboot", "nope"))
     assert not home.exists()
+
+
+class EmptyHost:
+    """A store in which there is nothing."""
+
+    home = Path("/nowhere")
+
+    def exists(self, name: str) -> bool:
+        return False
+
+    def snapshots(self) -> list[object]:
+        return []
+
+
+def played(name: str, *, works: bool, error: RametError | None) -> Scenario:
+    """A scenario of one step, which ends with an error, in the step or after it."""
+
+    def run_it(world: World) -> None:
+        with world.step("booting the source"):
+            if not works and error is not None:
+                raise error
+        if error is not None:
+            raise error
+        world.ledger.look("fork-wakes", "here", [], found="it does")
+
+    return Scenario(name=name, summary="", claims=("fork-wakes",), run=run_it)
+
+
+@pytest.fixture
+def scenarios(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scenario]:
+    """What there is to run, over no host."""
+    found: dict[str, Scenario] = {}
+    monkeypatch.setattr(catalogue, "SCENARIOS", found)
+    monkeypatch.setattr(runner, "prepare", lambda *_: EmptyHost())
+    monkeypatch.setattr(runner, "describe", lambda *_: {})
+    return found
+
+
+def test_nothing_that_works_is_an_error(scenarios: dict[str, Scenario], tmp_path: Path) -> None:
+    scenarios["first"] = played("first", works=False, error=VmmError("There is no VMM."))
+    with pytest.raises(VmmError, match="There is no VMM"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_later_scenario_that_fails_costs_no_report(
+    scenarios: dict[str, Scenario], tmp_path: Path, works: bool
+) -> None:
+    scenarios["first"] = played("first", works=True, error=None)
+    scenarios["second"] = played("second", works=works, error=VmmError("It did not come up."))
+    report = run(tmp_path)
+    assert [result.verdict for result in report.results] == [Verdict.PASS, Verdict.INCONCLUSIVE]
+    assert report.scenarios[1].cut_short == "It did not come up."
+    assert report.exit_status == 2
+
+
+def test_a_scenario_that_cannot_go_on_is_no_error_even_if_it_is_the_first(
+    scenarios: dict[str, Scenario], tmp_path: Path
+) -> None:
+    scenarios["first"] = played("first", works=False, error=CutShortError("The guest says nothing."))
+    assert run(tmp_path).scenarios[0].cut_short == "The guest says nothing."
