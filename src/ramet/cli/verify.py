@@ -111,11 +111,12 @@ def _run(
 ) -> int:
     from ramet import verify as verifier
     from ramet.config import default_home
+    from ramet.verify import sabotage as sabotages
+    from ramet.verify.scenarios import catalogue
 
-    for name in scenarios:
-        _check_known(name, verifier.scenario_names(), "scenario")
+    catalogue.named(scenarios)
     if sabotage is not None and sabotage != ALL:
-        _check_known(sabotage, verifier.sabotage_names(), "sabotage")
+        sabotages.named(sabotage)
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
     if sabotage == ALL and keep:
@@ -141,11 +142,6 @@ def _run(
             )
     _show(app, report, reports)
     return report.exit_status
-
-
-def _check_known(name: str, known: dict[str, str], what: str) -> None:
-    if name not in known:
-        raise ConfigError(f"There is no {what} {name!r}.", hint=f"There are: {', '.join(known)}.")
 
 
 def _check_place(option: str, path: Path) -> None:
