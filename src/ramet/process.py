@@ -76,10 +76,10 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) ->
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
+def signals_held(*, wake: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep Ctrl-C, SIGTERM and SIGHUP waiting while the block runs, and let them in at its end: for short steps that must not be
     left half done, and for every fork: Python prints and forgets what a handler raises while it runs the hooks of
-    ``os.register_at_fork``, of which logging has one.
+    ``os.register_at_fork``, of which logging has one. ``wake`` is called when one comes, to end the block soon.
 
     Handlers are replaced and nothing is blocked: a child would inherit that. Python runs handlers in the main thread alone; in
     another one this does nothing.
@@ -88,13 +88,19 @@ def signals_held() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
+
+    def hold(number: int, _frame: object) -> None:
+        arrived.append(number)
+        if wake is not None:
+            wake()
+
     before = {}
     try:
         for number in ENDING_SIGNALS:
             handler = signal.getsignal(number)
             if handler not in (None, signal.SIG_IGN):
                 before[number] = handler
-                signal.signal(number, lambda number, _frame: arrived.append(number))
+                signal.signal(number, hold)
         yield
     finally:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # what a handler raises must not cut this off
@@ -388,8 +394,9 @@ def wait_gone(vmm: VmmProcess, timeout_s: float) -> bool:
         exit_status(vmm)
 
 
+@functools.cache
 def boot_id() -> str:
-    """The host's boot id (random(4), /proc/sys/kernel/random/boot_id)."""
+    """The host's boot id (random(4), /proc/sys/kernel/random/boot_id), which no process outlives."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

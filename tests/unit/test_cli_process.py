@@ -25,7 +25,8 @@ try:
     print("ready", flush=True)
     signal.pause()
 except KeyboardInterrupt as err:
-    print(type(err).__name__, flush=True)
+    signals.over()
+    print(signal.Signals(err.number).name, flush=True)
     sys.stdin.readline()                     # the other signals arrive before this
     print("cleaned up", flush=True)
 """
@@ -46,12 +47,72 @@ def test_only_the_first_signal_raises(first: signal.Signals) -> None:
         assert child.stdout
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(first)
-        raised = b"KeyboardInterrupt\n" if first == signal.SIGINT else b"TerminatedError\n"
-        assert child.stdout.readline() == raised
+        assert child.stdout.readline() == f"{first.name}\n".encode()
         for number in ENDING:
             child.send_signal(number)
         out, _ = child.communicate(b"\n", timeout=TIMEOUT_S)
     assert (child.returncode, out) == (0, b"cleaned up\n")
+
+
+DROPPED = """
+import os, signal, time
+from ramet.cli import signals
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+def swallowing():
+    try:
+        os.kill(os.getpid(), signal.{number})
+    except BaseException:
+        pass
+class Dropping:
+    finalizer = staticmethod(Finalized)      # what it raises is printed, and that was that
+    swallowing = staticmethod(swallowing)
+signals.install()
+try:
+    Dropping.{by}()
+    time.sleep(20)
+    print("forgotten")
+except KeyboardInterrupt as err:
+    signals.over()
+    print(signal.Signals(err.number).name)
+time.sleep(0.05)
+print("once")
+"""
+
+
+@pytest.mark.parametrize("by", ["finalizer", "swallowing"])
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_somebody_drops_comes_again(number: signal.Signals, by: str) -> None:
+    argv = [sys.executable, "-c", DROPPED.format(number=number.name, by=by)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert (done.stdout, done.stderr) == (f"{number.name}\nonce\n", "")
+
+
+HELD = """
+import os, signal, time
+from ramet import process
+from ramet.cli import signals
+signals.install()
+try:
+    with process.signals_held():
+        with process.signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            raise signals.TerminatedError(signal.SIGINT, signals._ending)
+        except KeyboardInterrupt:
+            pass
+        time.sleep(0.05)
+        print("held")
+except KeyboardInterrupt:
+    signals.over()
+    print("raised")
+"""
+
+
+def test_a_signal_that_comes_again_is_held_as_any_other() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert (done.stdout, done.stderr) == ("held\nraised\n", "")
 
 
 def test_the_signals_that_end_a_verb_are_the_ones_that_can_be_held() -> None:
@@ -69,8 +130,10 @@ def test_what_is_ignored_stays_ignored_but_for_the_end_of_children() -> None:
 
 
 def test_a_termination_is_no_error_that_can_be_handled() -> None:
+    ending = Ending()
+    ending.is_over = True  # nothing comes again
     with pytest.raises(TerminatedError):
-        Ending()(signal.SIGTERM, None)
+        ending(signal.SIGTERM, None)
     assert not issubclass(TerminatedError, Exception)
 
 

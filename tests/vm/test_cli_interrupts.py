@@ -127,7 +127,7 @@ def interrupt(command: CommandLine, argv: tuple[str, ...], moment_ms: int, numbe
         while process.poll() is None and not any(locks.glob("instance-*")):
             pass  # as closely as can be: what follows takes some milliseconds
         status, err = signal_after(process, moment_ms, number)
-    print(f"{' '.join(argv)}: {number.name} after {moment_ms} ms: status {status}")
+    print(f"{' '.join(argv)}: {number.name} after {moment_ms} ms: status {status}, {err!r}")
     assert status in {None, 0, INTERRUPTED} | AS_IT_EXITS, err
     if status == INTERRUPTED:
         assert "ramet: error: Interrupted by " in err, err

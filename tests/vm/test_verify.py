@@ -141,7 +141,10 @@ from ramet.verify import run_all_sabotages
 if __name__ == "__main__":
     signals.install()
     say = lambda text: print(text, flush=True)
-    run_all_sabotages(Path(sys.argv[1]), memory_mib={MEMORY_MIN_MIB}, names={IN_REVERSE}, on_progress=say)
+    try:
+        run_all_sabotages(Path(sys.argv[1]), memory_mib={MEMORY_MIN_MIB}, names={IN_REVERSE}, on_progress=say)
+    finally:
+        signals.over()
 """
 
 

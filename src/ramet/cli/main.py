@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ def _reported(app: App, argv: Sequence[str]) -> int:
         return _fail(app, failures.describe(err), err.message, err.hint)
     except (KeyboardInterrupt, click.Abort) as err:
         app.trace()
-        by = "a signal" if isinstance(err, signals.TerminatedError) else "Ctrl-C"
+        by = "a signal" if isinstance(err, signals.TerminatedError) and err.number != signal.SIGINT else "Ctrl-C"
         stopped = InterruptedByUserError(
             f"Interrupted by {by}.",
             hint="Nothing was left half done; `ramet ls` shows the state of each instance.",
@@ -94,6 +95,8 @@ def _invoke(app: App, argv: Sequence[str]) -> int:
             status = cli.invoke(ctx)
     except click.exceptions.Exit as done:  # --help and --version end this way
         return done.exit_code
+    finally:
+        signals.over()
     return status if isinstance(status, int) else 0
 
 

@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 import msgspec
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from ramet import process
 from ramet.errors import RejectedError, VmmDiedError, VmmError
 from ramet.hypervisors.control import reach
 
@@ -48,7 +49,8 @@ class QmpMonitor:
         """
         sock = reach("QEMU", run_dir, QMP_SOCKET, deadline_s=deadline_s)
         self._timeout_s = deadline_s
-        self._loop = asyncio.new_event_loop()
+        with process.signals_held():  # a loop that is half made complains when it is collected
+            self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_leftover)
         self._client = QMPClient("ramet")
         self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
@@ -72,12 +74,13 @@ class QmpMonitor:
         """Disconnect."""
         if self._loop.is_closed():
             return
-        try:
-            self._finish(self._client.disconnect(), 2.0)
-        except (TimeoutError, QMPError, OSError, EOFError) as err:
-            log.debug("QMP disconnect: %s", err)
-        finally:
-            self._loop.close()
+        with process.signals_held():
+            try:
+                self._finish(self._client.disconnect(), CANCEL_S)
+            except (TimeoutError, QMPError, OSError, EOFError) as err:
+                log.debug("QMP disconnect: %s", err)
+            finally:
+                self._loop.close()
 
     def command(self, name: str, **arguments: object) -> object:
         """Run one command and return its result.
@@ -143,16 +146,30 @@ class QmpMonitor:
             raise VmmDiedError(f"QEMU went away during {what}: {err}.") from err
 
     def _finish(self, awaitable: Awaitable[T], timeout_s: float) -> T:
-        """Run the loop until it is done. Ctrl-C raises out of the loop itself and would leave the request at work in it, to clash
-        with the disconnect that follows: so it is cancelled, and the loop runs until it has taken that.
+        """Run the loop until it is done, or until an ending signal raises; then what was at work is cancelled, so that it does
+        not clash with the disconnect that follows.
+
+        A handler runs between two turns of the loop, never in one: qemu.qmp's own tasks would take what it raises for their
+        connection's end and keep it.
         """
         task = self._loop.create_task(_within(awaitable, timeout_s))
         try:
-            return self._loop.run_until_complete(task)
+            self._run(task)
+            return task.result()
         except BaseException:
-            task.cancel()
-            self._loop.run_until_complete(asyncio.wait([task], timeout=CANCEL_S))
+            with process.signals_held():
+                task.cancel()
+                self._run(self._loop.create_task(asyncio.wait([task], timeout=CANCEL_S)))
             raise
+
+    def _run(self, task: asyncio.Task[T]) -> None:
+        task.add_done_callback(lambda _: self._loop.stop())
+        while not task.done():
+            with process.signals_held(wake=self._stop_soon):
+                self._loop.run_forever()
+
+    def _stop_soon(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _log_leftover(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
