@@ -12,6 +12,7 @@ $RAMET_HOME/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 AGENT_PORTS = 8
@@ -20,116 +21,116 @@ VSOCK_SOCKET = "vsock.sock"
 """Where Firecracker takes connections to its guest's vsock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SnapshotPaths:
     """The files of a snapshot, published or in the making."""
 
     dir: Path
 
-    @property
+    @cached_property
     def manifest(self) -> Path:
         return self.dir / "manifest.json"
 
-    @property
+    @cached_property
     def vmstate(self) -> Path:
         return self.dir / "vmstate"
 
-    @property
+    @cached_property
     def memory(self) -> Path:
         return self.dir / "memory"
 
-    @property
+    @cached_property
     def disk(self) -> Path:
         return self.dir / "disk.raw"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class InstancePaths:
     """``work/`` holds the live disk, memory and device state, ``run/`` sockets and pid file, ``logs/`` the VMM's words."""
 
     dir: Path
 
-    @property
+    @cached_property
     def record(self) -> Path:
         return self.dir / "instance.json"
 
-    @property
+    @cached_property
     def work(self) -> Path:
         return self.dir / "work"
 
-    @property
+    @cached_property
     def run(self) -> Path:
         return self.dir / "run"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         return self.dir / "logs"
 
-    @property
+    @cached_property
     def disk(self) -> Path:
         return self.work / "disk.raw"
 
-    @property
+    @cached_property
     def memory(self) -> Path:
         return self.work / "memory"
 
-    @property
+    @cached_property
     def next_memory(self) -> Path:
         """What a VMM that saves its memory itself writes, until it is published."""
         return self.work / "memory.next"
 
-    @property
+    @cached_property
     def vmstate(self) -> Path:
         return self.work / "vmstate"
 
-    @property
+    @cached_property
     def console_log(self) -> Path:
         return self.logs / "console.log"
 
-    @property
+    @cached_property
     def vmm_log(self) -> Path:
         return self.logs / "vmm.log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StorePaths:
     """The store; its tree is drawn above."""
 
     home: Path
 
-    @property
+    @cached_property
     def images(self) -> Path:
         return self.home / "images"
 
-    @property
+    @cached_property
     def snapshots(self) -> Path:
         return self.home / "snapshots"
 
-    @property
+    @cached_property
     def instances(self) -> Path:
         return self.home / "instances"
 
-    @property
+    @cached_property
     def instance_names(self) -> Path:
         return self.home / "names" / "instances"
 
-    @property
+    @cached_property
     def snapshot_names(self) -> Path:
         return self.home / "names" / "snapshots"
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         return self.home / "locks"
 
-    @property
+    @cached_property
     def tmp(self) -> Path:
         return self.home / "tmp"
 
     def snapshot(self, snapshot_id: str) -> SnapshotPaths:
-        return SnapshotPaths(dir=self.snapshots / snapshot_id)
+        return _snapshot(self.snapshots, snapshot_id)
 
     def instance(self, instance_id: str) -> InstancePaths:
-        return InstancePaths(dir=self.instances / instance_id)
+        return _instance(self.instances, instance_id)
 
     def directories(self) -> tuple[Path, ...]:
         """All directories of the store, parents first."""
@@ -144,3 +145,13 @@ class StorePaths:
             self.locks,
             self.tmp,
         )
+
+
+@lru_cache(maxsize=4096)
+def _snapshot(snapshots: Path, snapshot_id: str) -> SnapshotPaths:
+    return SnapshotPaths(dir=snapshots / snapshot_id)
+
+
+@lru_cache(maxsize=4096)
+def _instance(instances: Path, instance_id: str) -> InstancePaths:
+    return InstancePaths(dir=instances / instance_id)

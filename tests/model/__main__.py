@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.model.frame import Frame
 from tests.model.played_stage import build_vmm, play
 from tests.model.sequences import run, stores_in_memory
 
@@ -24,29 +25,30 @@ def main() -> int:
     first = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "big")
     workers = os.cpu_count() or 1
     play(pytest.MonkeyPatch())
+    forking = multiprocessing.get_context("fork")
+    played = forking.Value("l", 0)
     began = time.monotonic()
     with stores_in_memory() as base:
         program = build_vmm(base)
+
+        def take(share: int, number: int) -> None:
+            run(base, program, sequences=share, steps=options.steps, number=number)
+            with played.get_lock():
+                played.value += Frame.played
+
         shares = [options.sequences // workers + (number < options.sequences % workers) for number in range(workers)]
-        children = [
-            multiprocessing.get_context("fork").Process(
-                target=run,
-                args=(base, program),
-                kwargs={"sequences": share, "steps": options.steps, "number": first + number},
-            )
-            for number, share in enumerate(shares)
-            if share
-        ]
+        children = [forking.Process(target=take, args=(share, first + number)) for number, share in enumerate(shares)]
         for child in children:
             child.start()
         for child in children:
             child.join()
-    passed = time.monotonic() - began
+    took_s = time.monotonic() - began
     failed = any(child.exitcode != 0 for child in children)
-    told = (
-        f"{options.sequences} sequences of up to {options.steps} steps, {workers} at once, seed {first}: {passed:.1f} s"
+    print(
+        f"{'FAILED' if failed else 'passed'}: {options.sequences} sequences of up to {options.steps} steps and "
+        f"{played.value - options.sequences} that Hypothesis made of them, {workers} at once, seed {first}: "
+        f"{took_s:.1f} s, {took_s / max(played.value, 1) * 1000:.0f} ms each"
     )
-    print("FAILED:" if failed else "passed:", told)
     return int(failed)
 
 

@@ -64,8 +64,8 @@ def next_step(draw: st.DrawFn, sequence: object) -> Step:
     names = [
         name
         for name, (weight, _) in sorted(_arguments.items(), key=lambda entry: (-entry[1][0], entry[0]))
-        for _ in range(weight)
         if hasattr(sequence, name) and all(condition(sequence) for condition in _conditions.get(name, ()))
+        for _ in range(weight)
     ]
     name = draw(st.sampled_from(names))
     return Step(name, {key: draw(strategy) for key, strategy in _arguments[name][1].items()})

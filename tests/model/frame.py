@@ -52,6 +52,8 @@ class Frame(RuleBasedStateMachine):
     """One sequence, in a store of its own."""
 
     hypervisors: ClassVar[list[Hypervisor]] = list(Hypervisor)
+    played: ClassVar[int] = 0
+    """How many sequences have come to their end in this process, with everything removed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +93,7 @@ class Frame(RuleBasedStateMachine):
         try:
             if self._in_order:
                 self._remove_all()
+                Frame.played += 1
         finally:
             self.acting.close()
 

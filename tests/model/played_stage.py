@@ -24,7 +24,7 @@ from ramet.instances.context import Store
 from ramet.model import Accelerator, ExecResult, Hypervisor, Image, VmmProcess
 from ramet.paths import StorePaths
 from ramet.process import Completed
-from ramet.store import atomic
+from ramet.store import atomic, names
 from tests.model.machine import DISK_BYTES, MEMORY_MIB, Words, words_of
 from tests.model.played_drivers import PlayedVmms
 
@@ -120,7 +120,9 @@ class PlayedStage:
         return self.room.machine(self.run_dir(name)).vmm
 
     def run_dir(self, name: str) -> Path:
-        return Path(self.host.get(name).run_dir)
+        instance_id = names.lookup(self.paths.instance_names, name)
+        assert instance_id is not None
+        return self.paths.instance(instance_id).run
 
     def told(self, name: str, *argv: str) -> ExecResult:
         """What a guest's command has said; it has ended well."""

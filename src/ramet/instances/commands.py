@@ -28,7 +28,7 @@ def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
         StateError: if it is not running.
     """
     instance_id = store.find(name)
-    record = observe.look(store, instance_id)
+    record = observe.look(store, store.read(instance_id))
     if record.pending is not None and observe.is_live(record):
         with observe.exclusive(store, name) as instance:  # a verb is at work, or died and left the guest frozen
             record = instance.record
@@ -119,7 +119,7 @@ def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
 
 def console(store: Store, name: str) -> socket.socket:
     """A connection to the guest's serial console; closing it detaches."""
-    record = observe.look(store, store.find(name))
+    record = observe.look(store, store.read(store.find(name)))
     require(Verb.CONSOLE, record.state, name=name)
     if record.hypervisor is Hypervisor.FIRECRACKER:
         raise UnsupportedError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -158,13 +159,10 @@ class Store:
                 self.collect(snapshot_id)
             raise
 
-    def references(self, *, lenient: bool = False) -> dict[str, tuple[str, ...]]:
-        """Who depends on each snapshot, in words: instances that sleep on it, map it, or diff against it; and its names.
-
-        ``lenient`` is for showing alone: it passes over records that cannot be read, whose references are unknown.
-        """
-        found: dict[str, list[str]] = {}
-        for record in self.readable_records()[0] if lenient else self.records():
+    def referrers(self, records: Sequence[InstanceRecord]) -> dict[str, Referrers]:
+        """Who depends on each snapshot: those of these that sleep on it, map it, or diff against it; and its names."""
+        instances: dict[str, list[str]] = {}
+        for record in records:
             roles: dict[str, list[str]] = {}
             for snapshot_id, role in (
                 (record.snapshot, "sleeps on it" if record.vmm is None else "rolls back to it"),
@@ -174,10 +172,16 @@ class Store:
                 if snapshot_id:
                     roles.setdefault(snapshot_id, []).append(role)
             for snapshot_id, parts in roles.items():
-                found.setdefault(snapshot_id, []).append(f"instance {record.name} ({', '.join(parts)})")
+                instances.setdefault(snapshot_id, []).append(f"instance {record.name} ({', '.join(parts)})")
+        called: dict[str, list[str]] = {}
         for name, snapshot_id in names.all_names(self.paths.snapshot_names).items():
-            found.setdefault(snapshot_id, []).append(f"name {name}")
-        return {snapshot_id: tuple(who) for snapshot_id, who in found.items()}
+            called.setdefault(snapshot_id, []).append(name)
+        return {
+            snapshot_id: Referrers(
+                instances=tuple(instances.get(snapshot_id, ())), names=tuple(called.get(snapshot_id, ()))
+            )
+            for snapshot_id in instances.keys() | called.keys()
+        }
 
     def is_needed_by_others(self, snapshot_id: str, instance_id: str) -> bool:
         """Whether a name, or an instance other than this one, refers to the snapshot.
@@ -196,8 +200,9 @@ class Store:
             InUseError: naming the dependents; nothing was touched.
         """
         with locked(self.paths.locks, f"snapshot-{snapshot_id}", timeout_s=timeout_s):
-            dependents = self.references().get(snapshot_id, ())
-            if dependents:
+            referrers = self.referrers(self.records()).get(snapshot_id)
+            if referrers is not None:
+                dependents = referrers.in_words
                 raise InUseError(
                     f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
                     dependents=dependents,
@@ -252,6 +257,19 @@ def vmm_of(record: InstanceRecord) -> VmmProcess:
     if record.vmm is None:
         raise CorruptError(f"{record.name!r} has no VMM: its record is damaged.")
     return record.vmm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referrers:
+    """Who depends on a snapshot."""
+
+    instances: tuple[str, ...] = ()
+    """Each with how: "instance web (sleeps on it)"."""
+    names: tuple[str, ...] = ()
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        return (*self.instances, *(f"name {name}" for name in self.names))
 
 
 class Locked:

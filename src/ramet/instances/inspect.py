@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
 from ramet.instances import observe, snapshots
-from ramet.instances.context import Store
+from ramet.instances.context import Referrers, Store
 from ramet.instances.live_files import mapped_file
 from ramet.linux import extents, procfs
 from ramet.model import DiskUse, Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State
@@ -19,17 +19,18 @@ from ramet.store import names
 
 def show(store: Store, name: str) -> InstanceInfo:
     """One instance."""
-    return info(store, observe.look(store, store.find(name)), store.references(lenient=True))
+    seen = observe.look(store, store.read(store.find(name)))
+    return info(store, seen, store.referrers(store.readable_records()[0]))
 
 
 def all_instances(store: Store) -> list[InstanceInfo]:
     """Every instance, oldest first; then those whose record is damaged, as failed ones that say so."""
-    references = store.references(lenient=True)
     records, damaged = store.readable_records()
+    referrers = store.referrers(records)
     found = []
     for record in records:
         with suppress(NotFoundError):  # removed meanwhile
-            found.append(info(store, observe.look(store, record.id), references))
+            found.append(info(store, observe.look(store, record), referrers))
     return found + [_damaged(store, instance_id, err) for instance_id, err in sorted(damaged.items())]
 
 
@@ -68,14 +69,14 @@ def _damaged(store: Store, instance_id: str, err: CorruptError) -> InstanceInfo:
     return info(store, record, {})
 
 
-def info(store: Store, record: InstanceRecord, references: Mapping[str, tuple[str, ...]]) -> InstanceInfo:
+def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers]) -> InstanceInfo:
     """An instance as the surface gives it; ``record`` says what is true now."""
     paths = store.paths.instance(record.id)
     snapshot = None
     detail = record.failure_detail
     if record.snapshot is not None and store.paths.snapshot(record.snapshot).dir.is_dir():
         try:
-            snapshot = snapshots.info(store, record.snapshot, references)
+            snapshot = snapshots.info(store, record.snapshot, referrers.get(record.snapshot))
         except (CorruptError, NotFoundError) as err:
             detail = detail or f"Its snapshot {record.snapshot} cannot be used: {err.message}"
     live = record.state in observe.LIVE

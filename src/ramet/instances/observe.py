@@ -70,13 +70,12 @@ def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
     )
 
 
-def look(store: Store, instance_id: str) -> InstanceRecord:
-    """What is true of an instance now, for a reader that holds no lock.
+def look(store: Store, record: InstanceRecord) -> InstanceRecord:
+    """What is true of an instance now, for a reader that holds no lock and has just read its record.
 
     A verb may end the VMM between the reading of the record and the look at the process: then the record is read again.
     """
-    record = store.read(instance_id)
-    while (seen := observed(store, record)) is not record and (again := store.read(instance_id)) != record:
+    while (seen := observed(store, record)) is not record and (again := store.read(record.id)) != record:
         record = again
     return seen
 

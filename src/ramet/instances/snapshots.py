@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 from ramet import process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest, naming
-from ramet.instances.context import Locked, Store, snapshot_of
+from ramet.instances.context import Locked, Referrers, Store, snapshot_of
 from ramet.instances.observe import exclusive
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
@@ -80,16 +79,17 @@ def remove(store: Store, text: str) -> None:
 
 def show(store: Store, text: str) -> SnapshotInfo:
     """One snapshot, by name or id."""
-    return info(store, store.find_snapshot(text), store.references(lenient=True))
+    snapshot_id = store.find_snapshot(text)
+    return info(store, snapshot_id, store.referrers(store.readable_records()[0]).get(snapshot_id))
 
 
 def all_snapshots(store: Store) -> list[SnapshotInfo]:
     """Every snapshot, oldest first; one whose manifest is damaged is left out, with a warning."""
-    references = store.references(lenient=True)
+    referrers = store.referrers(store.readable_records()[0])
     found = []
     for directory in sorted(store.paths.snapshots.iterdir()):
         try:
-            found.append(info(store, directory.name, references))
+            found.append(info(store, directory.name, referrers.get(directory.name)))
         except NotFoundError:
             continue  # removed meanwhile
         except CorruptError as err:
@@ -97,7 +97,7 @@ def all_snapshots(store: Store) -> list[SnapshotInfo]:
     return sorted(found, key=lambda snapshot: (snapshot.created_at_unix_s, snapshot.id))
 
 
-def info(store: Store, snapshot_id: str, references: Mapping[str, tuple[str, ...]]) -> SnapshotInfo:
+def info(store: Store, snapshot_id: str, referrers: Referrers | None) -> SnapshotInfo:
     """A snapshot as the surface gives it.
 
     Raises:
@@ -105,10 +105,10 @@ def info(store: Store, snapshot_id: str, references: Mapping[str, tuple[str, ...
     """
     paths = store.paths.snapshot(snapshot_id)
     manifest = manifests.load(paths)
-    called = names.all_names(store.paths.snapshot_names)
+    referrers = referrers or Referrers()
     return SnapshotInfo(
         id=manifest.id,
-        names=tuple(name for name, target in called.items() if target == snapshot_id),
+        names=referrers.names,
         dir=str(paths.dir),
         memory=str(paths.memory),
         vmstate=str(paths.vmstate),
@@ -121,5 +121,5 @@ def info(store: Store, snapshot_id: str, references: Mapping[str, tuple[str, ...
         created_at_unix_s=manifest.created_at_unix_s,
         memory_mib=manifest.memory_mib,
         written_bytes=manifest.memory.written_bytes,
-        referenced_by=references.get(snapshot_id, ()),
+        referenced_by=referrers.in_words,
     )

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,20 +83,36 @@ def mappings_of_file(pid: int, path: Path) -> list[Mapping]:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        stat = _stat_of_mappable(fd)
+        lines = _maps_lines(pid)
+        # Where maps prints another device than stat gives, stat's is one that it prints for no file at all (get_anon_bdev).
+        found = _of_file(lines, f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}", stat.st_ino)
+        if found:
+            return found
         own = _printed(fd)
     finally:
         os.close(fd)
-    shown = f" {own.dev} {own.ino} ".encode()  # a VMM has hundreds of mappings, and few lines hold this
-    found = (_parse(line) for line in _maps_lines(pid) if shown in line)
-    return [mapping for mapping in found if mapping.ino == own.ino and mapping.dev == own.dev]
+    return _of_file(lines, own.dev, own.ino)
+
+
+def _of_file(lines: list[bytes], dev: str, ino: int) -> list[Mapping]:
+    shown = f" {dev} {ino} ".encode()  # a VMM has hundreds of mappings, and few lines hold this
+    found = (_parse(line) for line in lines if shown in line)
+    return [mapping for mapping in found if mapping.ino == ino and mapping.dev == dev]
+
+
+def _stat_of_mappable(fd: int) -> os.stat_result:
+    stat = os.fstat(fd)
+    if stat.st_size == 0:
+        raise OSError(errno.EINVAL, "an empty file cannot be mapped")
+    return stat
 
 
 def _printed(fd: int) -> Mapping:
     """How ``maps`` prints an open file, seen by mapping its first page ourselves: btrfs prints another device than stat gives,
     overlayfs on older kernels another inode too.
     """
-    if os.fstat(fd).st_size == 0:
-        raise OSError(errno.EINVAL, "an empty file cannot be mapped")
+    _stat_of_mappable(fd)
     with mmap.mmap(fd, 1, mmap.MAP_PRIVATE) as page:  # read and write: ctypes gives no address of a read-only one
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
         # A line that begins with our address: nothing maps offset -1, which the kernel could have joined it with.
@@ -108,19 +125,7 @@ def open_descriptors(pid: int) -> list[Descriptor]:
 
     A process that has ended and was not reaped yet has none: whoever concludes from what is *not* here looks whether it lives.
     """
-    found = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = str(entry.readlink())
-            stat = entry.stat()
-            info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
-        except OSError:
-            continue  # closed meanwhile; or of a file system that lets not even root look, or is dead (FUSE)
-        flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
-        found.append(
-            Descriptor(fd=int(entry.name), target=target, dev=stat.st_dev, ino=stat.st_ino, flags=int(flags, 8))
-        )
-    return sorted(found, key=lambda descriptor: descriptor.fd)
+    return _descriptors(pid, lambda _: True)
 
 
 def descriptors_of_file(pid: int, path: Path) -> list[Descriptor]:
@@ -129,8 +134,26 @@ def descriptors_of_file(pid: int, path: Path) -> list[Descriptor]:
     Raises:
         FileNotFoundError: if there is no file at ``path``, or no such process.
     """
-    found = path.stat()
-    return [one for one in open_descriptors(pid) if (one.dev, one.ino) == (found.st_dev, found.st_ino)]
+    own = path.stat()
+    return _descriptors(pid, lambda found: (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
+
+
+def _descriptors(pid: int, wanted: Callable[[os.stat_result], bool]) -> list[Descriptor]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            stat = entry.stat()
+            if not wanted(stat):
+                continue
+            target = str(entry.readlink())
+            info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+        except OSError:
+            continue  # closed meanwhile; or of a file system that lets not even root look, or is dead (FUSE)
+        flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
+        found.append(
+            Descriptor(fd=int(entry.name), target=target, dev=stat.st_dev, ino=stat.st_ino, flags=int(flags, 8))
+        )
+    return sorted(found, key=lambda descriptor: descriptor.fd)
 
 
 def bytes_written(pid: int) -> int:
