@@ -102,7 +102,7 @@ def disk_usage(world: World, role: str, source: str) -> None:
     claim = "fork-disk-usage"
     limit_bytes = world.memory_mib * MIB // 4
     why = needs.why_no_reflinks(world.host.home)
-    source_files = sorted(Path(world.scratch[f"dir-{source}"]).iterdir())
+    source_files = sorted(world.directories[source].iterdir())
     try:
         own, shared = evidence.own_bytes(isolation.files_of(world.info(role)), source_files)
     except OSError as err:
@@ -226,13 +226,13 @@ def same_boot(world: World, role: str) -> None:
 
 def _boot(world: World, role: str) -> tuple[list[str], str]:
     ping = world.host.ping(world.name(role))
-    nonce, tick = world.scratch[f"nonce-{role}"], int(world.scratch[f"tick-{role}"])
+    before = world.boots[role]
     problems = []
-    if ping.nonce != nonce:
-        problems.append(f"the nonce is {ping.nonce}, before the snapshot it was {nonce}: another boot")
-    if ping.tick <= tick:
-        problems.append(f"the tick is {ping.tick}, before the snapshot it was {tick}")
-    return problems, f"nonce {nonce[:12]}… as before the snapshot, tick {tick} → {ping.tick}"
+    if ping.nonce != before.nonce:
+        problems.append(f"the nonce is {ping.nonce}, before the snapshot it was {before.nonce}: another boot")
+    if ping.tick <= before.tick:
+        problems.append(f"the tick is {ping.tick}, before the snapshot it was {before.tick}")
+    return problems, f"nonce {before.nonce[:12]}… as before the snapshot, tick {before.tick} → {ping.tick}"
 
 
 def sees(world: World, claim: str, role: str, token: str, *, at: str) -> None:
@@ -252,13 +252,13 @@ def _sentinel_problems(world: World, role: str, token: str) -> list[str]:
 
 def own_identity(world: World, role: str, source: str) -> None:
     """Host name, machine-id and generation are not the source's."""
-    who = world.identity(role)
+    who, theirs = world.identity(role), world.identities[source]
     parts = (
-        ("host name", who.hostname, world.scratch[f"hostname-{source}"]),
-        ("machine-id", who.machine_id, world.scratch[f"machine-id-{source}"]),
-        ("generation", who.generation, world.scratch[f"generation-{source}"]),
+        ("host name", who.hostname, theirs.hostname),
+        ("machine-id", who.machine_id, theirs.machine_id),
+        ("generation", who.generation, theirs.generation),
     )
-    problems = [f"the {what} is the source's: {mine}" for what, mine, theirs in parts if mine == theirs]
+    problems = [f"the {what} is the source's: {mine}" for what, mine, other in parts if mine == other]
     world.ledger.look("own-identity", f"{role} restored", problems, found=f"{who.hostname}, {who.machine_id[:12]}…")
 
 
@@ -302,7 +302,7 @@ def _look_inside(world: World, claim: str, role: str, token: str, at: str, *, fi
         first()
         problems, found = _boot(world, role)
         problems += _sentinel_problems(world, role, token)
-        total, expected = world.memory_sum(role), world.scratch[f"sum-{role}"]
+        total, expected = world.memory_sum(role), world.sums[role]
         if total != expected:
             problems.append(f"the memory that it filled sums up to {total}, not {expected}")
     except BROKEN as err:

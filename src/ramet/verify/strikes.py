@@ -44,7 +44,7 @@ def _file(world: World, role: str, name: str) -> Path:
 
 
 def _source_file(world: World, name: str) -> Path:
-    return Path(world.scratch["dir-source"]) / name
+    return world.directories["source"] / name
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
@@ -161,14 +161,12 @@ def write_late(world: World) -> None:
 
 def write_into_sleeper(world: World) -> None:
     """The source's second snapshot shows in the sleeping fork's memory file."""
-    _overwrite(
-        _file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), _token(world, "source").encode()
-    )
+    _overwrite(_file(world, "sleeper", "memory"), world.tokens["sleeper"].encode(), _token(world, "source").encode())
 
 
 def write_late_into_sleeper(world: World) -> None:
     """The sleeping fork's memory file, after the last look at it."""
-    _overwrite(_file(world, "sleeper", "memory"), world.scratch["token-sleeper"].encode(), STRANGE_TOKEN)
+    _overwrite(_file(world, "sleeper", "memory"), world.tokens["sleeper"].encode(), STRANGE_TOKEN)
 
 
 def write_under_runner(world: World) -> None:
@@ -179,7 +177,7 @@ def write_under_runner(world: World) -> None:
     mapped = [own[m.dev, m.ino] for m in procfs.mappings(info.pid) if (m.dev, m.ino) in own]
     if not mapped:
         raise ConfigError(f"The sabotage cannot strike: process {info.pid} maps no file of its own.")
-    _overwrite(mapped[0], world.scratch["token-runner"].encode(), STRANGE_TOKEN)
+    _overwrite(mapped[0], world.tokens["runner"].encode(), STRANGE_TOKEN)
 
 
 def write_into_sibling(world: World) -> None:
@@ -195,7 +193,7 @@ def cross_siblings(world: World) -> None:
 
 def lose_first_generation(world: World) -> None:
     """What the first fork wrote is not in what the second is made of."""
-    if "token-depth-2" not in world.scratch:
+    if "depth-2" not in world.tokens:
         _overwrite(_file(world, "depth-1", "memory"), _token(world, "depth-1").encode(), STRANGE_TOKEN)
 
 
@@ -226,16 +224,16 @@ def pause_source(world: World) -> None:
 def stop_flight(world: World) -> None:
     """The first fork's VMM stands still, and no record says so."""
     pid = world.info("flight-a").pid
-    if pid is not None and "stopped" not in world.scratch:
-        world.scratch["stopped"] = str(pid)
+    if pid is not None and "stopped" not in world.notes:
+        world.notes["stopped"] = str(pid)
         os.kill(pid, signal.SIGSTOP)
 
 
 def write_into_golden(world: World) -> None:
     """The snapshot that is gone back to, once."""
-    memory = Path(world.scratch["dir-golden"]) / "memory"
+    memory = world.directories["golden"] / "memory"
     if STRANGE_TOKEN not in memory.read_bytes():
-        _overwrite(memory, world.scratch["token-golden"].encode(), STRANGE_TOKEN)
+        _overwrite(memory, world.tokens["golden"].encode(), STRANGE_TOKEN)
 
 
 def resurrect_pages(world: World) -> None:
@@ -254,7 +252,7 @@ def resurrect_pages(world: World) -> None:
 
 def keep_earlier(world: World) -> None:
     """A snapshot of the counting source, some counts before it goes to sleep."""
-    world.scratch["earlier"] = world.named_snapshot("source", "earlier").disk
+    world.notes["earlier"] = world.named_snapshot("source", "earlier").disk
     world.guest("source", "sleep 0.5")
 
 
@@ -269,25 +267,25 @@ def give_source_earlier_disk(world: World) -> None:
 
 
 def _give_earlier_disk(world: World, role: str) -> None:
-    earlier = world.scratch.pop("earlier", None)
+    earlier = world.notes.pop("earlier", None)
     if earlier is not None:
         _replace(_file(world, role, "disk.raw"), lambda new: shutil.copyfile(earlier, new))
 
 
 def leave_something(world: World) -> None:
     """A directory of the deleted fork."""
-    Path(world.scratch["gone-fork"]).mkdir(mode=0o700)
-    world.scratch["left-behind"] = world.scratch["gone-fork"]
+    Path(world.notes["gone-fork"]).mkdir(mode=0o700)
+    world.notes["left-behind"] = world.notes["gone-fork"]
 
 
 def remember_fork_dir(world: World) -> None:
     """Where that was."""
-    world.scratch["gone-fork"] = str(Path(world.info("fork").run_dir).parent)
+    world.notes["gone-fork"] = str(Path(world.info("fork").run_dir).parent)
 
 
 def clear_what_was_left(world: World) -> None:
     """The saboteur leaves nothing himself; nothing happens if he has not struck."""
-    left = world.scratch.pop("left-behind", None)
+    left = world.notes.pop("left-behind", None)
     if left is not None:
         Path(left).rmdir()
 
@@ -311,10 +309,11 @@ def reboot(world: World) -> None:
 
 def take_identity(world: World) -> None:
     """The fork calls itself what the source does."""
+    who = world.identities["source"]
     world.guest(
         "fork",
         'hostname "$1"; echo "$2" >/etc/machine-id',
-        arguments=[world.scratch["hostname-source"], world.scratch["machine-id-source"]],
+        arguments=[who.hostname, who.machine_id],
     )
 
 
@@ -363,19 +362,19 @@ def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
         f'exec {shlex.quote(real)} "$@"\n'
     )
     script.chmod(0o700)
-    world.scratch["vmm-before"] = os.environ.get(variable, "")
-    world.scratch["vmm-script"] = str(script)
+    world.notes["vmm-before"] = os.environ.get(variable, "")
+    world.notes["vmm-script"] = str(script)
     os.environ[variable] = str(script)
 
 
 def unwrap_vmm(world: World) -> None:
     """Take the script away again; nothing happens if there is none."""
-    script = world.scratch.pop("vmm-script", None)
+    script = world.notes.pop("vmm-script", None)
     if script is None:
         return
     variable, _ = VMM_PROGRAMS[world.hypervisor]
     Path(script).unlink(missing_ok=True)
-    before = world.scratch.pop("vmm-before")
+    before = world.notes.pop("vmm-before")
     if before:
         os.environ[variable] = before
     else:
@@ -411,4 +410,4 @@ def share_mapping(world: World) -> None:
 
 
 def _token(world: World, role: str) -> str:
-    return world.scratch[f"token-{role}"]
+    return world.tokens[role]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ramet.errors import GuestError, RametError
 from ramet.instances.host import Host
-from ramet.model import MIB, Hypervisor, InstanceInfo, SnapshotInfo
+from ramet.model import MIB, Hypervisor, InstanceInfo, Ping, SnapshotInfo
 from ramet.verify import fingerprints, survey
 from ramet.verify.checks import Ledger
 from ramet.verify.fingerprints import Fingerprint
@@ -91,8 +91,17 @@ class World:
     snapshot_names: dict[str, str] = field(default_factory=dict)
     fill_bytes: int = 0
     randomness: dict[str, set[str]] = field(default_factory=dict)
-    scratch: dict[str, str] = field(default_factory=dict)
-    """What is remembered by role: ``nonce-source``, ``token-fork``, ``sum-fork``, ``dir-source``; and what a sabotage notes."""
+    boots: dict[str, Ping] = field(default_factory=dict)
+    """What the agent said before the sleep, by role; so are the following."""
+    identities: dict[str, Identity] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Its sentinels."""
+    sums: dict[str, str] = field(default_factory=dict)
+    """Of all memory that was filled."""
+    directories: dict[str, Path] = field(default_factory=dict)
+    """Of the snapshot whose files must not change."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What a sabotage leaves for its next strike."""
 
     def name(self, role: str) -> str:
         """The name of the instance that plays ``role``; it will be removed at the end."""
@@ -142,7 +151,7 @@ class World:
             'for place in /ram /data; do printf %s "$1" | dd of=$place/sentinel conv=notrunc 2>/dev/null || exit 1; done; sync',
             arguments=[token],
         )
-        self.scratch[f"token-{role}"] = token
+        self.tokens[role] = token
 
     def read_sentinels(self, role: str) -> tuple[str, str]:
         """The tokens in RAM and on disk; the disk's is read anew, not from the guest's page cache."""
@@ -161,7 +170,7 @@ class World:
 
     def note_memory_sum(self, role: str) -> None:
         """Remember what the memory of ``role`` must sum up to from here on."""
-        self.scratch[f"sum-{role}"] = self.memory_sum(role)
+        self.sums[role] = self.memory_sum(role)
 
     def free_memory_bytes(self, role: str) -> int:
         return int(self.guest(role, "awk '/^MemAvailable/ {print $2}' /proc/meminfo")) * 1024
@@ -191,35 +200,29 @@ class World:
 
     def remember_guest(self, role: str) -> None:
         """Keep what a guest must still know after it was woken: boot nonce, tick, identity, and the sum of its memory."""
-        ping = self.host.ping(self.name(role))
-        who = self.identity(role)
-        self.scratch |= {
-            f"nonce-{role}": ping.nonce,
-            f"tick-{role}": str(ping.tick),
-            f"hostname-{role}": who.hostname,
-            f"machine-id-{role}": who.machine_id,
-            f"generation-{role}": who.generation,
-        }
+        self.boots[role] = self.host.ping(self.name(role))
+        self.identities[role] = self.identity(role)
         self.note_memory_sum(role)
 
     def inherit(self, role: str, source: str) -> None:
         """``role`` was forked from ``source``: it must have the same boot, sentinels and memory."""
-        for what in ("nonce", "tick", "token", "sum"):
-            self.scratch[f"{what}-{role}"] = self.scratch[f"{what}-{source}"]
+        self.boots[role] = self.boots[source]
+        self.tokens[role] = self.tokens[source]
+        self.sums[role] = self.sums[source]
 
     def remember_files(self, role: str) -> None:
         """Take the fingerprints of a sleeping instance's snapshot, where it is now."""
-        self.scratch[f"dir-{role}"] = str(self.snapshot_dir(role))
+        self.directories[role] = self.snapshot_dir(role)
         self.remember(role)
 
     def remember(self, role: str) -> None:
-        """Take the fingerprints of ``dir-<role>``, which must not change from here on."""
-        self.baselines[role] = fingerprints.fingerprints(Path(self.scratch[f"dir-{role}"]))
+        """Take the fingerprints of what is in ``directories``, which must not change from here on."""
+        self.baselines[role] = fingerprints.fingerprints(self.directories[role])
 
     def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
         """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""
         before = self.baselines[role]
-        directory = Path(self.scratch[f"dir-{role}"])
+        directory = self.directories[role]
         found: dict[str, list[str]] = {}
         for name, fingerprint in before.items():
             try:

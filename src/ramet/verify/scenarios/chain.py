@@ -36,9 +36,7 @@ def run_chain(world: World) -> None:
         looks.files_unchanged(world, "chain-outlives", role, at=f"source and depth-{REMOVED_DEPTH} deleted: {role}")
     with world.step("restoring what is left"):
         for role in left:
-            looks.wakes_as_it_was(
-                world, "chain-wakes", role, token=world.scratch[f"token-{role}"], at=f"{role} restored"
-            )
+            looks.wakes_as_it_was(world, "chain-wakes", role, token=world.tokens[role], at=f"{role} restored")
 
 
 SCENARIO = Scenario(

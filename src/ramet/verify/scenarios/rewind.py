@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ramet.verify import looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, boot_source, fresh_token
@@ -17,7 +19,7 @@ def run_rewind(world: World) -> None:
     world.remember_guest("source")
     with world.step("taking a named snapshot while it runs"):
         golden = world.named_snapshot("source", "golden")
-    world.scratch |= {"dir-golden": golden.dir, "token-golden": old}
+    world.directories["golden"], world.tokens["golden"] = Path(golden.dir), old
     world.remember("golden")
     for number in range(1, RESTORES + 1):
         with world.step(f"letting it diverge, and going back ({number} of {RESTORES})"):

@@ -28,7 +28,7 @@ def run_siblings(world: World) -> None:
     for role in SIBLINGS:
         others = ["source", *(other for other in SIBLINGS if other != role)]
         looks.live_vmm(world, role, others, at="all have written")
-        looks.sees(world, "siblings-keep-apart", role, world.scratch[f"token-{role}"], at=f"all have written: {role}")
+        looks.sees(world, "siblings-keep-apart", role, world.tokens[role], at=f"all have written: {role}")
     looks.source_unchanged(world, "all have written")
     with world.step("putting them all to standby"):
         for role in SIBLINGS:
@@ -37,7 +37,7 @@ def run_siblings(world: World) -> None:
     looks.source_unchanged(world, "all have slept")
     with world.step("restoring them again"):
         for role in SIBLINGS:
-            token = world.scratch[f"token-{role}"]
+            token = world.tokens[role]
             looks.wakes_as_it_was(world, "siblings-keep-apart", role, token=token, at=f"{role} restored again")
 
 
