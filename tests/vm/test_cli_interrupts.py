@@ -17,12 +17,21 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
-from ramet.errors import RametError
-from ramet.model import MIB, InstanceInfo, State
+from ramet.model import InstanceInfo, State
 from ramet.process import wait_until
-from tests import artifacts
 from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
+from tests.vm.cut_short import (
+    MARKS,
+    VERBS,
+    Verb,
+    bring_to,
+    check_guest,
+    check_owners,
+    is_settled,
+    state_of,
+    use_once_more,
+)
 from tests.vm.guests import sh
 from tests.vm.pseudo_terminal import PseudoTerminal
 
@@ -33,54 +42,30 @@ INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AS_IT_EXITS = {-number for number in SIGNALS}
 """The status of a command whose signal came when it had done its work and Python was closing down."""
-MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verb:
-    """A verb under interruption."""
+class Moments:
+    """When a verb is interrupted."""
 
-    argv: tuple[str, ...]
-    before: State | None
-    """The state of ``web`` that it starts from; None: there is no ``web``."""
-    after: State | None
-    moments_ms: tuple[int, ...]
-    """The sample of ``make test``; at the first it is surely at work."""
+    sample_ms: tuple[int, ...]
+    """In ``make test``; at the first it is surely at work."""
     step_ms: int = 10
     """Of the grid."""
 
 
-VERBS = {
-    "create": Verb(
-        argv=("create", "web", "--disk", "64M"), before=None, after=State.RUNNING, moments_ms=(0, 90), step_ms=150
-    ),
-    "rm": Verb(argv=("rm", "web", "--force"), before=State.RUNNING, after=None, moments_ms=(0,), step_ms=3),
-    "start": Verb(argv=("start", "web"), before=State.STOPPED, after=State.RUNNING, moments_ms=(300,), step_ms=150),
-    "stop": Verb(argv=("stop", "web"), before=State.RUNNING, after=State.STOPPED, moments_ms=(0,), step_ms=100),
-    "stop --force": Verb(
-        argv=("stop", "web", "--force", "--timeout", "0.1"),
-        before=State.RUNNING,
-        after=State.STOPPED,
-        moments_ms=(0, 120),
-        step_ms=40,
-    ),
-    "standby": Verb(argv=("standby", "web"), before=State.RUNNING, after=State.STANDBY, moments_ms=(0, 60, 120)),
-    "restore": Verb(argv=("restore", "web"), before=State.STANDBY, after=State.RUNNING, moments_ms=(0, 50, 100)),
-    "fork": Verb(argv=("fork", "web", "-n", "3"), before=State.RUNNING, after=State.RUNNING, moments_ms=(0, 200)),
-    "fork --start": Verb(
-        argv=("fork", "web", "-n", "3", "--start"),
-        before=State.STANDBY,
-        after=State.STANDBY,
-        moments_ms=(0, 500),
-        step_ms=25,
-    ),
-    "snapshot create": Verb(
-        argv=("snapshot", "create", "web", "golden"),
-        before=State.RUNNING,
-        after=State.RUNNING,
-        moments_ms=(0, 80),
-    ),
+MOMENTS = {
+    "create": Moments(sample_ms=(0, 90), step_ms=150),
+    "rm": Moments(sample_ms=(0,), step_ms=3),
+    "start": Moments(sample_ms=(300,), step_ms=150),
+    "stop": Moments(sample_ms=(0,), step_ms=100),
+    "stop --force": Moments(sample_ms=(0, 120), step_ms=40),
+    "standby": Moments(sample_ms=(0, 60, 120)),
+    "restore": Moments(sample_ms=(0, 50, 100)),
+    "fork": Moments(sample_ms=(0, 200)),
+    "fork --start": Moments(sample_ms=(0, 500), step_ms=25),
+    "snapshot create": Moments(sample_ms=(0, 80)),
 }
 SEQUENCES = (
     ("create", "rm"),
@@ -88,34 +73,6 @@ SEQUENCES = (
     ("standby", "restore", "fork --start", "fork", "snapshot create"),
 )
 """Each is tried on one ``web``, which is not booted more often than needed."""
-
-
-def state_of(host: Host, name: str) -> State | None:
-    return host.get(name).state if host.exists(name) else None
-
-
-def bring_to(host: Host, state: State | None) -> None:
-    """Make ``web`` what the verb starts from, with its marks."""
-    now = state_of(host, "web")
-    if state is now:
-        return
-    if state is None:
-        host.remove("web", force=True)
-        return
-    if now is None:
-        host.create("web", disk_bytes=64 * MIB)
-        sh(host, "web", MARKS)
-        bring_to(host, state)
-    elif state is State.RUNNING:
-        (host.restore if now is State.STANDBY else host.start)("web")
-        if now is State.STOPPED:
-            sh(host, "web", MARKS)
-    elif state is State.STANDBY:
-        bring_to(host, State.RUNNING)
-        host.standby("web")
-    else:
-        bring_to(host, State.RUNNING)
-        host.stop("web")
 
 
 def interrupt(command: CommandLine, argv: tuple[str, ...], moment_ms: int, number: signal.Signals) -> int | None:
@@ -161,7 +118,8 @@ def command(host: Host) -> CommandLine:
 def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, names: tuple[str, ...]) -> None:
     for name in names:
         verb = VERBS[name]
-        moments: Iterable[int] = itertools.count(0, verb.step_ms) if WHOLE else verb.moments_ms
+        grid = MOMENTS[name]
+        moments: Iterable[int] = itertools.count(0, grid.step_ms) if WHOLE else grid.sample_ms
         statuses = []
         for moment_ms, number in zip(moments, itertools.cycle(SIGNALS), strict=False):
             bring_to(host, verb.before)
@@ -206,44 +164,6 @@ def check_after(host: Host, command: CommandLine, verb: Verb) -> None:
         assert snapshot.referenced_by, f"nothing refers to {snapshot.id} of {snapshot.instance_name}"
         for name in snapshot.names:
             host.snapshot_remove(name)
-
-
-def use_once_more(host: Host, command: CommandLine, verb: Verb) -> None:
-    """The next command of the user: the same verb, or a pause where that would make something twice."""
-    if verb.argv[0] in ("fork", "snapshot", "create") or verb.after is None:
-        if state_of(host, "web") is State.RUNNING:
-            command.text("pause", "web")
-            command.text("resume", "web")
-        return
-    command.text(*verb.argv)
-    assert state_of(host, "web") is verb.after
-
-
-def check_owners(host: Host) -> None:
-    """Every name and every VMM belongs to an instance, and nothing is left of the work."""
-    infos = host.list()
-    names = {path.name: path.read_text().strip() for path in (host.home / "names" / "instances").iterdir()}
-    assert names == {info.name: info.id for info in infos}
-    assert artifacts.vmm_pids(f"{host.home}/") == {info.pid for info in infos if info.pid is not None}
-
-
-def check_guest(host: Host, name: str, *, has_marks: bool = True) -> None:
-    """It answers, and its workload and its disk are not frozen."""
-    script = "cat /sys/fs/cgroup/workload/cgroup.freeze; date >/data/written; sync"
-    assert sh(host, name, script) == "0"
-    if has_marks:
-        assert sh(host, name, "cat /ram/mark /data/mark") == "ram\ndisk"
-
-
-def is_settled(host: Host) -> bool:
-    """Whether a guest that may have been told to shut down has done so, or answers and is not going down."""
-    if host.get("web").state is State.STOPPED:
-        return True
-    try:
-        host.ping("web")
-        return sh(host, "web", "pidof poweroff rcK || echo no") == "no"
-    except (RametError, AssertionError):
-        return False
 
 
 def test_a_verb_on_several_stops_at_the_interruption(host: Host, command: CommandLine, running: InstanceInfo) -> None:

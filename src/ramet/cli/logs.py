@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from ramet.cli import output
+from ramet.cli import output, signals
 from ramet.cli.context import App, verb
 from ramet.errors import ConfigError, NotFoundError, host_errors
 
@@ -42,6 +42,7 @@ def logs(app: App, name: str, vmm: bool, follow: bool) -> int:
     except KeyboardInterrupt:
         if not follow:
             raise
+        signals.over()
         return INTERRUPTED_STATUS  # the way that -f ends: nothing to complain about
     finally:
         os.close(fd)

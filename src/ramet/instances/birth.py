@@ -1,4 +1,4 @@
-"""From work in progress to an instance with a name, and back: what create and fork share."""
+"""From work in progress to an instance with a name: what create and fork share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import host_errors
-from ramet.instances.context import Locked, Store
-from ramet.instances.observe import reap_strays
+from ramet.instances.context import Chore, Store
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths
 from ramet.store import atomic, names
@@ -29,7 +28,7 @@ def establish(store: Store, work: Path, record: InstanceRecord) -> None:
         ConflictError: if somebody else got the name.
     """
     final = store.paths.instance(record.id).dir
-    with process.signals_held():  # never a directory without a name
+    with process.signals_held(), store.even_if_killed(Chore.REMOVE, record.id):  # never a directory without a name
         with host_errors(f"create the instance {record.name!r}"):
             atomic.write_json(work / "instance.json", record)
             work.rename(final)
@@ -39,13 +38,3 @@ def establish(store: Store, work: Path, record: InstanceRecord) -> None:
         except BaseException:
             discard(store.paths, final)
             raise
-
-
-def abandon(store: Store, instance: Locked) -> None:
-    """Undo ``establish``, as far as it came: no VMM, no name, no directory."""
-    with process.signals_held():
-        if instance.paths.dir.exists():
-            reap_strays(instance.paths.run)  # one that was recorded, or not yet
-        names.release(store.paths.instance_names, instance.record.name, instance.record.id)
-        if instance.paths.dir.exists():
-            discard(store.paths, instance.paths.dir)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -25,13 +26,22 @@ from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.store import atomic, names
-from ramet.store.layout import discard, is_id, open_store
+from ramet.store.layout import discard, is_id, new_id, open_store
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
 COLLECT_TIMEOUT_S = 5.0
 """How long a snapshot that nothing needs any more is waited for: signals are held meanwhile."""
+
+
+class Chore(StrEnum):
+    """What is left to do where a command was killed."""
+
+    COLLECT = "collect"
+    """A snapshot: it goes if nothing refers to it."""
+    REMOVE = "remove"
+    """An instance: it was not whole yet, or not any more."""
 
 
 class Store:
@@ -151,13 +161,14 @@ class Store:
         """Keep a snapshot that is published in the block from being deleted until something refers to it. If the block fails
         before anything does, the snapshot goes.
         """
-        try:
-            with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
-                yield
-        except BaseException:
-            with process.signals_held():
-                self.collect(snapshot_id)
-            raise
+        with self.even_if_killed(Chore.COLLECT, snapshot_id):
+            try:
+                with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
+                    yield
+            except BaseException:
+                with process.signals_held():
+                    self.collect(snapshot_id)
+                raise
 
     def referrers(self, records: Sequence[InstanceRecord]) -> dict[str, Referrers]:
         """Who depends on each snapshot: those of these that sleep on it, map it, or diff against it; and its names."""
@@ -215,11 +226,23 @@ class Store:
     @contextmanager
     def collecting(self, record: InstanceRecord) -> Iterator[None]:
         """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
-        try:
+        ids = {record.snapshot, record.mapped_snapshot, record.diff_base}
+        with self.even_if_killed(Chore.COLLECT, *ids):
+            try:
+                yield
+            finally:
+                with process.signals_held():
+                    self.collect(*ids)
+
+    @contextmanager
+    def even_if_killed(self, chore: Chore, *ids: str | None) -> Iterator[None]:
+        """If the block is killed, the next command does the chore for these (``tidy.py``): each has a lock that names it and is
+        free then.
+        """
+        with ExitStack() as held:
+            for one in filter(None, ids):
+                held.enter_context(locked(self.paths.locks, f"{chore}-{one}-{new_id()}"))
             yield
-        finally:
-            with process.signals_held():
-                self.collect(record.snapshot, record.mapped_snapshot, record.diff_base)
 
     def collect(self, *snapshot_ids: str | None) -> None:
         """Delete those snapshots that nothing references any more, and keep the others.

@@ -20,7 +20,8 @@ from ramet.guests import image as images
 from ramet.hypervisors.base import Hardware
 from ramet.instances import birth, choice, naming
 from ramet.instances.boot import boot
-from ramet.instances.context import Locked, Store
+from ramet.instances.context import Chore, Locked, Store
+from ramet.instances.delete import take_away
 from ramet.model import MIB, Accelerator, Hypervisor, InstanceRecord, State
 from ramet.paths import InstancePaths
 from ramet.store import names
@@ -73,7 +74,7 @@ def create(
         vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen.accelerator)),
         pending="create",
     )
-    with locked(store.paths.locks, f"instance-{record.id}"):
+    with store.even_if_killed(Chore.REMOVE, record.id), locked(store.paths.locks, f"instance-{record.id}"):
         instance = Locked(store, record)
         try:
             with work_in_progress(store.paths, record.id) as work:
@@ -82,7 +83,7 @@ def create(
                 birth.establish(store, work, record)
             boot(instance, timeout_s=boot_timeout_s)
         except BaseException:
-            birth.abandon(store, instance)
+            take_away(instance)
             raise
     store.note = chosen.why
     return record.id

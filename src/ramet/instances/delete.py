@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ramet import process
 from ramet.errors import CorruptError, StateError
-from ramet.instances.context import Store
+from ramet.instances.context import Chore, Locked, Store
 from ramet.instances.observe import exclusive, is_live, reap_strays
 from ramet.model import State
 from ramet.store import names
@@ -13,44 +13,59 @@ from ramet.store.locks import locked
 
 
 def remove(store: Store, name: str, *, force: bool) -> None:
-    """Delete an instance. What its forks and named snapshots need stays: they have inodes of their own.
+    """Delete an instance. What its forks and named snapshots need stays: they have inodes of their own. If this is killed once
+    it has begun, the next command ends it.
 
     ``force`` also ends one that runs, and removes one whose record is damaged; the snapshots of that one stay, since nobody
     knows which they were.
 
     Raises:
         StateError: if it is running or paused and ``force`` was not given; nothing was touched.
+        CorruptError: if its record is damaged and ``force`` was not given; nothing was touched.
     """
     try:
-        _remove(store, name, force=force)
+        with exclusive(store, name) as instance:
+            record = instance.record
+            if is_live(record) and not force:
+                raise StateError(
+                    f"Cannot remove {record.name!r}: it is {record.state.value}.",
+                    actual=record.state.value,
+                    required=[state.value for state in (State.STANDBY, State.STOPPED, State.FAILED)],
+                    hint=f"Stop it first, or kill and remove it: ramet rm --force {record.name}",
+                )
+            take_away(instance)
     except CorruptError:
         if not force:
             raise
-        _remove_damaged(store, name)
+        instance_id = store.find(name)
+        with locked(store.paths.locks, f"instance-{instance_id}"):
+            take_away_damaged(store, instance_id)
 
 
-def _remove(store: Store, name: str, *, force: bool) -> None:
-    with exclusive(store, name) as instance:
-        record = instance.record
-        if is_live(record) and not force:
-            raise StateError(
-                f"Cannot remove {record.name!r}: it is {record.state.value}.",
-                actual=record.state.value,
-                required=[state.value for state in (State.STANDBY, State.STOPPED, State.FAILED)],
-                hint=f"Stop it first, or kill and remove it: ramet rm --force {record.name}",
-            )
-        # A killed VM with a record would pass for one that was lost, and an instance without a name could not be removed by it.
-        with process.signals_held(), store.collecting(record):
-            if record.vmm is not None:
-                process.kill_and_wait(record.vmm)
-            names.release(store.paths.instance_names, record.name, record.id)
+def take_away(instance: Locked) -> None:
+    """No VMM, no name, no directory, however much of it there is; and no snapshot that nothing else refers to."""
+    store, record = instance.store, instance.record
+    # A killed VM with a record would pass for one that was lost, and an instance without a name could not be removed by it.
+    with (
+        process.signals_held(),
+        store.collecting(record),
+        store.even_if_killed(Chore.REMOVE, record.id),
+    ):
+        if record.pending is not None:
+            reap_strays(instance.paths.run)  # its VMM may not be in the record yet
+        if record.vmm is not None:
+            process.kill_and_wait(record.vmm)
+        names.release(store.paths.instance_names, record.name, record.id)
+        if instance.paths.dir.exists():
             discard(store.paths, instance.paths.dir)
 
 
-def _remove_damaged(store: Store, name: str) -> None:
-    instance_id = store.find(name)
+def take_away_damaged(store: Store, instance_id: str) -> None:
+    """The same of an instance whose record cannot be read: what it referred to is not known, and stays."""
     paths = store.paths.instance(instance_id)
-    with locked(store.paths.locks, f"instance-{instance_id}"), process.signals_held():
+    with process.signals_held(), store.even_if_killed(Chore.REMOVE, instance_id):
         reap_strays(paths.run)
-        names.release(store.paths.instance_names, name, instance_id)
+        for name, target in names.all_names(store.paths.instance_names).items():
+            if target == instance_id:
+                names.release(store.paths.instance_names, name, instance_id)
         discard(store.paths, paths.dir)

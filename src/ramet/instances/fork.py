@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ramet import process
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
 from ramet.instances import birth, choice, guest, naming
-from ramet.instances.context import Store, snapshot_of
+from ramet.instances.context import Chore, Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
@@ -34,6 +34,7 @@ from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +66,13 @@ def fork(
     """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
     for name in names:
         naming.check_new_name(name)
-    if source.startswith("snapshot:"):
-        made = _from_snapshot(store, store.find_snapshot(source), names, count, hypervisor)
-    else:
-        made = _from_instance(store, source, names, count, hypervisor)
-    if start:
-        _start(store, made)
+    with _all_or_nothing(store) as announce:
+        if source.startswith("snapshot:"):
+            made = _from_snapshot(store, announce, store.find_snapshot(source), names, count, hypervisor)
+        else:
+            made = _from_instance(store, announce, source, names, count, hypervisor)
+        if start:
+            _start(store, made)
     return made
 
 
@@ -91,7 +93,12 @@ def _require_same(source: str, made_by: Hypervisor, asked: Hypervisor | None) ->
 
 
 def _from_snapshot(
-    store: Store, snapshot_id: str, names: Sequence[str], count: int | None, hypervisor: Hypervisor | None
+    store: Store,
+    announce: Announce,
+    snapshot_id: str,
+    names: Sequence[str],
+    count: int | None,
+    hypervisor: Hypervisor | None,
 ) -> Forked:
     with store.reading(snapshot_id) as paths:
         manifest = manifests.load(paths)
@@ -99,27 +106,32 @@ def _from_snapshot(
         manifests.check_files(paths, manifest)
         owner = _owner_of(store, manifest)
         chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
-        return _derive_all(store, _Plan(source=owner, names=chosen), paths, manifest)
+        return _derive_all(store, announce, _Plan(source=owner, names=chosen), paths, manifest)
 
 
 def _from_instance(
-    store: Store, source: str, names: Sequence[str], count: int | None, hypervisor: Hypervisor | None
+    store: Store,
+    announce: Announce,
+    source: str,
+    names: Sequence[str],
+    count: int | None,
+    hypervisor: Hypervisor | None,
 ) -> Forked:
     with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
         chosen = naming.names_of_forks(store, record.name, names, count)
         if record.state is State.STOPPED:
-            return _from_disk(store, _Plan(source=_with_vmm(store, record, hypervisor), names=chosen))
+            return _from_disk(store, announce, _Plan(source=_with_vmm(store, record, hypervisor), names=chosen))
         _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
             with store.reading(snapshot_of(record)) as paths:
                 manifest = manifests.load(paths)
                 manifests.check_files(paths, manifest)
-                return _derive_all(store, _Plan(source=record, names=chosen), paths, manifest)
-    return _from_live(store, source, chosen)
+                return _derive_all(store, announce, _Plan(source=record, names=chosen), paths, manifest)
+    return _from_live(store, announce, source, chosen)
 
 
-def _from_live(store: Store, source: str, names: tuple[str, ...]) -> Forked:
+def _from_live(store: Store, announce: Announce, source: str, names: tuple[str, ...]) -> Forked:
     """Pause the source, capture it, let it run on, and make the forks from the capture."""
     with exclusive(store, source) as instance:
         record = instance.record
@@ -146,22 +158,28 @@ def _from_live(store: Store, source: str, names: tuple[str, ...]) -> Forked:
                 stack.enter_context(store.publishing(manifest.id))
                 publish(work, files, manifest)
                 keep_as_base(instance, manifest)
-            made = _derive_all(store, plan, files, manifest, last_takes_files=take)
+            made = _derive_all(store, announce, plan, files, manifest, last_takes_files=take)
             return Forked(ids=made.ids, source_pause_s=pause_s, method=made.method)
 
 
 def _derive_all(
-    store: Store, plan: _Plan, files: SnapshotPaths, manifest: Manifest, *, last_takes_files: bool = False
+    store: Store,
+    announce: Announce,
+    plan: _Plan,
+    files: SnapshotPaths,
+    manifest: Manifest,
+    *,
+    last_takes_files: bool = False,
 ) -> Forked:
-    with _all_or_nothing(store) as made:
-        method = None
-        for index, name in enumerate(plan.names):
-            store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
-            take = last_takes_files and index == len(plan.names) - 1
-            record = _new_record(plan.source, name, manifest)
-            made.append(record)
-            method = _derive_one(store, record, files, manifest, take_files=take) or method
-        return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
+    ids, method = [], None
+    for index, name in enumerate(plan.names):
+        store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
+        take = last_takes_files and index == len(plan.names) - 1
+        record = _new_record(plan.source, name, manifest)
+        announce(record.id)
+        method = _derive_one(store, record, files, manifest, take_files=take) or method
+        ids.append(record.id)
+    return Forked(ids=tuple(ids), source_pause_s=None, method=method)
 
 
 def _derive_one(
@@ -190,24 +208,25 @@ def _derive_one(
     return mine.memory.method
 
 
-def _from_disk(store: Store, plan: _Plan) -> Forked:
+def _from_disk(store: Store, announce: Announce, plan: _Plan) -> Forked:
     """Forks of a stopped source: its disk alone; they boot afresh."""
     live = store.paths.instance(plan.source.id).disk
     if not live.exists():
         raise ConflictError(f"{plan.source.name!r} has no disk to fork.")
+    ids: list[str] = []
     method: Method | None = None
-    with _all_or_nothing(store) as made:
-        for name in plan.names:
-            record = _new_record(plan.source, name, None)
-            made.append(record)
-            with (
-                locked(store.paths.locks, f"instance-{record.id}"),
-                work_in_progress(store.paths, record.id) as work,
-            ):
-                birth.make_directories(work)
-                method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
-                birth.establish(store, work, record)
-        return Forked(ids=tuple(record.id for record in made), source_pause_s=None, method=method)
+    for name in plan.names:
+        record = _new_record(plan.source, name, None)
+        announce(record.id)
+        with (
+            locked(store.paths.locks, f"instance-{record.id}"),
+            work_in_progress(store.paths, record.id) as work,
+        ):
+            birth.make_directories(work)
+            method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
+            birth.establish(store, work, record)
+        ids.append(record.id)
+    return Forked(ids=tuple(ids), source_pause_s=None, method=method)
 
 
 def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | None) -> InstanceRecord:
@@ -225,14 +244,22 @@ def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | Non
 
 
 @contextmanager
-def _all_or_nothing(store: Store) -> Iterator[list[InstanceRecord]]:
-    """The block appends each fork before it makes it."""
-    made: list[InstanceRecord] = []
-    try:
-        yield made
-    except BaseException:
-        _undo(store, [record.id for record in made])
-        raise
+def _all_or_nothing(store: Store) -> Iterator[Announce]:
+    """Yields what is told each fork before it is made. If the block fails, those that were are removed; if it is killed, the next
+    command removes them.
+    """
+    ids: list[str] = []
+    with ExitStack() as held:
+
+        def announce(instance_id: str) -> None:
+            held.enter_context(store.even_if_killed(Chore.REMOVE, instance_id))
+            ids.append(instance_id)
+
+        try:
+            yield announce
+        except BaseException:
+            _undo(store, ids)
+            raise
 
 
 def _undo(store: Store, instance_ids: Sequence[str]) -> None:
@@ -248,15 +275,11 @@ def _undo(store: Store, instance_ids: Sequence[str]) -> None:
 
 
 def _start(store: Store, made: Forked) -> None:
-    try:
-        for instance_id in made.ids:
-            if store.read(instance_id).state is State.STOPPED:
-                start_instance(store, instance_id)
-            else:
-                restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False)
-    except BaseException:
-        _undo(store, made.ids)
-        raise
+    for instance_id in made.ids:
+        if store.read(instance_id).state is State.STOPPED:
+            start_instance(store, instance_id)
+        else:
+            restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False)
 
 
 def _new_record(source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:

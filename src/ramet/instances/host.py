@@ -17,6 +17,7 @@ from ramet.errors import NotFoundError
 from ramet.guests import image as images
 from ramet.instances import commands, create, delete, doctor, fork, inspect, power, restore, snapshots, standby
 from ramet.instances.context import Store
+from ramet.instances.tidy import tidy
 from ramet.model import (
     MIB,
     Accelerator,
@@ -43,6 +44,7 @@ class Host:
 
     def __init__(self, home: Path | None = None, *, progress: Callable[[str], None] | None = None) -> None:
         self._store = Store(home, progress=progress)
+        tidy(self._store)
 
     @property
     def home(self) -> Path:

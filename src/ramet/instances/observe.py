@@ -22,6 +22,8 @@ from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
 LIVE = (State.RUNNING, State.PAUSED)
+FORCED_STOP = "stop --force"
+"""``pending`` of a verb that kills the VMM: if it is killed itself, a VMM that is gone was not lost."""
 
 
 def is_live(record: InstanceRecord) -> bool:
@@ -59,7 +61,7 @@ def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
         return record
     paths = store.paths.instance(record.id)
     gone = msgspec.structs.replace(record, vmm=None, mapped_snapshot=None, diff_base=None)
-    if store.driver(record.hypervisor).ended_by_guest(paths.run, paths.vmm_log):
+    if record.pending == FORCED_STOP or store.driver(record.hypervisor).ended_by_guest(paths.run, paths.vmm_log):
         return msgspec.structs.replace(gone, state=State.STOPPED, snapshot=None)
     return msgspec.structs.replace(
         gone,
@@ -94,8 +96,8 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
     if record != was:
-        Locked(store, was).put_back(record)
-        store.collect(*({was.snapshot, was.mapped_snapshot, was.diff_base} - {None}))
+        with store.collecting(was):
+            Locked(store, was).put_back(record)
     return record
 
 

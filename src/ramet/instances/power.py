@@ -8,7 +8,7 @@ from ramet.guests.client import AgentClient
 from ramet.instances import guest, live_files
 from ramet.instances.boot import boot
 from ramet.instances.context import Locked, Store, snapshot_of
-from ramet.instances.observe import exclusive
+from ramet.instances.observe import FORCED_STOP, exclusive
 from ramet.model import State
 from ramet.snapshots import manifest as manifests
 from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
@@ -66,7 +66,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             _discard_memory(store, instance, allowed=discard_memory)
             return
         require(Verb.STOP, state, name=name)
-        with store.collecting(instance.record), instance.pending("stop"):
+        with store.collecting(instance.record), instance.pending(FORCED_STOP if force else "stop"):
             must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
             with process.signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:

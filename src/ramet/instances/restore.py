@@ -11,7 +11,7 @@ from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.instances import guest, live_files
 from ramet.instances.boot import launch_spec
-from ramet.instances.context import Locked, Store, snapshot_of
+from ramet.instances.context import Chore, Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, InstanceRecord, Manifest, Method, State
@@ -51,13 +51,14 @@ def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[N
     """When the block has ended, in whatever way, delete those snapshots of ``before`` that nothing references any more. If it has
     failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
     """
-    kept: str | None = chosen
-    try:
-        yield
-        kept = None
-    finally:
-        with process.signals_held():
-            store.collect(*({before.snapshot, before.mapped_snapshot, before.diff_base} - {kept}))
+    needless = {before.snapshot, before.mapped_snapshot, before.diff_base} - {None, chosen}
+    with store.even_if_killed(Chore.COLLECT, *needless):
+        try:
+            yield
+            needless.add(chosen)
+        finally:
+            with process.signals_held():
+                store.collect(*needless)
 
 
 def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from ramet import process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest, naming
-from ramet.instances.context import Locked, Referrers, Store, snapshot_of
+from ramet.instances.context import Chore, Locked, Referrers, Store, snapshot_of
 from ramet.instances.observe import exclusive
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
@@ -70,7 +70,8 @@ def remove(store: Store, text: str) -> None:
         store.delete_snapshot(snapshot_id)
         return
     try:
-        with process.signals_held():  # never a snapshot that neither a name nor an instance refers to
+        # Never a snapshot that neither a name nor an instance refers to.
+        with process.signals_held(), store.even_if_killed(Chore.COLLECT, snapshot_id):
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_snapshot(snapshot_id)
     except InUseError as err:

@@ -1,0 +1,164 @@
+"""``python -m tests.vm.killing --at 17 -- standby web``: a ``ramet`` command that is ended, or whose VMMs are, before a step.
+
+A step is whatever changes something outside the process, in the order in which it happens: a file that is opened for writing,
+renamed, linked, deleted, written or made durable, a program that is started, a signal, a connection, a message. They are found
+by Python's audit events and by wrapping the calls that raise none, so a new step of a verb is one here by itself. Several in a
+row of one name, such as the pieces of a copy, are one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ramet import process
+from ramet.cli.main import main as ramet
+from ramet.store import atomic
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+NAMES = (
+    (re.compile(r"^proc/self/fd/\d+/"), ""),
+    (re.compile(r"[0-9a-f]{12}"), "ID"),
+    (re.compile(r"\.([\w.-]+)\.[\w-]{8}$"), r"(\1)"),  # a temporary file
+    (re.compile(r"run/(agent\d|qmp|console|vsock|api)\.(sock|pid)$"), "run/*"),
+    (re.compile(r"agent\d"), "agent"),
+)
+"""What differs from run to run, and what it is called instead."""
+BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
+STARTS = {"subprocess.Popen", "os.posix_spawn"}
+FICLONE = 0x40049409
+
+
+class Steps:
+    """Counts them, and strikes before one."""
+
+    def __init__(self, home: Path, *, at: int | None, strike: Callable[[], None]) -> None:
+        self.names: list[str] = []
+        self._home = str(home)
+        self._at = at
+        self._strike = strike
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._is_inside = False
+
+    def step(self, name: str) -> None:
+        """One is about to be made."""
+        with self._lock:
+            if self._is_inside or os.getpid() != self._pid or (self.names and self.names[-1] == name):
+                return
+            self.names.append(name)
+            if len(self.names) - 1 == self._at:
+                self._is_inside = True
+                self._strike()
+                self._is_inside = False
+
+    def audited(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook (sys.addaudithook)."""
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & WRITES and self._is_in_store(path):
+                self.step(f"open {self.called(path)}")
+        elif event in BY_PATH and self._is_in_store(arguments[0]):
+            target = f" -> {self.called(arguments[1])}" if event in ("os.rename", "os.link") else ""
+            self.step(f"{event.removeprefix('os.')} {self.called(arguments[0])}{target}")
+        elif event in STARTS:
+            self.step(f"start {Path(os.fsdecode(arguments[0])).name}")
+        elif event == "socket.connect" and isinstance(arguments[1], str | bytes):
+            self.step(f"connect {self.called(arguments[1])}")
+        elif event == "fcntl.ioctl" and arguments[1] == FICLONE:
+            self.step("clone")
+
+    def wrap(self) -> None:
+        """Count the calls that raise no audit event."""
+
+        def counted(owner: Any, name: str, label: Callable[..., str]) -> None:
+            real = getattr(owner, name)
+
+            def call(*arguments: Any, **options: Any) -> Any:
+                self.step(label(*arguments))
+                return real(*arguments, **options)
+
+            setattr(owner, name, call)
+
+        counted(os, "fsync", lambda fd: f"fsync {self.of(fd)}")
+        counted(os, "fdatasync", lambda fd: f"fdatasync {self.of(fd)}")
+        counted(os, "fchmod", lambda fd, _mode: f"fchmod {self.of(fd)}")
+        counted(os, "ftruncate", lambda fd, _size: f"ftruncate {self.of(fd)}")
+        for name in ("write", "pwrite", "pwritev", "writev"):
+            counted(os, name, lambda fd, *_: f"write {self.of(fd)}")
+        for name in ("copy_file_range", "sendfile"):
+            counted(os, name, lambda *_: "copy")
+        counted(atomic, "rename_noreplace", lambda a, b: f"rename {self.called(a)} -> {self.called(b)}")
+        counted(signal, "pidfd_send_signal", lambda _fd, number, *_: f"send {signal.Signals(number).name}")
+        for name in ("send", "sendall", "sendmsg"):
+            counted(socket.socket, name, lambda sock, *_: f"send to {self.called(peer(sock))}")
+
+    def _is_in_store(self, path: object) -> bool:
+        return isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(self._home)
+
+    def of(self, fd: int) -> str:
+        """What an open file is called."""
+        try:
+            return self.called(Path(f"/proc/self/fd/{fd}").readlink())
+        except OSError:
+            return "?"
+
+    def called(self, path: str | bytes | os.PathLike[str]) -> str:
+        """A path without what differs from run to run."""
+        name = os.fsdecode(path).removeprefix(self._home).lstrip("/")
+        for pattern, instead in NAMES:
+            name = pattern.sub(instead, name)
+        return name
+
+
+def peer(sock: socket.socket) -> str:
+    try:
+        return Path(str(sock.getpeername())).name
+    except OSError:
+        return "nobody"
+
+
+def end_vmms(home: Path) -> None:
+    """Kill every VMM of the store."""
+    for run_dir in (home / "instances").glob("*/run"):
+        for vmm in process.find_marked(run_dir):
+            os.kill(vmm.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.vm.killing")
+    parser.add_argument("--at", type=int, help="the number of the step; without it all are made")
+    parser.add_argument("--vmms", action="store_true", help="kill the VMMs there, and let the command go on")
+    parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
+    parser.add_argument("argv", nargs="+")
+    options = parser.parse_args()
+    home = Path(os.environ["RAMET_HOME"])
+
+    def strike() -> None:
+        if options.vmms:
+            end_vmms(home)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    steps = Steps(home, at=options.at, strike=strike)
+    sys.argv = ["ramet", *options.argv]
+    steps.wrap()
+    sys.addaudithook(steps.audited)
+    try:
+        ramet()
+    finally:
+        made = list(steps.names)
+        if options.steps is not None:
+            options.steps.write_text("".join(f"{name}\n" for name in made))
+
+
+if __name__ == "__main__":
+    main()

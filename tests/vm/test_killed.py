@@ -1,0 +1,153 @@
+"""SIGKILL between any two steps of any verb, of Ramet and of its VMMs: the next command finds the store whole and tells the
+truth, nothing is left that nobody owns, the guest's marks are there, and the verb can be done again.
+
+The steps are those that a verb is seen to make (``killing.py``). In ``make test`` a few of each verb's are tried, from a place
+that is drawn anew each time; with RAMET_TEST_ALL=1 all are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ramet import Host
+from ramet.model import State
+from ramet.process import wait_until
+from tests.file_systems import WHOLE
+from tests.vm.command_line import INTERNAL_STATUS, CommandLine
+from tests.vm.cut_short import MARKS, VERBS, Verb, bring_to, check_guest, check_owners, is_settled, state_of
+from tests.vm.guests import sh
+
+SAMPLE = {"ramet": 2, "VMMs": 1}
+"""How many steps of each verb ``make test`` tries."""
+APART = {"ramet": 1, "VMMs": 4}
+"""How far apart those are that are tried with RAMET_TEST_ALL=1."""
+REPEATED = 5
+"""Every so many-th of them is done again; in ``make test`` each."""
+ENDS_WITHIN_S = 90.0
+pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
+
+
+@pytest.fixture
+def command(host: Host) -> CommandLine:
+    return CommandLine(host.home)
+
+
+@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.parametrize("whom", SAMPLE)
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_that_is_killed_between_any_two_steps(host: Host, command: CommandLine, name: str, whom: str) -> None:
+    verb = VERBS[name]
+    prepare(host, command, verb)
+    status, steps = killed(command, verb, at=None, whom=whom)
+    assert status == 0
+    outcomes: Counter[str] = Counter()
+    points = chosen(len(steps), whom)
+    for at in points:
+        prepare(host, command, verb)
+        status, made = killed(command, verb, at=at, whom=whom)
+        print(f"{name}: {whom} killed before step {at} ({steps[at]}): status {status}")
+        if whom == "ramet":
+            assert status in (-signal.SIGKILL, 0), made  # it may have had fewer steps to make this time
+        outcomes[check_after(host, command, verb)] += 1
+        if not WHOLE or at % REPEATED == 0:
+            prepare(host, command, verb)
+            command.text(*verb.argv)
+            assert check_after(host, command, verb) == (verb.after or "absent")
+    told = ", ".join(f"{state} {count}" for state, count in outcomes.items())
+    print(f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told}")
+
+
+def chosen(count: int, whom: str) -> range:
+    """Which steps are tried: all, or a few as far apart as can be."""
+    apart = APART[whom] if WHOLE else max(count // SAMPLE[whom], 1)
+    return range(random.randrange(min(apart, count)), count, apart)
+
+
+def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
+    """All that the verb starts from, and nothing else."""
+    for info in host.list():
+        if info.name != "web":
+            host.remove(info.name, force=True)
+    bring_to(host, verb.before)
+    if verb.before is State.RUNNING:
+        sh(host, "web", MARKS)
+    for snapshot in host.snapshots():
+        for name in snapshot.names:
+            host.snapshot_remove(name)
+    if verb.first is not None:
+        command.text(*verb.first)
+
+
+def killed(command: CommandLine, verb: Verb, *, at: int | None, whom: str) -> tuple[int, list[str]]:
+    """Let the verb come to a step; its status, and the steps that it made if it came to its end."""
+    listed = command.home.parent / "steps"
+    listed.unlink(missing_ok=True)
+    options = [*(["--at", str(at)] if at is not None else []), *(["--vmms"] if whom == "VMMs" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vm.killing", *options, "--steps", str(listed), "--", *verb.argv],
+        cwd=Path(__file__).parents[2],
+        env=command.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=ENDS_WITHIN_S,
+        check=False,
+    )
+    err = done.stderr.decode()
+    assert done.returncode != INTERNAL_STATUS, err
+    assert "Traceback" not in err, err
+    return done.returncode, listed.read_text().splitlines() if listed.exists() else []
+
+
+def check_after(host: Host, command: CommandLine, verb: Verb) -> str:
+    """All that is promised, with what the next command finds; returns what became of ``web``."""
+    if verb.argv[0] == "stop":
+        wait_until(lambda: is_settled(host), 30, what="the guest to go down, or to run on")
+    listed = {info["name"]: info for info in command.json("ls")}
+    assert list((host.home / "tmp").iterdir()) == [], "the next command has tidied up"
+    state = state_of(host, "web")
+    assert (listed["web"]["state"] if "web" in listed else None) == state
+    failure = host.get("web").failure if state is not None else None
+    became = f"{state.value if state else 'absent'}{f' ({failure.value})' if failure else ''}"
+    if state is not None:
+        recover(host, verb)
+    check_owners(host)
+    forks = [name for name in listed if name != "web"]
+    assert len(forks) in (0, 3), "all forks are made, or none"
+    for fork in forks:
+        check_fork(host, fork)
+        host.remove(fork, force=True)
+    for snapshot in host.snapshots():
+        assert snapshot.referenced_by, f"nothing refers to {snapshot.id} of {snapshot.instance_name}"
+    return became
+
+
+def recover(host: Host, verb: Verb) -> None:
+    """Have it run, by what a user would type, and look into its guest."""
+    info = host.get("web")
+    has_memory = info.state in (State.RUNNING, State.STANDBY) and verb.before in (State.RUNNING, State.STANDBY)
+    bring_back(host, info.state)
+    check_guest(host, "web", has_marks=has_memory)
+    if verb.before is not None:
+        assert sh(host, "web", "cat /data/mark") == "disk"
+
+
+def bring_back(host: Host, state: State) -> None:
+    if state is State.STANDBY:
+        host.restore("web")
+    elif state in (State.STOPPED, State.FAILED):
+        host.start("web")
+
+
+def check_fork(host: Host, name: str) -> None:
+    """One that is there is whole."""
+    state = host.get(name).state
+    if state in (State.STANDBY, State.FAILED):
+        host.restore(name, discard_disk=state is State.FAILED)
+    check_guest(host, name)
