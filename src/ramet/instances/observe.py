@@ -88,6 +88,8 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     A guest found frozen is thawed and runs on (H43, H71); a VMM that no record owns is reaped; a half-made instance is failed.
     """
     was = record
+    for left in store.paths.instance(record.id).dir.glob(".instance.json.????????"):
+        left.unlink(missing_ok=True)  # a record that was being written
     if record.pending is not None:
         record = _mend(store, record, record.pending)
     record = observed(store, record)

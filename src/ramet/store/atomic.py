@@ -8,6 +8,8 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,18 +54,41 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
 def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Create ``path`` whole, or raise FileExistsError: link(2) lets only one of two creators win, and shows no half.
 
-    On any failure ``path`` is not ours, and nothing else is left.
+    On any failure ``path`` is not ours, and nothing else is left; nor is it by a kill, where the file system has O_TMPFILE.
     """
-    temporary = _write_temporary(path, data, mode)
-    try:
-        path.hardlink_to(temporary)
+    with _without_a_name(path, data, mode) as source:
+        if isinstance(
+            source, int
+        ):  # link(2) does not follow symbolic links, linkat(2) does if told (open(2), O_TMPFILE)
+            os.link(f"/proc/self/fd/{source}", path, src_dir_fd=source)
+        else:
+            path.hardlink_to(source)
         try:
             fsync_directory(path.parent)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _without_a_name(path: Path, data: bytes, mode: int) -> Iterator[int | Path]:
+    """A descriptor of a file that has no name, written and fsynced; or a temporary file's path, where there is no O_TMPFILE."""
+    try:
+        fd = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        temporary = _write_temporary(path, data, mode)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    try:
+        _write_durably(fd, data)
+        yield fd
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> None:
@@ -153,13 +178,17 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        done = 0
-        while done < len(data):
-            done += os.write(fd, data[done:])
-        os.fsync(fd)
+        _write_durably(fd, data)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
     return temporary
+
+
+def _write_durably(fd: int, data: bytes) -> None:
+    done = 0
+    while done < len(data):
+        done += os.write(fd, data[done:])
+    os.fsync(fd)

@@ -122,31 +122,59 @@ def test_a_symbolic_link_is_replaced_and_not_followed(place: Path) -> None:
 # -- create_exclusive ---------------------------------------------------------------------------------------------
 
 
-def test_creation_is_fsynced_before_the_link_and_its_directory_after(place: Path) -> None:
-    assert steps_of(lambda: atomic.create_exclusive(place / "f", NEW)) == [
-        ("fsync", ".f.RANDOM"),
-        ("link", ".f.RANDOM -> f"),
-        ("fsync", "place"),
-    ]
+@pytest.fixture(params=["O_TMPFILE", "a temporary name"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to make a file that has no name yet: not every file system has O_TMPFILE (NFS, 9p)."""
+    real = os.open
+
+    def refuse(path: str, flags: int, *arguments: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, *arguments)
+
+    if request.param != "O_TMPFILE":
+        monkeypatch.setattr(os, "open", refuse)
+    return str(request.param)
+
+
+def test_creation_is_fsynced_before_the_link_and_its_directory_after(place: Path, way: str) -> None:
+    steps = steps_of(lambda: atomic.create_exclusive(place / "f", NEW))
+    assert [verb for verb, _ in steps] == ["fsync", "link", "fsync"]
+    assert steps[1][1].endswith(" -> f")
+    assert steps[2] == ("fsync", "place")
+    assert steps[0][1].startswith("#" if way == "O_TMPFILE" else ".f.")
     assert names_in(place) == {"f"}
     assert (place / "f").read_bytes() == NEW
     assert (place / "f").stat().st_nlink == 1
+    assert (place / "f").stat().st_mode & 0o777 == 0o600
 
 
-def test_only_one_creation_wins(place: Path) -> None:
+def test_only_one_creation_wins(place: Path, way: str) -> None:
     atomic.create_exclusive(place / "f", OLD)
     with pytest.raises(FileExistsError):
         atomic.create_exclusive(place / "f", NEW)
     assert (place / "f").read_bytes() == OLD
-    assert names_in(place) == {"f"}
+    assert names_in(place) == {"f"}, way
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_a_creation_that_fails_at_any_step_has_not_happened(place: Path, step: int) -> None:
+def test_a_creation_that_fails_at_any_step_has_not_happened(place: Path, step: int, way: str) -> None:
     """Also where the link was made and could not be made durable: the caller was told that the name is not his."""
+    before = own_descriptors()
     with Steps(fail_at=step).recorded(), pytest.raises(OSError, match="Input/output"):
         atomic.create_exclusive(place / "f", NEW)
-    assert names_in(place) == set()
+    assert names_in(place) == set(), way
+    assert own_descriptors() == before
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_creation_that_is_killed_at_any_step_leaves_nothing_else(place: Path, step: int) -> None:
+    def killed() -> None:
+        with Steps(kill_at=step).recorded():
+            atomic.create_exclusive(place / "f", NEW)
+
+    assert run_in_child(killed) == -9
+    assert names_in(place) == ({"f"} if step == 2 else set())
 
 
 # -- publish_directory --------------------------------------------------------------------------------------------
