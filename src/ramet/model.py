@@ -309,3 +309,32 @@ class Capability(Value, frozen=True, kw_only=True):
     why: str
     meaning: str
     mend: str | None = None
+
+
+class Problem(Value, frozen=True, kw_only=True):
+    """Something in the store that is not as it must be."""
+
+    where: str
+    """``instance ID``, ``snapshot ID``, ``process PID``, a name, or a path."""
+    text: str
+    mend: str
+    """What a repair does, or else what a person can."""
+    can_be_mended: bool = False
+    """Whether a repair mends it."""
+    mended: bool = False
+
+
+class StoreReport(Value, frozen=True, kw_only=True):
+    """``doctor --store``: how much there is, and what is wrong with it."""
+
+    instances: int
+    snapshots: int
+    vmms: int
+    problems: tuple[Problem, ...]
+    busy: tuple[str, ...]
+    """What another command was at work on, and which was therefore not judged."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong any more."""
+        return all(problem.mended for problem in self.problems)

@@ -313,8 +313,16 @@ def _open_to_append(stack: ExitStack, path: Path) -> int:
 
 def find_marked(mark: Path) -> list[VmmProcess]:
     """The live processes that ``spawn`` has started with that ``mark``, whoever called it, by their environment (proc(5))."""
-    wanted = os.fsencode(f"{VMM_MARK}={mark}")
-    found = []
+    return [vmm for found, vmm in _marked() if found == mark]
+
+
+def marked_below(directory: Path) -> list[tuple[str, VmmProcess]]:
+    """The live processes that ``spawn`` has started with a mark below ``directory``, and the next part of its path."""
+    return [(mark.relative_to(directory).parts[0], vmm) for mark, vmm in _marked() if directory in mark.parents]
+
+
+def _marked() -> Iterator[tuple[Path, VmmProcess]]:
+    begins = os.fsencode(f"{VMM_MARK}=")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -322,10 +330,11 @@ def find_marked(mark: Path) -> list[VmmProcess]:
             environment = (entry / "environ").read_bytes()
         except OSError:
             continue  # it ended meanwhile, or is another user's
-        ticks = start_time_ticks(int(entry.name)) if wanted in environment.split(b"\0") else None
-        if ticks is not None:
-            found.append(VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id()))
-    return found
+        mark = next((line for line in environment.split(b"\0") if line.startswith(begins)), None)
+        ticks = start_time_ticks(int(entry.name)) if mark is not None else None
+        if mark is not None and ticks is not None:
+            vmm = VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id())
+            yield Path(os.fsdecode(mark.removeprefix(begins))), vmm
 
 
 def _forbid_core_dumps(child: subprocess.Popen[bytes], argv: Sequence[str]) -> None:

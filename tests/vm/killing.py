@@ -2,8 +2,8 @@
 
 A step is whatever changes something outside the process, in the order in which it happens: a file that is opened for writing,
 renamed, linked, deleted, written or made durable, a program that is started, a signal, a connection, a message. They are found
-by Python's audit events and by wrapping the calls that raise none, so a new step of a verb is one here by itself. Several in a
-row of one name, such as the pieces of a copy, are one step.
+by Python's audit events and by wrapping the calls that raise none, so a new step of a verb is one here by itself. The pieces of a
+copy or of a message are one step, and so is the deletion of all sockets.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Steps:
     def step(self, name: str) -> None:
         """One is about to be made."""
         with self._lock:
-            if self._is_inside or os.getpid() != self._pid or (self.names and self.names[-1] == name):
+            if self._is_inside or os.getpid() != self._pid or (name in self.names[-1:] and is_a_piece(name)):
                 return
             self.names.append(name)
             if len(self.names) - 1 == self._at:
@@ -66,7 +66,7 @@ class Steps:
             path, _, flags = arguments
             if isinstance(flags, int) and flags & WRITES and self._is_in_store(path):
                 self.step(f"open {self.called(path)}")
-        elif event in BY_PATH and self._is_in_store(arguments[0]):
+        elif event in BY_PATH and (self._is_in_store(arguments[0]) or arguments[-1] not in (-1, None)):
             target = f" -> {self.called(arguments[1])}" if event in ("os.rename", "os.link") else ""
             self.step(f"{event.removeprefix('os.')} {self.called(arguments[0])}{target}")
         elif event in STARTS:
@@ -119,6 +119,11 @@ class Steps:
         return name
 
 
+def is_a_piece(name: str) -> bool:
+    """Whether several such steps in a row are one."""
+    return name.partition(" ")[0] in ("write", "copy", "send") or (name.startswith("remove ") and "run/" in name)
+
+
 def peer(sock: socket.socket) -> str:
     try:
         return Path(str(sock.getpeername())).name
@@ -138,11 +143,14 @@ def main() -> None:
     parser.add_argument("--at", type=int, help="the number of the step; without it all are made")
     parser.add_argument("--vmms", action="store_true", help="kill the VMMs there, and let the command go on")
     parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
+    parser.add_argument("--struck", type=Path, help="make this file when the step was reached")
     parser.add_argument("argv", nargs="+")
     options = parser.parse_args()
     home = Path(os.environ["RAMET_HOME"])
 
     def strike() -> None:
+        if options.struck is not None:
+            options.struck.touch()
         if options.vmms:
             end_vmms(home)
         else:

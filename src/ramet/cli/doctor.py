@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import click
+
 from ramet.cli import output
 from ramet.cli.context import App, verb
+from ramet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ramet.model import Capability, StoreReport
+
+NOT_WHOLE_STATUS = 1
 
 
-@verb("doctor", examples=["ramet doctor", "ramet doctor --json | jq '.[] | select(.available | not) | .mend'"])
-def doctor(app: App) -> None:
-    """Say what this host can do, and what mends the rest.
+@verb(
+    "doctor",
+    examples=[
+        "ramet doctor",
+        "ramet doctor --json | jq '.[] | select(.available | not) | .mend'",
+        "ramet doctor --store --repair",
+    ],
+)
+@click.option("--store", is_flag=True, help="Say whether the store is whole instead.")
+@click.option("--repair", is_flag=True, help="With --store: mend what can be mended.")
+def doctor(app: App, store: bool, repair: bool) -> int:
+    """Say what this host can do, or whether the store is whole, and what mends the rest.
 
-    Everything is probed, nothing is guessed from versions: KVM counts if guest code really runs, reflinks if a clone
-    was made in the store. The status is 0 whatever the answers are. With --json: an array of {name available why
-    meaning mend}.
+    What the host can do is probed, nothing is guessed from versions: KVM counts if guest code really runs, reflinks if
+    a clone was made in the store. The status is 0 whatever the answers are. With --json: an array of {name available
+    why meaning mend}.
+
+    With --store every name, record, snapshot and VMM is looked at: 0 if all is whole, 1 if something is wrong and was
+    not mended. --repair loses nothing that something may need: it frees names that lead nowhere, sets modes, brings
+    records up to what is true, ends VMMs that no record knows, and deletes snapshots that nothing refers to and whose
+    instance is gone. With --json: {instances snapshots vmms problems busy}.
     """
+    if repair and not store:
+        raise ConfigError("--repair mends the store: say so.", hint="ramet doctor --store --repair")
     host = app.host()
+    if store:
+        with app.working("Looking at the store"):
+            report = host.check_store(repair=repair)
+        _show_store(app, report)
+        return 0 if report.whole else NOT_WHOLE_STATUS
     with app.working("Probing"):
         capabilities = host.doctor()
+    _show_host(app, capabilities)
+    return 0
+
+
+def _show_host(app: App, capabilities: list[Capability]) -> None:
     if app.json:
         output.json(capabilities)
         return
@@ -28,3 +64,22 @@ def doctor(app: App) -> None:
         output.line(f"{indent}{capability.meaning}")
         if capability.mend and not capability.available:
             output.line(f"{indent}Mend: {capability.mend}")
+
+
+def _show_store(app: App, report: StoreReport) -> None:
+    if app.json:
+        output.json(report)
+        return
+    for problem in report.problems:
+        output.line(f"{problem.where}: {problem.text}")
+        if problem.mended:
+            output.line(f"  mended: {problem.mend}")
+        elif problem.can_be_mended:
+            output.line(f"  --repair: {problem.mend}")
+        else:
+            output.line(f"  {problem.mend}")
+    for where in report.busy:
+        output.line(f"{where}: another command is at work on it; look again when it has ended")
+    counts = f"{report.instances} instances, {report.snapshots} snapshots, {report.vmms} VMMs"
+    left = sum(1 for problem in report.problems if not problem.mended)
+    output.line(f"{counts}: {'whole' if report.whole else f'{left} problems left'}")

@@ -77,6 +77,7 @@ def install() -> None:
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, _ending.again)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     sys.unraisablehook = _unraisable
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -25,23 +24,15 @@ from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
-from ramet.store import atomic, names
-from ramet.store.layout import discard, is_id, new_id, open_store
+from ramet.store import atomic, chores, names
+from ramet.store.chores import Chore, Kind
+from ramet.store.layout import discard, is_id, open_store
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.store")
 Progress = Callable[[str], None]
 COLLECT_TIMEOUT_S = 5.0
 """How long a snapshot that nothing needs any more is waited for: signals are held meanwhile."""
-
-
-class Chore(StrEnum):
-    """What is left to do where a command was killed."""
-
-    COLLECT = "collect"
-    """A snapshot: it goes if nothing refers to it."""
-    REMOVE = "remove"
-    """An instance: it was not whole yet, or not any more."""
 
 
 class Store:
@@ -161,7 +152,7 @@ class Store:
         """Keep a snapshot that is published in the block from being deleted until something refers to it. If the block fails
         before anything does, the snapshot goes.
         """
-        with self.even_if_killed(Chore.COLLECT, snapshot_id):
+        with self.even_if_killed(Kind.COLLECT, snapshot_id):
             try:
                 with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
                     yield
@@ -227,22 +218,16 @@ class Store:
     def collecting(self, record: InstanceRecord) -> Iterator[None]:
         """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
         ids = {record.snapshot, record.mapped_snapshot, record.diff_base}
-        with self.even_if_killed(Chore.COLLECT, *ids):
+        with self.even_if_killed(Kind.COLLECT, *ids):
             try:
                 yield
             finally:
                 with process.signals_held():
                     self.collect(*ids)
 
-    @contextmanager
-    def even_if_killed(self, chore: Chore, *ids: str | None) -> Iterator[None]:
-        """If the block is killed, the next command does the chore for these (``tidy.py``): each has a lock that names it and is
-        free then.
-        """
-        with ExitStack() as held:
-            for one in filter(None, ids):
-                held.enter_context(locked(self.paths.locks, f"{chore}-{one}-{new_id()}"))
-            yield
+    def even_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore]:
+        """If the block is killed, the next command does this for these, and for what is added to what it yields (``tidy.py``)."""
+        return chores.noted(self.paths.locks, kind, *ids, durable=kind is Kind.REMOVE)
 
     def collect(self, *snapshot_ids: str | None) -> None:
         """Delete those snapshots that nothing references any more, and keep the others.

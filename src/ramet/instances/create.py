@@ -20,11 +20,12 @@ from ramet.guests import image as images
 from ramet.hypervisors.base import Hardware
 from ramet.instances import birth, choice, naming
 from ramet.instances.boot import boot
-from ramet.instances.context import Chore, Locked, Store
+from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away
 from ramet.model import MIB, Accelerator, Hypervisor, InstanceRecord, State
 from ramet.paths import InstancePaths
 from ramet.store import names
+from ramet.store.chores import Kind
 from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
@@ -74,7 +75,7 @@ def create(
         vmm_build=driver.build(Hardware(memory_mib=memory_mib, cpus=cpus, accelerator=chosen.accelerator)),
         pending="create",
     )
-    with store.even_if_killed(Chore.REMOVE, record.id), locked(store.paths.locks, f"instance-{record.id}"):
+    with store.even_if_killed(Kind.REMOVE, record.id), locked(store.paths.locks, f"instance-{record.id}"):
         instance = Locked(store, record)
         try:
             with work_in_progress(store.paths, record.id) as work:

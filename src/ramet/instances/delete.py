@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ramet import process
 from ramet.errors import CorruptError, StateError
-from ramet.instances.context import Chore, Locked, Store
+from ramet.instances.context import Locked, Store
 from ramet.instances.observe import exclusive, is_live, reap_strays
 from ramet.model import State
 from ramet.store import names
+from ramet.store.chores import Kind
 from ramet.store.layout import discard
 from ramet.store.locks import locked
 
@@ -49,7 +52,7 @@ def take_away(instance: Locked) -> None:
     with (
         process.signals_held(),
         store.collecting(record),
-        store.even_if_killed(Chore.REMOVE, record.id),
+        store.even_if_killed(Kind.REMOVE, record.id),
     ):
         if record.pending is not None:
             reap_strays(instance.paths.run)  # its VMM may not be in the record yet
@@ -63,9 +66,9 @@ def take_away(instance: Locked) -> None:
 def take_away_damaged(store: Store, instance_id: str) -> None:
     """The same of an instance whose record cannot be read: what it referred to is not known, and stays."""
     paths = store.paths.instance(instance_id)
-    with process.signals_held(), store.even_if_killed(Chore.REMOVE, instance_id):
+    with process.signals_held(), store.even_if_killed(Kind.REMOVE, instance_id):
         reap_strays(paths.run)
-        for name, target in names.all_names(store.paths.instance_names).items():
-            if target == instance_id:
-                names.release(store.paths.instance_names, name, instance_id)
+        for entry in list(store.paths.instance_names.iterdir()):
+            with suppress(CorruptError):  # another's, which is damaged too
+                names.release(store.paths.instance_names, entry.name, instance_id)
         discard(store.paths, paths.dir)

@@ -18,7 +18,7 @@ from ramet import process
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
 from ramet.instances import birth, choice, guest, naming
-from ramet.instances.context import Chore, Store, snapshot_of
+from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.power import start as start_instance
@@ -29,6 +29,7 @@ from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
+from ramet.store.chores import Kind
 from ramet.store.derive import ANY_METHOD, derive
 from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
@@ -249,10 +250,10 @@ def _all_or_nothing(store: Store) -> Iterator[Announce]:
     command removes them.
     """
     ids: list[str] = []
-    with ExitStack() as held:
+    with store.even_if_killed(Kind.REMOVE) as chore:
 
         def announce(instance_id: str) -> None:
-            held.enter_context(store.even_if_killed(Chore.REMOVE, instance_id))
+            chore.add(Kind.REMOVE, instance_id)
             ids.append(instance_id)
 
         try:

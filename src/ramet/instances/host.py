@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 from ramet import config
 from ramet.errors import NotFoundError
 from ramet.guests import image as images
-from ramet.instances import commands, create, delete, doctor, fork, inspect, power, restore, snapshots, standby
+from ramet.instances import (
+    commands,
+    create,
+    delete,
+    doctor,
+    fork,
+    inspect,
+    power,
+    restore,
+    snapshots,
+    standby,
+    store_check,
+)
 from ramet.instances.context import Store
 from ramet.instances.tidy import tidy
 from ramet.model import (
@@ -30,6 +42,7 @@ from ramet.model import (
     InstanceInfo,
     Ping,
     SnapshotInfo,
+    StoreReport,
 )
 
 if TYPE_CHECKING:
@@ -43,17 +56,22 @@ class Host:
     """One store on this host. ``home`` defaults to ``$RAMET_HOME``; ``progress`` is called with lines for a person."""
 
     def __init__(self, home: Path | None = None, *, progress: Callable[[str], None] | None = None) -> None:
-        self._store = Store(home, progress=progress)
-        tidy(self._store)
+        self._opened = Store(home, progress=progress)
+
+    @property
+    def _store(self) -> Store:
+        """The store, with what a killed command has left in it done away with, however long ago it was opened."""
+        tidy(self._opened)
+        return self._opened
 
     @property
     def home(self) -> Path:
-        return self._store.paths.home
+        return self._opened.paths.home
 
     @property
     def last_note(self) -> str | None:
         """What the last verb adds to its success, such as "already running"."""
-        return self._store.note
+        return self._opened.note
 
     # -- images -----------------------------------------------------------------------------------------------
 
@@ -265,5 +283,12 @@ class Host:
         """What this host can do, why, what that means and what mends it."""
         return doctor.examine(self._store.paths)
 
+    def check_store(self, *, repair: bool = False) -> StoreReport:
+        """Whether the store is whole; with ``repair`` what can be mended is, and nothing is lost that something may need.
+
+        What a command is at work on meanwhile is waited for a few seconds, and then told as busy.
+        """
+        return store_check.check(self._store, repair=repair)
+
     def _fresh(self) -> None:
-        self._store.note = None
+        self._opened.note = None

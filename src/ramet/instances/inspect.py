@@ -30,7 +30,10 @@ def all_instances(store: Store) -> list[InstanceInfo]:
     found = []
     for record in records:
         with suppress(NotFoundError):  # removed meanwhile
-            found.append(info(store, observe.look(store, record), referrers))
+            seen = observe.look(store, record)
+            if seen.snapshot != record.snapshot:  # it has slept or woken since
+                referrers = store.referrers(store.readable_records()[0])
+            found.append(info(store, seen, referrers))
     return found + [_damaged(store, instance_id, err) for instance_id, err in sorted(damaged.items())]
 
 

@@ -23,7 +23,7 @@ from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 log = logging.getLogger("ramet.instances")
 LIVE = (State.RUNNING, State.PAUSED)
 FORCED_STOP = "stop --force"
-"""``pending`` of a verb that kills the VMM: if it is killed itself, a VMM that is gone was not lost."""
+"""``pending`` once a verb is to kill the VMM, and does it: if it is killed itself, a VMM that is gone was not lost."""
 
 
 def is_live(record: InstanceRecord) -> bool:
@@ -107,7 +107,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
     """Whatever is found here can be found again: a mending that was interrupted itself is begun anew."""
     log.info("%s: `%s` did not end in order; tidying up", record.name, verb)
     paths = store.paths.instance(record.id)
-    record = msgspec.structs.replace(record, pending=None)
+    was, record = record, msgspec.structs.replace(record, pending=None)
     if record.state is State.CREATED:
         if record.vmm is not None:
             process.kill_and_wait(record.vmm)
@@ -123,7 +123,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
         live_files.drop_set_aside_disk(paths)  # the rollback has happened
         if record.vmm is not None and process.is_alive(record.vmm):
             return _run_on(store, record, verb)
-        return record
+        return msgspec.structs.replace(observed(store, was), pending=None)  # as every reader has seen it
     reap_strays(paths.run)
     live_files.put_back_set_aside_disk(paths)
     live_files.clear(paths, keep_disk=record.state is not State.STANDBY)

@@ -66,10 +66,11 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             _discard_memory(store, instance, allowed=discard_memory)
             return
         require(Verb.STOP, state, name=name)
-        with store.collecting(instance.record), instance.pending(FORCED_STOP if force else "stop"):
+        with store.collecting(instance.record), instance.pending("stop"):
             must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
             with process.signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:
+                    instance.change(durable=False, pending=FORCED_STOP)
                     process.kill_and_wait(instance.record.vmm)
                 instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
                 live_files.clear(instance.paths, keep_disk=True)

@@ -11,13 +11,14 @@ from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.instances import guest, live_files
 from ramet.instances.boot import launch_spec
-from ramet.instances.context import Chore, Locked, Store, snapshot_of
+from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, InstanceRecord, Manifest, Method, State
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
+from ramet.store.chores import Kind
 from ramet.store.derive import ANY_METHOD, derive
 
 REFLINK_ONLY = frozenset({Method.REFLINK})
@@ -52,7 +53,7 @@ def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[N
     failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
     """
     needless = {before.snapshot, before.mapped_snapshot, before.diff_base} - {None, chosen}
-    with store.even_if_killed(Chore.COLLECT, *needless):
+    with store.even_if_killed(Kind.COLLECT, *needless):
         try:
             yield
             needless.add(chosen)

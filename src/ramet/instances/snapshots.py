@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from ramet import process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest, naming
-from ramet.instances.context import Chore, Locked, Referrers, Store, snapshot_of
+from ramet.instances.context import Locked, Referrers, Store, snapshot_of
 from ramet.instances.observe import exclusive
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
@@ -16,6 +16,7 @@ from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
 from ramet.states import Verb, require
 from ramet.store import names
+from ramet.store.chores import Kind
 
 log = logging.getLogger("ramet.snapshots")
 
@@ -71,7 +72,7 @@ def remove(store: Store, text: str) -> None:
         return
     try:
         # Never a snapshot that neither a name nor an instance refers to.
-        with process.signals_held(), store.even_if_killed(Chore.COLLECT, snapshot_id):
+        with process.signals_held(), store.even_if_killed(Kind.COLLECT, snapshot_id):
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_snapshot(snapshot_id)
     except InUseError as err:

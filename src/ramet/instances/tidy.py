@@ -1,55 +1,61 @@
 """What every command does first for one that was killed: snapshots that nothing refers to go, and instances that are not whole.
 
-It looks at names of locks alone (``Store.even_if_killed``), and at the store only where one is free that should be held.
 ``observe.settle`` tidies up after a verb on an instance that is still there; the store sweeps its own work in progress.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
-from pathlib import Path
 
-from ramet.errors import CorruptError, HostError, InUseError, LockedError, NotFoundError
-from ramet.instances.context import Chore, Locked, Store
+from ramet import process
+from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError
+from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away, take_away_damaged
-from ramet.store.layout import is_id
+from ramet.store import chores
+from ramet.store.chores import Kind
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.store")
 
 
+class _LeftError(RametError):
+    """Something could not be done yet, and was said: the chore stays for the next command."""
+
+
 def tidy(store: Store) -> None:
-    """Do every chore whose command was killed; those of commands that are at work are left to them."""
+    """Do the chores of commands that were killed. What cannot be done now is left to the next command, with a warning."""
     for path in sorted(store.paths.locks.iterdir()):
-        chore, _, rest = path.name.partition("-")
-        one = rest.partition("-")[0]
-        if chore in list(Chore) and is_id(one):
-            with suppress(LockedError):
-                _do(store, path, Chore(chore), one)
+        if path.name.startswith(chores.PREFIX):
+            try:
+                with chores.abandoned(path) as todo:
+                    _do(store, todo)
+            except _LeftError:
+                continue
 
 
-def _do(store: Store, path: Path, chore: Chore, one: str) -> None:
-    with locked(store.paths.locks, path.name, timeout_s=0):
-        log.info("a command was killed that had %s to %s", one, chore)
+def _do(store: Store, todo: list[tuple[Kind, str]]) -> None:
+    is_left = False
+    for kind, one in todo:
+        log.info("a command was killed that had %s to %s", one, kind)
         try:
-            if chore is Chore.COLLECT:
-                _collect(store, one)
-            else:
-                _remove(store, one)
-            return
-        except LockedError:
-            log.info("%s is in use: that is left to the next command", one)
-    path.touch()
+            with process.signals_held():
+                (_collect if kind is Kind.COLLECT else _remove)(store, one)
+        except (LockedError, CorruptError):  # somebody is at work on it; or a record that is damaged may refer to it
+            is_left = True
+        except RametError as err:
+            log.warning("what a killed command has left could not be removed: %s", err.message)
+            is_left = True
+    if is_left:
+        raise _LeftError("It is left.")
 
 
 def _collect(store: Store, snapshot_id: str) -> None:
+    if snapshot_id in store.referrers(store.records()):
+        return  # also where somebody reads it: it may lose its last reference later, and be all that is left
     try:
         store.delete_snapshot(snapshot_id, timeout_s=0)
     except InUseError:
         return
-    except (CorruptError, HostError) as err:
-        log.warning("snapshot %s was left: %s", snapshot_id, err.message)
 
 
 def _remove(store: Store, instance_id: str) -> None:

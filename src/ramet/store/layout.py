@@ -106,9 +106,14 @@ def discard(paths: StorePaths, directory: Path) -> None:
         atomic.remove_tree(trash)
 
 
+def is_work(name: str) -> bool:
+    """Whether ``name`` is what we would call something under tmp/."""
+    return _WORK.fullmatch(name) is not None
+
+
 def _sweep(paths: StorePaths) -> None:
     for entry in list(paths.tmp.iterdir()):
-        if not _WORK.fullmatch(entry.name):
+        if not is_work(entry.name):
             log.warning("%s is not ours: left alone", entry)
             continue
         try:

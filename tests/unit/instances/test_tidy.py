@@ -1,4 +1,4 @@
-"""What a killed command leaves in the store as a whole, and the next one does about it."""
+"""What a killed command leaves in the store as a whole, and what the next one does about it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ramet.instances import birth
-from ramet.instances.context import Chore, Store
-from ramet.instances.tidy import tidy
+from ramet.errors import HostError
+from ramet.instances import birth, tidy
+from ramet.instances.context import Store
 from ramet.model import Hypervisor, InstanceRecord, State
-from ramet.store import atomic, names
+from ramet.store import atomic, chores, names
+from ramet.store.chores import Kind
 from ramet.store.locks import locked
+from tests.unit.children import run_in_child
 
 SNAPSHOT, INSTANCE = "a" * 12, "1" * 12
 RECORD = InstanceRecord(
@@ -36,18 +38,19 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "home")
 
 
-def in_another(store: Store, *, publishes: bool = False, has_name: bool = False) -> None:
-    """A command that is killed while it publishes a snapshot, or else while it makes or removes an instance."""
-    pid = os.fork()
-    if pid == 0:
-        held = store.publishing(SNAPSHOT) if publishes else store.even_if_killed(Chore.REMOVE, INSTANCE)
-        with held:
-            if publishes:
+def die(store: Store, kind: Kind, *, has_name: bool = False) -> None:
+    """A command that is killed while it publishes a snapshot, or makes or removes an instance."""
+
+    def at_work() -> None:
+        with store.publishing(SNAPSHOT) if kind is Kind.COLLECT else store.even_if_killed(Kind.REMOVE, INSTANCE):
+            if kind is Kind.COLLECT:
                 store.paths.snapshot(SNAPSHOT).dir.mkdir()
             else:
                 make_instance(store, has_name=has_name)
             os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    assert run_in_child(at_work) == -signal.SIGKILL
+    assert len(noted(store)) == 1
 
 
 def make_instance(store: Store, *, has_name: bool) -> None:
@@ -59,70 +62,132 @@ def make_instance(store: Store, *, has_name: bool) -> None:
         names.claim(store.paths.instance_names, RECORD.name, INSTANCE, what="instance")
 
 
-def chores(store: Store) -> list[str]:
-    return [path.name for path in store.paths.locks.iterdir() if path.name.startswith(tuple(Chore))]
+def noted(store: Store) -> list[Path]:
+    return [path for path in store.paths.locks.iterdir() if path.name.startswith(chores.PREFIX)]
+
+
+def is_there(store: Store, kind: Kind) -> bool:
+    place = store.paths.snapshot(SNAPSHOT) if kind is Kind.COLLECT else store.paths.instance(INSTANCE)
+    return place.dir.is_dir()
 
 
 def test_a_snapshot_that_nothing_refers_to_yet_goes(store: Store) -> None:
-    in_another(store, publishes=True)
-    assert len(chores(store)) == 1
-    tidy(store)
-    assert not store.paths.snapshot(SNAPSHOT).dir.exists()
-    assert chores(store) == []
+    die(store, Kind.COLLECT)
+    tidy.tidy(store)
+    assert not is_there(store, Kind.COLLECT)
+    assert noted(store) == []
 
 
 def test_one_that_something_refers_to_stays(store: Store) -> None:
-    in_another(store, publishes=True)
+    die(store, Kind.COLLECT)
     make_instance(store, has_name=True)
-    tidy(store)
-    assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
-    assert chores(store) == []
-
-
-def test_one_whose_command_is_at_work_stays(store: Store) -> None:
-    with store.publishing(SNAPSHOT):
-        store.paths.snapshot(SNAPSHOT).dir.mkdir()
-        tidy(store)
-        assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
-        assert len(chores(store)) == 1
-    assert chores(store) == []
+    with locked(store.paths.locks, f"snapshot-{SNAPSHOT}", exclusive=False):
+        tidy.tidy(store)
+    assert is_there(store, Kind.COLLECT)
+    assert noted(store) == [], "it may lose that reference later, and be all that is left"
 
 
 @pytest.mark.parametrize("has_name", [False, True])
 def test_an_instance_that_is_not_whole_goes_and_its_snapshot_with_it(store: Store, has_name: bool) -> None:
-    in_another(store, publishes=False, has_name=has_name)
+    die(store, Kind.REMOVE, has_name=has_name)
     store.paths.snapshot(SNAPSHOT).dir.mkdir()
-    tidy(store)
+    tidy.tidy(store)
     for directory in (store.paths.instances, store.paths.snapshots, store.paths.instance_names):
         assert list(directory.iterdir()) == []
-    assert chores(store) == []
+    assert noted(store) == []
 
 
 def test_one_whose_record_is_damaged_goes_too(store: Store) -> None:
-    in_another(store, has_name=True)
+    die(store, Kind.REMOVE, has_name=True)
     store.paths.instance(INSTANCE).record.write_bytes(b"{")
-    tidy(store)
+    (store.paths.instance_names / "another").write_bytes(b"../../etc")
+    tidy.tidy(store)
     assert list(store.paths.instances.iterdir()) == []
-    assert list(store.paths.instance_names.iterdir()) == []
+    assert [path.name for path in store.paths.instance_names.iterdir()] == ["another"]
 
 
-@pytest.mark.parametrize("publishes", [False, True], ids=["an instance", "a snapshot"])
-def test_one_that_another_command_has_locked_is_left_to_the_next(store: Store, publishes: bool) -> None:
-    in_another(store, publishes=publishes)
-    key = f"snapshot-{SNAPSHOT}" if publishes else f"instance-{INSTANCE}"
-    where = store.paths.snapshot(SNAPSHOT).dir if publishes else store.paths.instance(INSTANCE).dir
+@pytest.mark.parametrize("kind", Kind)
+def test_what_a_command_is_at_work_on_stays(store: Store, kind: Kind) -> None:
+    with store.publishing(SNAPSHOT) if kind is Kind.COLLECT else store.even_if_killed(Kind.REMOVE, INSTANCE):
+        store.paths.snapshot(SNAPSHOT).dir.mkdir()
+        make_instance(store, has_name=True)
+        tidy.tidy(store)
+        assert is_there(store, kind)
+        assert len(noted(store)) == 1
+    assert noted(store) == []
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_a_command_has_ended_meanwhile_stays(store: Store, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing and the lock: a lock file that is made anew would be free."""
+    held = store.even_if_killed(kind, SNAPSHOT if kind is Kind.COLLECT else INSTANCE)
+    held.__enter__()
+    make_instance(store, has_name=True)
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+    real = chores.abandoned
+
+    def late(path: Path) -> object:
+        held.__exit__(None, None, None)
+        return real(path)
+
+    monkeypatch.setattr(chores, "abandoned", late)
+    tidy.tidy(store)
+    assert is_there(store, Kind.COLLECT)
+    assert is_there(store, Kind.REMOVE)
+    assert noted(store) == []
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_another_command_has_locked_is_left_to_the_next(store: Store, kind: Kind) -> None:
+    die(store, kind)
+    key = f"snapshot-{SNAPSHOT}" if kind is Kind.COLLECT else f"instance-{INSTANCE}"
     with locked(store.paths.locks, key, exclusive=False):
-        tidy(store)
-        assert where.is_dir()
-    tidy(store)
-    assert not where.exists()
-    assert chores(store) == []
+        tidy.tidy(store)
+        assert is_there(store, kind)
+    tidy.tidy(store)
+    assert not is_there(store, kind)
+    assert noted(store) == []
 
 
-@pytest.mark.parametrize("name", ["collect-..-x", "remove-.-x", "collect-web-x", "collect-", "remove"])
-def test_a_lock_of_another_form_is_none_of_ours(store: Store, name: str) -> None:
+@pytest.mark.parametrize("error", [HostError("The disk is gone."), KeyboardInterrupt()], ids=repr)
+def test_what_fails_is_left_to_the_next(
+    store: Store, error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unrelated command does not fail for it."""
+    die(store, Kind.REMOVE, has_name=True)
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tidy, "take_away", fail)
+        if isinstance(error, HostError):
+            tidy.tidy(store)
+            assert "The disk is gone." in caplog.text
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                tidy.tidy(store)
+    assert len(noted(store)) == 1
+    tidy.tidy(store)
+    assert not is_there(store, Kind.REMOVE)
+
+
+def test_several_are_noted_in_one_and_ended_at_once(store: Store) -> None:
+    with store.even_if_killed(Kind.REMOVE) as chore:
+        chore.add(Kind.REMOVE, INSTANCE)
+        chore.add(Kind.COLLECT, SNAPSHOT, None)
+        (path,) = noted(store)
+        assert path.read_text() == f"remove {INSTANCE}\ncollect {SNAPSHOT}\n"
+    assert noted(store) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "collect ..\n", "remove .\n", "collect web\n", "eat 111111111111\n", "\xff\n", "coll"]
+)
+def test_a_chore_that_says_nothing_of_ours_does_nothing(store: Store, text: str) -> None:
     make_instance(store, has_name=False)
-    (store.paths.locks / name).touch()
-    tidy(store)
-    assert store.paths.instance(INSTANCE).dir.is_dir()
+    (store.paths.locks / f"{chores.PREFIX}x").write_bytes(text.encode("latin-1"))
+    tidy.tidy(store)
+    assert is_there(store, Kind.REMOVE)
     assert store.paths.snapshots.is_dir()
+    assert noted(store) == []

@@ -7,7 +7,9 @@ Lower-layer exceptions are mapped here, once: a refusal is ``RejectedError``, a 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import socket
 from collections.abc import Awaitable
 from pathlib import Path
 from types import TracebackType
@@ -47,19 +49,21 @@ class QmpMonitor:
             VmmDiedError: if nobody listens, or QEMU ends meanwhile.
             VmmError: if it does not answer within ``deadline_s``.
         """
-        sock = reach("QEMU", run_dir, QMP_SOCKET, deadline_s=deadline_s)
-        self._timeout_s = deadline_s
         with process.signals_held():  # a loop that is half made complains when it is collected
             self._loop = asyncio.new_event_loop()
+        self._timeout_s = deadline_s
         self._loop.set_exception_handler(_log_leftover)
         self._client = QMPClient("ramet")
         self._events = EventListener(("STOP", "RESUME", "MIGRATION", "SHUTDOWN"))
         self._client.register_listener(self._events)
+        sock: socket.socket | None = None
         try:
+            sock = reach("QEMU", run_dir, QMP_SOCKET, deadline_s=deadline_s)
             self._sync(self._client.connect(sock), "the QMP greeting")
         except BaseException:
             self.close()
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise
 
     def __enter__(self) -> Self:
@@ -160,6 +164,8 @@ class QmpMonitor:
             with process.signals_held():
                 task.cancel()
                 self._run(self._loop.create_task(asyncio.wait([task], timeout=CANCEL_S)))
+                if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+                    awaitable.close()  # it was not begun, and would say so
             raise
 
     def _run(self, task: asyncio.Task[T]) -> None:

@@ -1,0 +1,276 @@
+"""doctor --store: is the store whole? Names, records, snapshots, modes, VMMs that nobody owns; and mending what can be mended.
+
+Everything is looked at without a lock first. What seems wrong is looked at again under its own lock: a command at work changes
+several files, and its store is whole only between them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ramet import process
+from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, host_errors
+from ramet.instances import live_files, observe
+from ramet.instances.context import Store
+from ramet.instances.delete import take_away_damaged
+from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
+from ramet.snapshots import manifest as manifests
+from ramet.store import names
+from ramet.store.layout import discard, is_id, is_work
+from ramet.store.locks import locked
+
+LOCK_S = 5.0
+"""How long a command at work is waited for."""
+PRIVATE_MODE, PUBLISHED_MODE = 0o700, 0o400
+PUBLISHED = frozenset({"manifest.json", "memory", "vmstate", "disk.raw"})
+NOT_OURS = "It is not ours."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    text: str
+    mend: str
+    """What a repair does, or else what a person can."""
+    action: Callable[[], object] | None = None
+    """The repair; None: there is none that could not lose something."""
+
+
+Look = Callable[[], list[_Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """Something in the store that can be wrong, under one lock."""
+
+    where: str
+    key: str
+    look: Look
+
+
+def check(store: Store, *, repair: bool) -> StoreReport:
+    """Look at all of the store; with ``repair`` mend what can be mended without losing what something may need."""
+    instances, strange = _entries(store.paths.instances)
+    snapshots, more = _entries(store.paths.snapshots)
+    vmms = process.marked_below(store.paths.instances)
+    problems = [Problem(where=str(path), text=NOT_OURS, mend="Move it elsewhere.") for path in (*strange, *more)]
+    problems += [
+        Problem(where=str(path), text=NOT_OURS, mend="Move it elsewhere.")
+        for path in sorted(store.paths.tmp.iterdir())
+        if not is_work(path.name)
+    ]
+    objects = [
+        *(_Object(f"instance {one}", f"instance-{one}", partial(_instance, store, one)) for one in instances),
+        *(_Object(f"snapshot {one}", f"snapshot-{one}", partial(_snapshot, store, one)) for one in snapshots),
+        *_names(store),
+        *(_Object(f"process {vmm.pid}", f"instance-{one}", partial(_vmm, store, one, vmm)) for one, vmm in vmms),
+    ]
+    busy = []
+    for one in objects:
+        try:
+            problems += _examine(store, one, repair=repair)
+        except LockedError:
+            busy.append(one.where)
+    return StoreReport(
+        instances=len(instances),
+        snapshots=len(snapshots),
+        vmms=len(vmms),
+        problems=tuple(problems),
+        busy=tuple(busy),
+    )
+
+
+def _entries(directory: Path) -> tuple[list[str], list[Path]]:
+    """The ids in a directory of the store, and what else is in it."""
+    ours, strange = [], []
+    for path in sorted(directory.iterdir()):
+        if is_id(path.name) and path.is_dir() and not path.is_symlink():
+            ours.append(path.name)
+        else:
+            strange.append(path)
+    return ours, strange
+
+
+def _examine(store: Store, one: _Object, *, repair: bool) -> list[Problem]:
+    if not one.look():
+        return []
+    with locked(store.paths.locks, one.key, timeout_s=LOCK_S):
+        return [_mended(one.where, found, repair=repair) for found in one.look()]
+
+
+def _mended(where: str, found: _Found, *, repair: bool) -> Problem:
+    text, can_be_mended = found.text, found.action is not None
+    mended = False
+    if repair and found.action is not None:
+        try:
+            found.action()
+            mended = True
+        except RametError as err:
+            text = f"{text} It could not be mended: {err.message}"
+    return Problem(where=where, text=text, mend=found.mend, can_be_mended=can_be_mended, mended=mended)
+
+
+# -- what is looked at ----------------------------------------------------------------------------------------------
+
+
+def _instance(store: Store, instance_id: str) -> list[_Found]:
+    paths = store.paths.instance(instance_id)
+    if not paths.dir.is_dir():
+        return []  # removed meanwhile
+    try:
+        record = store.read(instance_id)
+    except NotFoundError:
+        remove = partial(take_away_damaged, store, instance_id)
+        return [_Found(text="It has no record.", mend="What is left of it is removed.", action=remove)]
+    except CorruptError as err:
+        return [_Found(text=err.message, mend="ramet rm --force removes it, by its name or its id.")]
+    found = list(_loose(paths.dir, PRIVATE_MODE))
+    if names.lookup(store.paths.instance_names, record.name) != instance_id:
+        found.append(
+            _Found(
+                text=f"The name {record.name!r} does not lead to it.",
+                mend="It gets that name, or its id for a name if another has that.",
+                action=partial(_give_name, store, record),
+            )
+        )
+    if record.pending is not None:
+        found.append(
+            _Found(
+                text=f"`ramet {record.pending}` did not end in order.",
+                mend="It is tidied up, as the next verb on it does.",
+                action=partial(observe.settle, store, record),
+            )
+        )
+    elif observe.observed(store, record) is not record:
+        found.append(
+            _Found(
+                text=f"Its record says {record.state.value}, and its VMM has ended.",
+                mend="The record is brought up to that.",
+                action=partial(observe.settle, store, record),
+            )
+        )
+    found += [
+        _Found(
+            text=f"It needs the snapshot {snapshot_id}, which is not there.",
+            mend="Boot its disk if it has one (ramet start), or remove it (ramet rm).",
+        )
+        for snapshot_id in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base))
+        if snapshot_id is not None and not store.paths.snapshot(snapshot_id).dir.is_dir()
+    ]
+    if record.pending is None:
+        found += _live_files(store, record)
+    return found
+
+
+def _give_name(store: Store, record: InstanceRecord) -> None:
+    try:
+        names.claim(store.paths.instance_names, record.name, record.id, what="instance")
+    except ConflictError:
+        names.claim(store.paths.instance_names, record.id, record.id, what="instance")
+
+
+def _live_files(store: Store, record: InstanceRecord) -> Iterator[_Found]:
+    paths = store.paths.instance(record.id)
+    if record.state is State.STANDBY and (paths.memory.exists() or paths.disk.exists()):
+        yield _Found(
+            text="It sleeps, and files of a live VMM are left.",
+            mend="They are removed: what it sleeps on is its snapshot.",
+            action=partial(live_files.clear, paths, keep_disk=False),
+        )
+    if record.state is State.STOPPED and not paths.disk.exists():
+        yield _Found(text="It is stopped and has no disk.", mend="Remove it: ramet rm")
+
+
+def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
+    paths = store.paths.snapshot(snapshot_id)
+    if not paths.dir.is_dir():
+        return []  # deleted meanwhile
+    found = list(_loose(paths.dir, PRIVATE_MODE))
+    for path in sorted(paths.dir.iterdir()):
+        if path.name in PUBLISHED and path.is_file() and not path.is_symlink():
+            found += _loose(path, PUBLISHED_MODE)
+        else:
+            found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
+    try:
+        manifest = manifests.load(paths)
+        manifests.check_files(paths, manifest)
+    except (CorruptError, NotFoundError) as err:
+        return [*found, _Found(text=err.message, mend=err.hint or "Remove it: ramet snapshot rm")]
+    records, damaged = store.readable_records()
+    if not damaged and snapshot_id not in store.referrers(records):
+        is_orphan = manifest.instance_id not in {record.id for record in records}
+        found.append(
+            _Found(
+                text="Nothing refers to it.",
+                mend="It is deleted: its instance is gone."
+                if is_orphan
+                else f"Go back to it (ramet restore {manifest.instance_name} --snapshot {snapshot_id}), or delete it "
+                f"(ramet snapshot rm {snapshot_id}).",
+                action=partial(discard, store.paths, paths.dir) if is_orphan else None,
+            )
+        )
+    return found
+
+
+def _loose(path: Path, mode: int) -> Iterator[_Found]:
+    """Whether others may do more with a file of ours than they must."""
+    status = path.lstat()
+    now = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid():
+        yield _Found(text=f"{path.name} belongs to uid {status.st_uid}.", mend=f"chown it: {path}")
+    elif now != mode:
+        yield _Found(
+            text=f"{path.name} is {now:04o}, not {mode:04o}.",
+            mend="Its mode is set.",
+            action=partial(_set_mode, path, mode),
+        )
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with host_errors(f"set the mode of {path}"):
+        path.chmod(mode)
+
+
+def _names(store: Store) -> Iterator[_Object]:
+    for what, directory, place in (
+        ("instance", store.paths.instance_names, store.paths.instances),
+        ("snapshot", store.paths.snapshot_names, store.paths.snapshots),
+    ):
+        for entry in sorted(directory.iterdir()):
+            look = partial(_name, directory, entry.name, place)
+            yield _Object(f"the {what} name {entry.name!r}", f"check-{what}-{entry.name}", look)
+
+
+def _name(directory: Path, name: str, place: Path) -> list[_Found]:
+    try:
+        target = names.lookup(directory, name)
+    except CorruptError as err:
+        return [_Found(text=err.message, mend=err.hint or "Remove that file by hand.")]
+    if target is None or (place / target).is_dir():
+        return []
+    release = partial(names.release, directory, name, target)
+    return [_Found(text=f"It leads to {target}, which is not there.", mend="The name is freed.", action=release)]
+
+
+def _vmm(store: Store, instance_id: str, vmm: VmmProcess) -> list[_Found]:
+    if not process.is_alive(vmm):
+        return []
+    try:
+        record = store.read(instance_id)
+    except NotFoundError:
+        record = None
+    except CorruptError:
+        return []  # nobody knows; it is told of the instance
+    if record is not None and record.vmm == vmm:
+        return []
+    return [
+        _Found(
+            text=f"A VMM of instance {instance_id} that its record does not know.",
+            mend="It is killed.",
+            action=partial(process.kill_and_wait, vmm),
+        )
+    ]

@@ -1,0 +1,260 @@
+"""``doctor --store``: each thing that can be wrong is seen, and mended where nothing can be lost by it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ramet import process
+from ramet.instances import birth
+from ramet.instances.context import Store
+from ramet.instances.store_check import check
+from ramet.model import Hypervisor, InstanceRecord, Problem, State, VmmProcess
+from ramet.snapshots.publish import publish
+from ramet.store import atomic, names
+from ramet.store.locks import locked
+from tests.unit.snapshots.published import fill
+
+INSTANCE, OTHER = "1" * 12, "2" * 12
+
+
+class Place:
+    """A store with one sleeping instance, and its snapshot."""
+
+    def __init__(self, home: Path) -> None:
+        self.store = Store(home)
+        self.paths = self.store.paths.instance(INSTANCE)
+        work = self.store.paths.tmp / "abcdefabcdef"
+        work.mkdir(mode=0o700)
+        manifest = msgspec.structs.replace(fill(work), instance_id=INSTANCE)
+        self.snapshot = self.store.paths.snapshot(manifest.id)
+        publish(work, self.snapshot, manifest)
+        self.snapshot_id = manifest.id
+        self.paths.dir.mkdir(mode=0o700)
+        birth.make_directories(self.paths.dir)
+        self.record = InstanceRecord(
+            id=INSTANCE,
+            name="web",
+            state=State.STANDBY,
+            created_at_unix_s=0.0,
+            hypervisor=Hypervisor.QEMU,
+            image="0" * 64,
+            memory_mib=1,
+            cpus=1,
+            disk_bytes=0,
+            machine_id="0" * 32,
+            snapshot=manifest.id,
+        )
+        self.change()
+        names.claim(self.store.paths.instance_names, "web", INSTANCE, what="instance")
+
+    def change(self, **fields: object) -> None:
+        self.record = msgspec.structs.replace(self.record, **fields)
+        atomic.write_json(self.paths.record, self.record)
+
+    def problems(self, *, repair: bool = False) -> tuple[Problem, ...]:
+        return check(self.store, repair=repair).problems
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "home")
+
+
+def test_a_store_that_is_whole(place: Place) -> None:
+    report = check(place.store, repair=True)
+    assert report.problems == ()
+    assert (report.instances, report.snapshots, report.vmms, report.whole) == (1, 1, 0, True)
+
+
+def lose_name(place: Place) -> None:
+    names.release(place.store.paths.instance_names, "web", INSTANCE)
+
+
+def take_name(place: Place) -> None:
+    lose_name(place)
+    names.claim(place.store.paths.instance_names, "web", OTHER, what="instance")
+
+
+def stray_name(place: Place) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", OTHER, what="snapshot")
+
+
+def orphan(place: Place) -> None:
+    """Its instance is gone."""
+    place.change(snapshot=None, state=State.STOPPED)
+    place.paths.disk.touch()
+    say_it_is_of(place, OTHER)
+
+
+def say_it_is_of(place: Place, instance_id: str) -> None:
+    content = msgspec.json.decode(place.snapshot.manifest.read_bytes())
+    overwrite(place.snapshot.manifest, msgspec.json.encode({**content, "instance_id": instance_id}))
+
+
+def end_vmm(place: Place) -> None:
+    place.paths.disk.touch()
+    place.change(state=State.RUNNING, vmm=VmmProcess(pid=1, start_time_ticks=1, boot_id="b"))
+
+
+MENDED: dict[str, tuple[Callable[[Place], object], str]] = {
+    "a name that was lost": (lose_name, "The name 'web' does not lead to it."),
+    "a name that leads nowhere": (stray_name, f"It leads to {OTHER}, which is not there."),
+    "a verb that was killed": (lambda place: place.change(pending="standby"), "`ramet standby` did not end in order."),
+    "a VMM that has ended": (
+        end_vmm,
+        "Its record says running, and its VMM has ended.",
+    ),
+    "files of a live VMM": (
+        lambda place: place.paths.memory.touch(),
+        "It sleeps, and files of a live VMM are left.",
+    ),
+    "no record": (lambda place: place.paths.record.unlink(), "It has no record."),
+    "a directory for all": (lambda place: place.paths.dir.chmod(0o755), f"{INSTANCE} is 0755, not 0700."),
+    "a snapshot for all": (lambda place: place.snapshot.dir.chmod(0o750), "is 0750, not 0700."),
+    "a file that can be written": (lambda place: place.snapshot.memory.chmod(0o600), "memory is 0600, not 0400."),
+    "a snapshot that nothing refers to": (orphan, "Nothing refers to it."),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_can_be_mended_is(place: Place, name: str) -> None:
+    break_it, text = MENDED[name]
+    break_it(place)
+    found = place.problems()
+    assert [problem for problem in found if text in problem.text], found
+    assert all(problem.can_be_mended and not problem.mended for problem in found if text in problem.text)
+    assert place.problems() == found, "nothing was touched"
+    mended = check(place.store, repair=True)
+    assert [problem.mended for problem in mended.problems if text in problem.text] == [True]
+    assert [problem.text for problem in place.problems(repair=True) if text in problem.text] == []
+    place.problems(repair=True)
+    assert place.problems() == (), "and what follows from it"
+
+
+def damage(path: Path) -> None:
+    overwrite(path, path.read_bytes()[:20])
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """A published file, whose mode stays."""
+    path.chmod(0o600)
+    path.write_bytes(data)
+    path.chmod(0o400)
+
+
+def link(place: Place) -> None:
+    os.link(place.snapshot.memory, place.store.paths.home.parent / "elsewhere")
+
+
+BY_HAND: dict[str, tuple[Callable[[Place], object], str]] = {
+    "a damaged record": (lambda place: place.paths.record.write_bytes(b"{"), "is damaged"),
+    "a damaged manifest": (lambda place: damage(place.snapshot.manifest), "is damaged"),
+    "a memory file of another size": (lambda place: damage(place.snapshot.memory), "memory has 20 bytes"),
+    "a device state that was changed": (
+        lambda place: overwrite(place.snapshot.vmstate, b"x" * place.snapshot.vmstate.stat().st_size),
+        "its SHA-256 differs",
+    ),
+    "a second link": (link, "has 2 links"),
+    "a file too many": (lambda place: (place.snapshot.dir / "notes").touch(), "notes is not ours."),
+    "a snapshot that is gone": (
+        lambda place: place.change(snapshot="f" * 12),
+        "It needs the snapshot ffffffffffff, which is not there.",
+    ),
+    "a disk that is gone": (
+        lambda place: place.change(snapshot=None, state=State.STOPPED),
+        "It is stopped and has no disk.",
+    ),
+    "a name that is no id": (
+        lambda place: (place.store.paths.instance_names / "x").write_bytes(b"../../etc"),
+        "which is no id",
+    ),
+    "something else among the instances": (
+        lambda place: (place.store.paths.instances / "notes").mkdir(),
+        "It is not ours.",
+    ),
+    "a link among the snapshots": (
+        lambda place: (place.store.paths.snapshots / OTHER).symlink_to("/tmp"),
+        "It is not ours.",
+    ),
+    "something else among the work": (lambda place: (place.store.paths.tmp / "notes").touch(), "It is not ours."),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_could_lose_something_is_told_and_left(place: Place, name: str) -> None:
+    break_it, text = BY_HAND[name]
+    break_it(place)
+    before = sorted(str(path) for path in place.store.paths.home.rglob("*"))
+    report = check(place.store, repair=True)
+    (problem,) = [problem for problem in report.problems if text in problem.text]
+    assert not problem.mended
+    assert not problem.can_be_mended
+    assert problem.mend
+    assert not report.whole
+    assert sorted(str(path) for path in place.store.paths.home.rglob("*")) == before
+
+
+def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
+    """Nothing refers to it, and its instance is there: it may be all that is left."""
+    place.change(snapshot=None, state=State.STOPPED)
+    place.paths.disk.touch()
+    (problem,) = place.problems(repair=True)
+    assert problem.text == "Nothing refers to it."
+    assert f"--snapshot {place.snapshot_id}" in problem.mend
+    assert place.snapshot.dir.is_dir()
+
+
+def test_a_name_that_another_has_becomes_its_id(place: Place) -> None:
+    take_name(place)
+    place.store.paths.instance(OTHER).dir.mkdir(mode=0o700)  # so that the name leads somewhere
+    place.problems(repair=True)
+    assert names.lookup(place.store.paths.instance_names, INSTANCE) == INSTANCE
+
+
+def test_a_vmm_that_no_record_knows_is_killed(place: Place) -> None:
+    environment = {**os.environ, process.VMM_MARK: str(place.paths.run)}
+    with subprocess.Popen(["sleep", "60"], env=environment) as stray:
+        (problem,) = place.problems()
+        assert problem.where == f"process {stray.pid}"
+        assert problem.can_be_mended
+        (problem,) = place.problems(repair=True)
+        assert problem.mended
+        assert stray.wait(timeout=10) == -9
+    assert place.problems() == ()
+
+
+def test_what_a_command_is_at_work_on_is_not_judged(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramet.instances.store_check.LOCK_S", 0.05)
+    place.change(pending="standby")
+    with locked(place.store.paths.locks, f"instance-{INSTANCE}"):
+        report = check(place.store, repair=True)
+    assert (report.problems, report.busy, report.whole) == ((), (f"instance {INSTANCE}",), True)
+
+
+def test_what_is_right_under_its_lock_was_a_command_at_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.change(pending="standby")
+
+    def end_it(*_arguments: object, **_options: object) -> object:
+        place.change(pending=None)
+        return locked(place.store.paths.locks, "another")
+
+    monkeypatch.setattr("ramet.instances.store_check.locked", end_it)
+    assert place.problems() == ()
+
+
+def test_a_repair_that_fails_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.snapshot.memory.chmod(0o600)
+
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    (problem,) = place.problems(repair=True)
+    assert not problem.mended
+    assert "It could not be mended: Could not set the mode of" in problem.text
