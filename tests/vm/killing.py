@@ -66,7 +66,7 @@ class Steps:
             path, _, flags = arguments
             if isinstance(flags, int) and flags & WRITES and self._is_in_store(path):
                 self.step(f"open {self.called(path)}")
-        elif event in BY_PATH and (self._is_in_store(arguments[0]) or arguments[-1] not in (-1, None)):
+        elif event in BY_PATH and (self._is_in_store(arguments[0]) or is_in_a_tree(event, arguments)):
             target = f" -> {self.called(arguments[1])}" if event in ("os.rename", "os.link") else ""
             self.step(f"{event.removeprefix('os.')} {self.called(arguments[0])}{target}")
         elif event in STARTS:
@@ -117,6 +117,11 @@ class Steps:
         for pattern, instead in NAMES:
             name = pattern.sub(instead, name)
         return name
+
+
+def is_in_a_tree(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether something is deleted by its name in an open directory, as shutil.rmtree does: it is the store's."""
+    return event in ("os.remove", "os.rmdir") and arguments[-1] != -1
 
 
 def is_a_piece(name: str) -> bool:
