@@ -23,6 +23,7 @@ from ramet.cli import exec as cli_exec
 from ramet.cli import output, signals, terminal
 from ramet.errors import ConfigError, InterruptedByUserError, RametError
 from ramet.guests.client import GuestRefusedError
+from ramet.signals import ENDING_SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".state"
@@ -99,7 +100,7 @@ def _giving_up() -> Iterator[None]:
         return handle
 
     signal.signal(signal.SIGALRM, give_up)
-    for number in signals.ENDING:
+    for number in ENDING_SIGNALS:
         forward = signal.getsignal(number)
         if callable(forward):
             signal.signal(number, then_give_up(forward))

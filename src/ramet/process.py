@@ -17,16 +17,16 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
 from ramet.model import VmmProcess
+from ramet.signals import ENDING_SIGNALS, signals_held
 
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
@@ -39,7 +39,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.002
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,42 +72,6 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) ->
             raise TimeoutError(what)
         select.select([], [], [], min(pause, left))
         pause = min(pause * 1.5, 0.1)
-
-
-@contextmanager
-def signals_held(*, wake: Callable[[], None] | None = None) -> Iterator[None]:
-    """Keep Ctrl-C, SIGTERM and SIGHUP waiting while the block runs, and let them in at its end: for short steps that must not be
-    left half done, and for every fork: Python prints and forgets what a handler raises while it runs the hooks of
-    ``os.register_at_fork``, of which logging has one. ``wake`` is called when one comes, to end the block soon.
-
-    Handlers are replaced and nothing is blocked: a child would inherit that. Python runs handlers in the main thread alone; in
-    another one this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-
-    def hold(number: int, _frame: object) -> None:
-        arrived.append(number)
-        if wake is not None:
-            wake()
-
-    before = {}
-    try:
-        for number in ENDING_SIGNALS:
-            handler = signal.getsignal(number)
-            if handler not in (None, signal.SIG_IGN):
-                before[number] = handler
-                signal.signal(number, hold)
-        yield
-    finally:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # what a handler raises must not cut this off
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for late in arrived:
-            signal.raise_signal(late)
 
 
 def find_program(name: str, *, package: str | None = None, hint: str | None = None, variable: str | None = None) -> str:

@@ -21,6 +21,8 @@ from tests.model.machine import Words
 
 T = TypeVar("T")
 INSTANCES = ("a", "b", "c", "d")
+EXPECTED_PROBLEMS = (" did not end in order.", ", and its VMM has ended.", "Nothing refers to it.")
+"""What a store may be told of that is whole: what the next verb mends, and what a live instance was given up for in vain."""
 
 
 class Stage(Protocol):
@@ -99,6 +101,8 @@ class Frame(RuleBasedStateMachine):
 
     def _remove_all(self) -> None:
         host = self.stage.host
+        told = {problem.text for problem in host.check_store().problems}
+        assert {text for text in told if not text.endswith(EXPECTED_PROBLEMS)} == set()
         for name in sorted(self.world.instances):
             host.remove(name, force=True)
             del self.world.instances[name]

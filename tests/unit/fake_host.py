@@ -21,9 +21,11 @@ from ramet.model import (
     Image,
     InstanceInfo,
     Method,
+    Problem,
     SnapshotInfo,
     SnapshotKind,
     State,
+    StoreReport,
 )
 
 
@@ -94,6 +96,8 @@ class FakeHost:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.last_note: str | None = None
         self.log_path = Path("/nonexistent")
+        self.strange = 0
+        """How many things in the store are not ours."""
 
     def _did(self, verb: str, name: str, **arguments: Any) -> None:
         self.calls.append((verb, {"name": name, **arguments}))
@@ -178,6 +182,13 @@ class FakeHost:
                 name="kvm", available=False, why="no vmx or svm", meaning="TCG it is", mend="use other hardware"
             ),
         ]
+
+    def check_store(self, *, repair: bool) -> StoreReport:
+        strange = Problem(where="/store/tmp/x", text="It is not ours.", mend="Move it elsewhere.")
+        loose = Problem(
+            where="instance 1", text="It is 0755.", mend="Its mode is set.", can_be_mended=True, mended=repair
+        )
+        return StoreReport(instances=2, snapshots=1, vmms=0, problems=(*[strange] * self.strange, loose), busy=())
 
     def logs(self, name: str) -> dict[str, Path]:
         self._did("logs", name)

@@ -105,6 +105,29 @@ def test_doctor_says_what_mends(host: FakeHost, capsys: pytest.CaptureFixture[st
     assert [entry["available"] for entry in json.loads(capsys.readouterr().out)] == [True, False]
 
 
+def test_doctor_says_whether_the_store_is_whole(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--store"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "instance 1: It is 0755.",
+        "  --repair: Its mode is set.",
+        "instances 2, snapshots 1, VMMs 0: 1 problem left",
+    ]
+    assert run(["doctor", "--store", "--repair"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  mended: Its mode is set.",
+        "instances 2, snapshots 1, VMMs 0: whole",
+    ]
+    host.strange = 2
+    assert run(["doctor", "--store", "--repair"]) == 1
+    out = capsys.readouterr().out
+    assert "/store/tmp/x: It is not ours.\n  Move it elsewhere.\n" in out
+    assert out.endswith("2 problems left\n")
+    assert run(["doctor", "--store", "--json"]) == 1
+    assert [one["mended"] for one in json.loads(capsys.readouterr().out)["problems"]] == [False, False, False]
+    assert run(["doctor", "--repair"]) == 2
+    assert "ramet doctor --store --repair" in capsys.readouterr().err
+
+
 def test_logs_prints_the_file_as_it_is(
     host: FakeHost, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

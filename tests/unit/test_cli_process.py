@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ramet import process
-from ramet.cli.signals import ENDING, Ending, TerminatedError
+from ramet.cli.signals import Ending, TerminatedError
+from ramet.signals import ENDING_SIGNALS
 
 HOST_STATUS = 8
 BROKEN_PIPE_STATUS = 141
@@ -39,7 +39,7 @@ def ramet(home: Path, redirections: str, *words: str) -> subprocess.CompletedPro
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
 
 
-@pytest.mark.parametrize("first", ENDING)
+@pytest.mark.parametrize("first", ENDING_SIGNALS)
 def test_only_the_first_signal_raises(first: signal.Signals) -> None:
     """A second Ctrl-C must not cut off the thaw that the first one began."""
     with subprocess.Popen([sys.executable, "-c", CLEANING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -48,7 +48,7 @@ def test_only_the_first_signal_raises(first: signal.Signals) -> None:
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(first)
         assert child.stdout.readline() == f"{first.name}\n".encode()
-        for number in ENDING:
+        for number in ENDING_SIGNALS:
             child.send_signal(number)
         out, _ = child.communicate(b"\n", timeout=TIMEOUT_S)
     assert (child.returncode, out) == (0, b"cleaned up\n")
@@ -82,7 +82,7 @@ print("once")
 
 
 @pytest.mark.parametrize("by", ["finalizer", "swallowing"])
-@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_that_somebody_drops_comes_again(number: signal.Signals, by: str) -> None:
     argv = [sys.executable, "-c", DROPPED.format(number=number.name, by=by)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
@@ -91,12 +91,12 @@ def test_a_signal_that_somebody_drops_comes_again(number: signal.Signals, by: st
 
 HELD = """
 import os, signal, time
-from ramet import process
 from ramet.cli import signals
+from ramet.signals import signals_held
 signals.install()
 try:
-    with process.signals_held():
-        with process.signals_held():
+    with signals_held():
+        with signals_held():
             os.kill(os.getpid(), signal.SIGINT)
         try:
             raise signals.TerminatedError(signal.SIGINT, signals._ending)
@@ -113,11 +113,6 @@ except KeyboardInterrupt:
 def test_a_signal_that_comes_again_is_held_as_any_other() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert (done.stdout, done.stderr) == ("held\nraised\n", "")
-
-
-def test_the_signals_that_end_a_verb_are_the_ones_that_can_be_held() -> None:
-    """Two names, since ``ramet --version`` does without ramet.process."""
-    assert ENDING == process.ENDING_SIGNALS
 
 
 def test_what_is_ignored_stays_ignored_but_for_the_end_of_children() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ramet import process
 from ramet.errors import CommandError, HostError, UnsupportedError
+from ramet.signals import ENDING_SIGNALS, signals_held
 from tests.unit.children import exit_codes, fork, identity, own_descriptors, run_in_child
 
 SLEEPER = ["sleep", "600"]
@@ -173,29 +174,29 @@ def test_an_interruption_in_the_middle_of_a_fork_is_not_forgotten() -> None:
 
 def test_held_signals_come_at_the_end_of_the_block() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), process.signals_held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), signals_held():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("the end")
     assert reached == ["the end"]
 
 
 def test_held_signals_leave_handlers_masks_and_children_as_they_were() -> None:
-    handlers = [signal.getsignal(number) for number in process.ENDING_SIGNALS]
+    handlers = [signal.getsignal(number) for number in ENDING_SIGNALS]
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with process.signals_held(), process.signals_held():
+        with signals_held(), signals_held():
             os.kill(os.getpid(), signal.SIGHUP)
             status = process.run(["cat", "/proc/self/status"], timeout_s=20).stdout.decode()
     finally:
         signal.signal(signal.SIGHUP, old)
     assert "\nSigBlk:\t0000000000000000\n" in status
-    assert [signal.getsignal(number) for number in process.ENDING_SIGNALS] == handlers
+    assert [signal.getsignal(number) for number in ENDING_SIGNALS] == handlers
 
 
 def test_a_signal_held_twice_comes_once_the_outer_block_has_ended() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), process.signals_held():  # noqa: PT012
-        with process.signals_held():
+    with pytest.raises(KeyboardInterrupt), signals_held():  # noqa: PT012
+        with signals_held():
             os.kill(os.getpid(), signal.SIGINT)
         reached.append("the end")
     assert reached == ["the end"]

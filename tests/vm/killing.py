@@ -126,7 +126,9 @@ def is_in_a_tree(event: str, arguments: tuple[Any, ...]) -> bool:
 
 def is_a_piece(name: str) -> bool:
     """Whether several such steps in a row are one."""
-    return name.partition(" ")[0] in ("write", "copy", "send") or (name.startswith("remove ") and "run/" in name)
+    return name.partition(" ")[0] in ("write", "copy", "send") or name.startswith(
+        ("remove agent", "remove instances/ID/run/")
+    )
 
 
 def peer(sock: socket.socket) -> str:

@@ -124,6 +124,8 @@ def check_after(host: Host, command: CommandLine, verb: Verb) -> str:
     if state is not None:
         recover(host, verb)
     check_owners(host)
+    report = host.check_store()
+    assert report.whole, report
     assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"
     forks = [name for name in listed if name != "web"]
     assert len(forks) in (0, 3), "all forks are made, or none"

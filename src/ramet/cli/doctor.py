@@ -24,12 +24,12 @@ NOT_WHOLE_STATUS = 1
         "ramet doctor --store --repair",
     ],
 )
-@click.option("--store", is_flag=True, help="Say whether the store is whole instead.")
+@click.option("--store", is_flag=True, help="Instead: say whether the store is whole.")
 @click.option("--repair", is_flag=True, help="With --store: mend what can be mended.")
 def doctor(app: App, store: bool, repair: bool) -> int:
-    """Say what this host can do, or whether the store is whole, and what mends the rest.
+    """Say what this host can do, and what mends the rest.
 
-    What the host can do is probed, nothing is guessed from versions: KVM counts if guest code really runs, reflinks if
+    Everything is probed, nothing is guessed from versions: KVM counts if guest code really runs, reflinks if
     a clone was made in the store. The status is 0 whatever the answers are. With --json: an array of {name available
     why meaning mend}.
 
@@ -80,6 +80,6 @@ def _show_store(app: App, report: StoreReport) -> None:
             output.line(f"  {problem.mend}")
     for where in report.busy:
         output.line(f"{where}: another command is at work on it; look again when it has ended")
-    counts = f"{report.instances} instances, {report.snapshots} snapshots, {report.vmms} VMMs"
     left = sum(1 for problem in report.problems if not problem.mended)
-    output.line(f"{counts}: {'whole' if report.whole else f'{left} problems left'}")
+    judged = "whole" if report.whole else f"{left} {'problem' if left == 1 else 'problems'} left"
+    output.line(f"instances {report.instances}, snapshots {report.snapshots}, VMMs {report.vmms}: {judged}")

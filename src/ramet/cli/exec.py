@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output, signals, terminal
+from ramet.cli import output, terminal
 from ramet.cli.context import App, Verb, seconds, verb
 from ramet.errors import ConfigError, InterruptedByUserError
+from ramet.signals import ENDING_SIGNALS
 
 if TYPE_CHECKING:
     from ramet.guests.client import ExecControl
     from ramet.model import ExecResult
 
-FORWARDED = (*signals.ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (*ENDING_SIGNALS, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDINGS_BEFORE_GIVING_UP = 3
 NOT_EXECUTABLE_STATUS, NOT_FOUND_STATUS = 126, 127
 
@@ -175,7 +176,7 @@ def forwarding(control: ExecControl, *, resizes: bool) -> Iterator[None]:
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal endings
-        endings += number in signals.ENDING
+        endings += number in ENDING_SIGNALS
         if endings >= ENDINGS_BEFORE_GIVING_UP:
             raise KeyboardInterrupt
         control.send_signal(number)

@@ -8,8 +8,8 @@ import sys
 from types import FrameType
 
 from ramet.cli import terminal
+from ramet.signals import ENDING_SIGNALS
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = (
     b"\nramet: already stopping: what was begun is being undone. Ctrl-\\ ends it at once; the next command tidies up.\n"
 )
@@ -61,7 +61,7 @@ class Ending:
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
 
     def again(self, _number: int, _frame: FrameType | None) -> None:
-        """The handler of that timer: the signal comes once more, to whatever handles it now (``process.signals_held``)."""
+        """The handler of that timer: the signal comes once more, to whatever handles it now (``signals_held``)."""
         if self._forgotten is not None and not self.is_over:
             number, self._forgotten, self._has_begun = self._forgotten, None, False
             signal.raise_signal(number)
@@ -79,7 +79,7 @@ def install() -> None:
     signal.signal(signal.SIGALRM, _ending.again)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     sys.unraisablehook = _unraisable
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _ending)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.model import VmmProcess
+from ramet.signals import signals_held
 
 LOG_TAIL_BYTES = 3000
 
@@ -28,7 +29,7 @@ def launched(
         LaunchError: for every RametError of the block; no process is left, nor is one after any other exception.
     """
     with ExitStack() as held:
-        held.enter_context(process.signals_held())
+        held.enter_context(signals_held())
         command, vmm = spawn()
         try:
             held.close()  # a signal that came while it was started raises here, where it is known whom to kill

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ramet import process
 from ramet.errors import host_errors
 from ramet.instances.context import Store
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths
+from ramet.signals import signals_held
 from ramet.store import atomic, names
 from ramet.store.layout import discard
 
@@ -28,9 +28,7 @@ def establish(store: Store, work: Path, record: InstanceRecord) -> None:
         ConflictError: if somebody else got the name.
     """
     final = store.paths.instance(record.id).dir
-    with (
-        process.signals_held()
-    ):  # never a directory without a name; whoever calls this has noted what to do if it is killed
+    with signals_held():  # never a directory without a name; whoever calls this has noted what to do if it is killed
         with host_errors(f"create the instance {record.name!r}"):
             atomic.write_json(work / "instance.json", record)
             work.rename(final)

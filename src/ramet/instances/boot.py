@@ -14,6 +14,7 @@ from ramet.instances import guest, live_files
 from ramet.instances.context import Locked
 from ramet.model import MIB, Image, State
 from ramet.paths import InstancePaths
+from ramet.signals import signals_held
 
 
 def boot(instance: Locked, *, timeout_s: float) -> None:
@@ -45,13 +46,13 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err
     except BaseException:
-        with process.signals_held():
+        with signals_held():
             if vmm is not None:
                 process.kill_and_wait(vmm)
                 instance.change(durable=False, vmm=None)
             live_files.clear(paths, keep_disk=True)
         raise
-    with process.signals_held():  # no guest runs that the record on disk does not know of
+    with signals_held():  # no guest runs that the record on disk does not know of
         instance.change(
             state=State.RUNNING,
             vmm_build=build,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ramet import config, process
+from ramet import config
 from ramet.errors import (
     CorruptError,
     HostError,
@@ -24,6 +24,7 @@ from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.signals import signals_held
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Chore, Kind
 from ramet.store.layout import discard, is_id, open_store
@@ -157,7 +158,7 @@ class Store:
                 with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
                     yield
             except BaseException:
-                with process.signals_held():
+                with signals_held():
                     self.collect(snapshot_id)
                 raise
 
@@ -222,7 +223,7 @@ class Store:
             try:
                 yield
             finally:
-                with process.signals_held():
+                with signals_held():
                     self.collect(*ids)
 
     def even_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore]:

@@ -9,6 +9,7 @@ from ramet.errors import CorruptError, StateError
 from ramet.instances.context import Locked, Store
 from ramet.instances.observe import exclusive, is_live, reap_strays
 from ramet.model import State
+from ramet.signals import signals_held
 from ramet.store import names
 from ramet.store.chores import Kind
 from ramet.store.layout import discard
@@ -50,7 +51,7 @@ def take_away(instance: Locked) -> None:
     store, record = instance.store, instance.record
     # A killed VM with a record would pass for one that was lost, and an instance without a name could not be removed by it.
     with (
-        process.signals_held(),
+        signals_held(),
         store.collecting(record),
         store.even_if_killed(Kind.REMOVE, record.id),
     ):
@@ -66,7 +67,7 @@ def take_away(instance: Locked) -> None:
 def take_away_damaged(store: Store, instance_id: str) -> None:
     """The same of an instance whose record cannot be read: what it referred to is not known, and stays."""
     paths = store.paths.instance(instance_id)
-    with process.signals_held(), store.even_if_killed(Kind.REMOVE, instance_id):
+    with signals_held(), store.even_if_killed(Kind.REMOVE, instance_id):
         reap_strays(paths.run)
         for entry in list(store.paths.instance_names.iterdir()):
             with suppress(CorruptError):  # another's, which is damaged too

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ramet import process
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
 from ramet.instances import birth, choice, guest, naming
@@ -26,6 +25,7 @@ from ramet.instances.restore import restore
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
@@ -265,7 +265,7 @@ def _all_or_nothing(store: Store) -> Iterator[Announce]:
 
 def _undo(store: Store, instance_ids: Sequence[str]) -> None:
     """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C."""
-    with process.signals_held():
+    with signals_held():
         for instance_id in instance_ids:
             try:
                 remove(store, instance_id, force=True)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ramet import process
 from ramet.errors import GuestError, VmmDiedError
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
+from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.guest")
 QUIESCE_DEADLINE_S = 20.0
@@ -31,7 +31,7 @@ def quiesce(run_dir: Path) -> None:
             agent.quiesce(timeout_s=QUIESCE_DEADLINE_S)
     except BaseException:
         with (
-            process.signals_held(),
+            signals_held(),
             suppress(GuestError, VmmDiedError),
         ):  # the guest may be beyond reach; the first error is the one to see
             thaw(run_dir, deadline_s=2.0)
@@ -50,7 +50,7 @@ def freeze(monitor: Monitor, run_dir: Path) -> None:
     try:
         monitor.stop_vcpus()
     except BaseException:
-        with process.signals_held():
+        with signals_held():
             unfreeze(monitor, run_dir)
         raise
 
@@ -71,7 +71,7 @@ def frozen(monitor: Monitor, run_dir: Path, *, already: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        with process.signals_held():
+        with signals_held():
             unfreeze(monitor, run_dir)
 
 

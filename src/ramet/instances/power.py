@@ -10,6 +10,7 @@ from ramet.instances.boot import boot
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import FORCED_STOP, exclusive
 from ramet.model import State
+from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
 from ramet.store.derive import ANY_METHOD, derive
@@ -36,7 +37,7 @@ def pause(store: Store, name: str) -> None:
             try:
                 instance.change(state=State.PAUSED, pending=None)
             except BaseException:
-                with process.signals_held():
+                with signals_held():
                     guest.unfreeze(monitor, instance.paths.run)
                 raise
 
@@ -68,7 +69,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
         require(Verb.STOP, state, name=name)
         with store.collecting(instance.record), instance.pending("stop"):
             must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
-            with process.signals_held():  # a killed VMM that the record says runs would pass for one that was lost
+            with signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:
                     instance.change(durable=False, pending=FORCED_STOP)
                     process.kill_and_wait(instance.record.vmm)

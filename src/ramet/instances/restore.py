@@ -16,6 +16,7 @@ from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, InstanceRecord, Manifest, Method, State
 from ramet.paths import SnapshotPaths
+from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
 from ramet.store.chores import Kind
@@ -58,7 +59,7 @@ def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[N
             yield
             needless.add(chosen)
         finally:
-            with process.signals_held():
+            with signals_held():
                 store.collect(*needless)
 
 
@@ -103,7 +104,7 @@ def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:
 def _end_live(instance: Locked) -> None:
     """Give up a live VM for a rollback: durable first, so that a kill in between never pairs old memory with its disk (H69)."""
     vmm = instance.record.vmm
-    with process.signals_held():
+    with signals_held():
         instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
         if vmm is not None:
             process.kill_and_wait(vmm)
@@ -131,12 +132,12 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
             instance.change(durable=False, vmm=vmm)
             _let_run(instance, manifest)
         except BaseException:
-            with process.signals_held():
+            with signals_held():
                 process.kill_and_wait(vmm)
                 instance.put_back(asleep)  # it may say running already, if only the thaw has failed
             raise
     except BaseException:
-        with process.signals_held():
+        with signals_held():
             live_files.clear(paths, keep_disk=False)
             live_files.put_back_set_aside_disk(paths)
         raise

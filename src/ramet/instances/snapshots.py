@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from ramet import process
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
 from ramet.instances import guest, naming
 from ramet.instances.context import Locked, Referrers, Store, snapshot_of
 from ramet.instances.observe import exclusive
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import SnapshotInfo, State
+from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
 from ramet.states import Verb, require
@@ -72,7 +72,7 @@ def remove(store: Store, text: str) -> None:
         return
     try:
         # Never a snapshot that neither a name nor an instance refers to.
-        with process.signals_held(), store.even_if_killed(Kind.COLLECT, snapshot_id):
+        with signals_held(), store.even_if_killed(Kind.COLLECT, snapshot_id):
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_snapshot(snapshot_id)
     except InUseError as err:

@@ -12,6 +12,7 @@ from ramet.instances.observe import exclusive
 from ramet.instances.power import reached
 from ramet.instances.taking import captured
 from ramet.model import State
+from ramet.signals import signals_held
 from ramet.snapshots.publish import publish
 from ramet.states import Verb, require
 
@@ -47,7 +48,7 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
         try:
             with captured(instance, monitor) as (work, manifest), store.publishing(manifest.id):
                 publish(work, store.paths.snapshot(manifest.id), manifest)
-                held.enter_context(process.signals_held())
+                held.enter_context(signals_held())
                 instance.change(
                     state=State.STANDBY,
                     snapshot=manifest.id,
@@ -57,7 +58,7 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
                 )
         except BaseException:
             if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
-                with process.signals_held():
+                with signals_held():
                     guest.unfreeze(monitor, instance.paths.run)
             raise
         # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from ramet import process
 from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError
 from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away, take_away_damaged
+from ramet.signals import signals_held
 from ramet.store import chores
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
@@ -38,7 +38,7 @@ def _do(store: Store, todo: list[tuple[Kind, str]]) -> None:
     for kind, one in todo:
         log.info("a command was killed that had %s to %s", one, kind)
         try:
-            with process.signals_held():
+            with signals_held():
                 (_collect if kind is Kind.COLLECT else _remove)(store, one)
         except (LockedError, CorruptError):  # somebody is at work on it; or a record that is damaged may refer to it
             is_left = True

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ramet.errors import host_errors
 from ramet.linux import ofdlock
-from ramet.process import signals_held
+from ramet.signals import signals_held
 from ramet.store import atomic
 from ramet.store.layout import is_id
 

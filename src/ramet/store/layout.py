@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ramet.errors import ConfigError, LockedError, host_errors
 from ramet.paths import StorePaths
-from ramet.process import signals_held
+from ramet.signals import signals_held
 from ramet.store import atomic
 from ramet.store.locks import locked
 

@@ -17,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from ramet import process
 from ramet.errors import HostError, RametError
 from ramet.model import Hypervisor
+from ramet.signals import ENDING_SIGNALS, signals_held
 from ramet.verify import needs, runner, sabotage
 from ramet.verify.checks import Verdict
 from ramet.verify.reports.results import Matrix, MatrixRow
@@ -30,7 +30,6 @@ GUESTS = 4
 """How many a scenario has at once, at most."""
 VMM_MIB = 100
 """What a VMM takes besides its guest's memory."""
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +131,7 @@ def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator
                 yield worker.sabotage, worker.result()
                 idle.append(worker)
     finally:
-        with process.signals_held():  # each removes what it has made first
+        with signals_held():  # each removes what it has made first
             for worker in workers:
                 worker.stop()
             for worker in workers:
@@ -187,7 +186,7 @@ class _Worker:
 
 def _serve(connection: Connection, setting: Setting) -> None:
     """In the process: commit what comes, until nothing more does. An ending signal is heard once."""
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) and the shell's & have it
             signal.signal(number, _end)
     try:
@@ -199,7 +198,7 @@ def _serve(connection: Connection, setting: Setting) -> None:
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ramet
-from ramet import process
 from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
+from ramet.signals import signals_held
 from ramet.verify import needs, strikes
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
@@ -146,7 +146,7 @@ def _run_one(
     except (ValueError, IndexError) as err:
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
-        with process.signals_held():  # a second Ctrl-C waits until nothing is left
+        with signals_held():  # a second Ctrl-C waits until nothing is left
             strikes.unwrap_vmm(world)
             strikes.clear_what_was_left(world)
             if not keep:

@@ -18,9 +18,9 @@ from typing import Self, TypeVar
 import msgspec
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
-from ramet import process
 from ramet.errors import RejectedError, VmmDiedError, VmmError
 from ramet.hypervisors.control import reach
+from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.qmp")
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a lost connection by itself; we raise it
@@ -49,7 +49,7 @@ class QmpMonitor:
             VmmDiedError: if nobody listens, or QEMU ends meanwhile.
             VmmError: if it does not answer within ``deadline_s``.
         """
-        with process.signals_held():  # a loop that is half made complains when it is collected
+        with signals_held():  # a loop that is half made complains when it is collected
             self._loop = asyncio.new_event_loop()
         self._timeout_s = deadline_s
         self._loop.set_exception_handler(_log_leftover)
@@ -78,7 +78,7 @@ class QmpMonitor:
         """Disconnect."""
         if self._loop.is_closed():
             return
-        with process.signals_held():
+        with signals_held():
             try:
                 self._finish(self._client.disconnect(), CANCEL_S)
             except (TimeoutError, QMPError, OSError, EOFError) as err:
@@ -161,7 +161,7 @@ class QmpMonitor:
             self._run(task)
             return task.result()
         except BaseException:
-            with process.signals_held():
+            with signals_held():
                 task.cancel()
                 self._run(self._loop.create_task(asyncio.wait([task], timeout=CANCEL_S)))
                 if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
@@ -171,7 +171,7 @@ class QmpMonitor:
     def _run(self, task: asyncio.Task[T]) -> None:
         task.add_done_callback(lambda _: self._loop.stop())
         while not task.done():
-            with process.signals_held(wake=self._stop_soon):
+            with signals_held(wake=self._stop_soon):
                 self._loop.run_forever()
 
     def _stop_soon(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ramet import process
 from ramet.errors import CommandError, RametError
+from ramet.signals import signals_held
 from ramet.verify import looks
 from ramet.verify.scenarios import counting
 from ramet.verify.scenarios.scenario import Scenario
@@ -79,7 +80,7 @@ def _fork_and_sleep(world: World, role: str, head_start_s: float) -> float:
     forking = _Command([*ramet, "fork", source, fork], max(-head_start_s, 0))
     sleeping = _Command([*ramet, "standby", source], max(head_start_s, 0))
     threads = [threading.Thread(target=command.run) for command in (forking, sleeping)]
-    with process.signals_held():  # what a command has begun is removed at the end: it must have ended by then
+    with signals_held():  # what a command has begun is removed at the end: it must have ended by then
         for thread in threads:
             thread.start()
         for thread in threads:
