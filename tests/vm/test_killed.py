@@ -1,14 +1,13 @@
 """SIGKILL between any two steps of any verb, of Ramet and of its VMMs: the next command finds the store whole and tells the
 truth, nothing is left that nobody owns, the guest's marks are there, and the verb can be done again.
 
-The steps are those that a verb is seen to make (``killing.py``). In ``make test`` a few of each verb's are tried, from a place
-that is drawn anew each time; with RAMET_TEST_ALL=1 all are.
+The steps are those that a verb is seen to make (``killing.py``). In ``make test`` a few of each verb's are tried, with
+RAMET_TEST_ALL=1 all are.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -71,7 +70,7 @@ def test_a_verb_that_is_killed_between_any_two_steps(host: Host, command: Comman
 def chosen(count: int, whom: str) -> range:
     """Which steps are tried: all, or a few as far apart as can be."""
     apart = APART[whom] if WHOLE else max(count // SAMPLE[whom], 1)
-    return range(random.randrange(min(apart, count)), count, apart)
+    return range(0 if WHOLE else apart // 2, count, apart)
 
 
 def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
@@ -142,9 +141,12 @@ def recover(host: Host, verb: Verb) -> None:
     info = host.get("web")
     has_memory = info.state in (State.RUNNING, State.STANDBY) and verb.before in (State.RUNNING, State.STANDBY)
     bring_back(host, info.state)
+    host.pause("web")
+    host.resume("web")
     check_guest(host, "web", has_marks=has_memory)
     if verb.before is not None:
         assert sh(host, "web", "cat /data/mark") == "disk"
+    sh(host, "web", MARKS)  # it may have booted
 
 
 def bring_back(host: Host, state: State) -> None:

@@ -88,8 +88,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     A guest found frozen is thawed and runs on (H43, H71); a VMM that no record owns is reaped; a half-made instance is failed.
     """
     was = record
-    for left in store.paths.instance(record.id).dir.glob(".instance.json.????????"):
-        left.unlink(missing_ok=True)  # a record that was being written
+    remove_half_records(store.paths.instance(record.id).dir)
     if record.pending is not None:
         record = _mend(store, record, record.pending)
     record = observed(store, record)
@@ -101,6 +100,17 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         with store.collecting(was):
             Locked(store, was).put_back(record)
     return record
+
+
+def half_records(directory: Path) -> list[Path]:
+    """What is left of a record of this instance whose writer was killed; call with its lock, or it may be being written."""
+    return list(directory.glob(".instance.json.????????"))
+
+
+def remove_half_records(directory: Path) -> None:
+    """Nobody needs them."""
+    for left in half_records(directory):
+        left.unlink(missing_ok=True)
 
 
 def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:

@@ -161,6 +161,14 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
         for snapshot_id in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base))
         if snapshot_id is not None and not store.paths.snapshot(snapshot_id).dir.is_dir()
     ]
+    if observe.half_records(paths.dir):
+        found.append(
+            _Found(
+                text="A record is left whose writer was killed.",
+                mend="It is removed; the one before it counts.",
+                action=partial(observe.remove_half_records, paths.dir),
+            )
+        )
     if record.pending is None:
         found += _live_files(store, record)
     return found

@@ -114,6 +114,10 @@ MENDED: dict[str, tuple[Callable[[Place], object], str]] = {
         lambda place: place.paths.memory.touch(),
         "It sleeps, and files of a live VMM are left.",
     ),
+    "half a record": (
+        lambda place: (place.paths.dir / ".instance.json.0a1b2c3d").touch(),
+        "A record is left whose writer was killed.",
+    ),
     "no record": (lambda place: place.paths.record.unlink(), "It has no record."),
     "a directory for all": (lambda place: place.paths.dir.chmod(0o755), f"{INSTANCE} is 0755, not 0700."),
     "a snapshot for all": (lambda place: place.snapshot.dir.chmod(0o750), "is 0750, not 0700."),
