@@ -280,8 +280,21 @@ def find_marked(mark: Path) -> list[VmmProcess]:
 
 
 def marked_below(directory: Path) -> list[tuple[str, VmmProcess]]:
-    """The live processes that ``spawn`` has started with a mark below ``directory``, and the next part of its path."""
-    return [(mark.relative_to(directory).parts[0], vmm) for mark, vmm in _marked() if directory in mark.parents]
+    """The live processes that ``spawn`` has started with a mark below ``directory``, and the next part of its path. Those of
+    another mount namespace are left out: their directory is another one (mount_namespaces(7)).
+    """
+    return [
+        (mark.relative_to(directory).parts[0], vmm)
+        for mark, vmm in _marked()
+        if directory in mark.parents and _mount_namespace(vmm.pid) == _mount_namespace(os.getpid())
+    ]
+
+
+def _mount_namespace(pid: int) -> str | None:
+    try:
+        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
+    except OSError:
+        return None  # it has ended, or is not ours to look at
 
 
 def _marked() -> Iterator[tuple[Path, VmmProcess]]:

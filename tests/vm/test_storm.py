@@ -65,6 +65,7 @@ def verbs(chance: random.Random) -> Iterator[tuple[str, ...]]:
                 ("ls",),
                 ("show", one),
                 ("snapshot", "ls"),
+                ("doctor", "--store"),
                 ("du",),
             )
         )

@@ -108,6 +108,8 @@ class Store:
         found: list[InstanceRecord] = []
         damaged: dict[str, CorruptError] = {}
         for directory in self.paths.instances.iterdir():
+            if not is_id(directory.name):
+                continue  # not ours
             try:
                 found.append(self.read(directory.name))
             except NotFoundError:
@@ -219,7 +221,7 @@ class Store:
     def collecting(self, record: InstanceRecord) -> Iterator[None]:
         """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
         ids = {record.snapshot, record.mapped_snapshot, record.diff_base}
-        with self.even_if_killed(Kind.COLLECT, *ids):
+        with self.ended_if_killed(Kind.COLLECT, *ids):
             try:
                 yield
             finally:
@@ -229,6 +231,10 @@ class Store:
     def even_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore]:
         """If the block is killed, the next command does this for these, and for what is added to what it yields (``tidy.py``)."""
         return chores.noted(self.paths.locks, kind, *ids, durable=kind is Kind.REMOVE)
+
+    def ended_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[None]:
+        """The same for a block that removes them: a full disk keeps it from nothing; if it fails, the next command ends it."""
+        return chores.noted_if_there_is_room(self.paths.locks, kind, *ids)
 
     def collect(self, *snapshot_ids: str | None) -> None:
         """Delete those snapshots that nothing references any more, and keep the others.

@@ -27,6 +27,7 @@ def remove(store: Store, name: str, *, force: bool) -> None:
         StateError: if it is running or paused and ``force`` was not given; nothing was touched.
         CorruptError: if its record is damaged and ``force`` was not given; nothing was touched.
     """
+    instance_id = store.find(name)
     try:
         with exclusive(store, name) as instance:
             record = instance.record
@@ -41,7 +42,6 @@ def remove(store: Store, name: str, *, force: bool) -> None:
     except CorruptError:
         if not force:
             raise
-        instance_id = store.find(name)
         with locked(store.paths.locks, f"instance-{instance_id}"):
             take_away_damaged(store, instance_id)
 
@@ -53,7 +53,7 @@ def take_away(instance: Locked) -> None:
     with (
         signals_held(),
         store.collecting(record),
-        store.even_if_killed(Kind.REMOVE, record.id),
+        store.ended_if_killed(Kind.REMOVE, record.id),
     ):
         if record.pending is not None:
             reap_strays(instance.paths.run)  # its VMM may not be in the record yet
@@ -67,7 +67,7 @@ def take_away(instance: Locked) -> None:
 def take_away_damaged(store: Store, instance_id: str) -> None:
     """The same of an instance whose record cannot be read: what it referred to is not known, and stays."""
     paths = store.paths.instance(instance_id)
-    with signals_held(), store.even_if_killed(Kind.REMOVE, instance_id):
+    with signals_held(), store.ended_if_killed(Kind.REMOVE, instance_id):
         reap_strays(paths.run)
         for entry in list(store.paths.instance_names.iterdir()):
             with suppress(CorruptError):  # another's, which is damaged too

@@ -54,7 +54,7 @@ def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[N
     failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
     """
     needless = {before.snapshot, before.mapped_snapshot, before.diff_base} - {None, chosen}
-    with store.even_if_killed(Kind.COLLECT, *needless):
+    with store.ended_if_killed(Kind.COLLECT, *needless):
         try:
             yield
             needless.add(chosen)

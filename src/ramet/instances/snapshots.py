@@ -72,7 +72,7 @@ def remove(store: Store, text: str) -> None:
         return
     try:
         # Never a snapshot that neither a name nor an instance refers to.
-        with signals_held(), store.even_if_killed(Kind.COLLECT, snapshot_id):
+        with signals_held(), store.ended_if_killed(Kind.COLLECT, snapshot_id):
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_snapshot(snapshot_id)
     except InUseError as err:

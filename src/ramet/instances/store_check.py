@@ -6,6 +6,7 @@ several files, and its store is whole only between them.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,16 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, host_errors
+from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, StateError, host_errors
 from ramet.instances import live_files, observe
-from ramet.instances.context import Store
-from ramet.instances.delete import take_away_damaged
+from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
 from ramet.snapshots import manifest as manifests
-from ramet.store import names
+from ramet.store import chores, names
 from ramet.store.layout import discard, is_id, is_work
 from ramet.store.locks import locked
 
+log = logging.getLogger("ramet.store")
 LOCK_S = 5.0
 """How long a command at work is waited for."""
 PRIVATE_MODE, PUBLISHED_MODE = 0o700, 0o400
@@ -96,10 +97,17 @@ def _entries(directory: Path) -> tuple[list[str], list[Path]]:
 
 
 def _examine(store: Store, one: _Object, *, repair: bool) -> list[Problem]:
-    if not one.look():
-        return []
+    try:
+        if not one.look():
+            return []
+    except (OSError, RametError) as err:
+        log.debug("%s: %s; looking again, under its lock", one.where, err)
     with locked(store.paths.locks, one.key, timeout_s=LOCK_S):
-        return [_mended(one.where, found, repair=repair) for found in one.look()]
+        try:
+            found = one.look()
+        except (OSError, RametError) as err:
+            return [Problem(where=one.where, text=f"It could not be looked at: {err}", mend="See to that first.")]
+        return [_mended(one.where, this, repair=repair) for this in found]
 
 
 def _mended(where: str, found: _Found, *, repair: bool) -> Problem:
@@ -124,8 +132,8 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
     try:
         record = store.read(instance_id)
     except NotFoundError:
-        remove = partial(take_away_damaged, store, instance_id)
-        return [_Found(text="It has no record.", mend="What is left of it is removed.", action=remove)]
+        where = f"Its disk may be {paths.disk}; then move all of {paths.dir} elsewhere."
+        return [_Found(text="It has no record.", mend=where)]
     except CorruptError as err:
         return [_Found(text=err.message, mend="ramet rm --force removes it, by its name or its id.")]
     found = list(_loose(paths.dir, PRIVATE_MODE))
@@ -142,7 +150,7 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
             _Found(
                 text=f"`ramet {record.pending}` did not end in order.",
                 mend="It is tidied up, as the next verb on it does.",
-                action=partial(observe.settle, store, record),
+                action=partial(_settle, store, record),
             )
         )
     elif observe.observed(store, record) is not record:
@@ -150,13 +158,13 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
             _Found(
                 text=f"Its record says {record.state.value}, and its VMM has ended.",
                 mend="The record is brought up to that.",
-                action=partial(observe.settle, store, record),
+                action=partial(_settle, store, record),
             )
         )
     found += [
         _Found(
             text=f"It needs the snapshot {snapshot_id}, which is not there.",
-            mend="Boot its disk if it has one (ramet start), or remove it (ramet rm).",
+            mend=f"Boot its disk if it is live (ramet start), or save {paths.disk} if it is there and remove it (ramet rm).",
         )
         for snapshot_id in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base))
         if snapshot_id is not None and not store.paths.snapshot(snapshot_id).dir.is_dir()
@@ -174,16 +182,28 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
     return found
 
 
+def _settle(store: Store, record: InstanceRecord) -> None:
+    """What a verb does first; it leaves a guest for the next one that it cannot resume."""
+    if observe.settle(store, record).pending is not None:
+        raise StateError(
+            f"The guest of {record.name!r} could not be resumed.",
+            actual=record.state.value,
+            required=[record.state.value],
+        )
+
+
 def _give_name(store: Store, record: InstanceRecord) -> None:
     try:
         names.claim(store.paths.instance_names, record.name, record.id, what="instance")
     except ConflictError:
         names.claim(store.paths.instance_names, record.id, record.id, what="instance")
+        Locked(store, record).change(name=record.id)
 
 
 def _live_files(store: Store, record: InstanceRecord) -> Iterator[_Found]:
     paths = store.paths.instance(record.id)
-    if record.state is State.STANDBY and (paths.memory.exists() or paths.disk.exists()):
+    sleeps_on_one = record.snapshot is not None and store.paths.snapshot(record.snapshot).dir.is_dir()
+    if record.state is State.STANDBY and sleeps_on_one and (paths.memory.exists() or paths.disk.exists()):
         yield _Found(
             text="It sleeps, and files of a live VMM are left.",
             mend="They are removed: what it sleeps on is its snapshot.",
@@ -209,8 +229,12 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     except (CorruptError, NotFoundError) as err:
         return [*found, _Found(text=err.message, mend=err.hint or "Remove it: ramet snapshot rm")]
     records, damaged = store.readable_records()
-    if not damaged and snapshot_id not in store.referrers(records):
-        is_orphan = manifest.instance_id not in {record.id for record in records}
+    try:
+        referrers = store.referrers(records)
+    except CorruptError:  # a name that cannot be read may be its own; it is told of the name
+        return found
+    if not damaged and snapshot_id not in referrers and snapshot_id not in chores.noted_ids(store.paths.locks):
+        is_orphan = not store.paths.instance(manifest.instance_id).dir.exists()
         found.append(
             _Found(
                 text="Nothing refers to it.",

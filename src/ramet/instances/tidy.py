@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError
 from ramet.instances.context import Locked, Store
@@ -18,40 +20,37 @@ from ramet.store.locks import locked
 log = logging.getLogger("ramet.store")
 
 
-class _LeftError(RametError):
-    """Something could not be done yet, and was said: the chore stays for the next command."""
-
-
 def tidy(store: Store) -> None:
     """Do the chores of commands that were killed. What cannot be done now is left to the next command, with a warning."""
-    for path in sorted(store.paths.locks.iterdir()):
-        if path.name.startswith(chores.PREFIX):
-            try:
-                with chores.abandoned(path) as todo:
-                    _do(store, todo)
-            except _LeftError:
-                continue
-
-
-def _do(store: Store, todo: list[tuple[Kind, str]]) -> None:
-    is_left = False
-    for kind, one in todo:
-        log.info("a command was killed that had %s to %s", one, kind)
+    with os.scandir(store.paths.locks) as entries:
+        paths = [entry.path for entry in entries if entry.name.startswith(chores.PREFIX)]
+    for path in sorted(paths):
         try:
-            with signals_held():
-                (_collect if kind is Kind.COLLECT else _remove)(store, one)
-        except (LockedError, CorruptError):  # somebody is at work on it; or a record that is damaged may refer to it
-            is_left = True
-        except RametError as err:
-            log.warning("what a killed command has left could not be removed: %s", err.message)
-            is_left = True
-    if is_left:
-        raise _LeftError("It is left.")
+            with chores.abandoned(Path(path)) as todo:
+                todo[:] = [one for one in todo if not _is_done(store, *one)]
+        except (OSError, RametError) as err:  # of the file itself
+            log.warning("%s: what a killed command has left to do could not be read or ended: %s", path, err)
+
+
+def _is_done(store: Store, kind: Kind, one: str) -> bool:
+    log.info("a command was killed that had %s to %s", one, kind)
+    try:
+        with signals_held():
+            (_collect if kind is Kind.COLLECT else _remove)(store, one)
+    except (LockedError, CorruptError):  # somebody is at work on it; or a record that is damaged may refer to it
+        return False
+    except (OSError, RametError) as err:
+        log.warning("what a killed command has left could not be removed: %s", err)
+        return False
+    return True
 
 
 def _collect(store: Store, snapshot_id: str) -> None:
-    if snapshot_id in store.referrers(store.records()):
+    records, damaged = store.readable_records()
+    if snapshot_id in store.referrers(records):
         return  # also where somebody reads it: it may lose its last reference later, and be all that is left
+    for err in damaged.values():
+        raise err
     try:
         store.delete_snapshot(snapshot_id, timeout_s=0)
     except InUseError:

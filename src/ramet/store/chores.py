@@ -11,11 +11,11 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 
-from ramet.errors import host_errors
+from ramet.errors import NoSpaceError, host_errors
 from ramet.linux import ofdlock
 from ramet.signals import signals_held
 from ramet.store import atomic
@@ -37,13 +37,20 @@ class Kind(StrEnum):
 class Chore:
     """One that this process has noted."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
         self._fd = fd
 
     def add(self, kind: Kind, *ids: str | None) -> None:
-        """Note more. Each line is one write to a file that is appended to: it is there or not."""
-        for one in filter(None, ids):
-            os.write(self._fd, f"{kind} {one}\n".encode())
+        """Note more.
+
+        Raises:
+            HostError: if it cannot be written.
+        """
+        data = "".join(f"{kind} {one}\n" for one in filter(None, ids)).encode()
+        with host_errors(f"note in {self._path} what to do if this is killed"):
+            while data:
+                data = data[os.write(self._fd, data) :]
 
 
 @contextmanager
@@ -53,19 +60,39 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
     Raises:
         HostError: if it cannot be written; the block was not begun.
     """
-    with host_errors(f"note in {locks_dir} what to do if this is killed"):
+    with host_errors(f"note in {locks_dir} what to do if this is killed"), signals_held():
         path, fd = _create(locks_dir)
     try:
-        chore = Chore(fd)
-        with host_errors(f"write {path}"):
+        try:
+            chore = Chore(path, fd)
             chore.add(kind, *ids)
-        yield chore
+            yield chore
+        finally:
+            with signals_held():
+                path.unlink(missing_ok=True)
+                if durable:
+                    atomic.fsync_directory(locks_dir)
     finally:
-        with signals_held():
+        os.close(fd)
+
+
+@contextmanager
+def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Iterator[None]:
+    """The same for what makes room, which a full disk must not keep from it: then there is none. If the block fails, the chore
+    stays, and the next command tries to end it.
+    """
+    with ExitStack() as held:
+        path, fd = None, None
+        try:
+            with host_errors("note what to do if this is killed"), signals_held():
+                path, fd = _create(locks_dir)
+                held.callback(os.close, fd)
+            Chore(path, fd).add(kind, *ids)
+        except NoSpaceError:
+            log.info("no room to note a chore; going on without")
+        yield
+        if path is not None:
             path.unlink(missing_ok=True)
-            os.close(fd)
-            if durable:
-                atomic.fsync_directory(locks_dir)
 
 
 def _create(locks_dir: Path) -> tuple[Path, int]:
@@ -80,11 +107,11 @@ def _create(locks_dir: Path) -> tuple[Path, int]:
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
-    """What is to be done, of a chore whose command was killed; nothing if it is at work, or has ended meanwhile. The chore goes
-    if the block succeeds; else it stays.
+    """What is to be done, of a chore whose command was killed; nothing if it is at work, or has ended meanwhile. What the block
+    leaves in the list stays noted, and all of it if the block fails.
     """
     try:  # never made anew: one that has ended in order would be there again, and free
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         yield []
         return
@@ -92,10 +119,26 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
         if not (ofdlock.try_lock(fd) and _is_at(fd, path)):
             yield []
             return
-        yield list(_read(path))
-        path.unlink(missing_ok=True)
+        todo = list(_read(path))
+        count = len(todo)
+        yield todo
+        if not todo:
+            path.unlink(missing_ok=True)
+        elif len(todo) < count:
+            os.ftruncate(fd, 0)
+            for kind, one in todo:
+                Chore(path, fd).add(kind, one)
     finally:
         os.close(fd)
+
+
+def noted_ids(locks_dir: Path) -> set[str]:
+    """All that a command is at work on now, or that was killed: it is seen to."""
+    found = set()
+    for path in locks_dir.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it has ended
+            found |= {one for _, one in _read(path)}
+    return found
 
 
 def _is_at(fd: int, path: Path) -> bool:

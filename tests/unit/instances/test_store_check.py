@@ -17,6 +17,7 @@ from ramet.instances.store_check import check
 from ramet.model import Hypervisor, InstanceRecord, Problem, State, VmmProcess
 from ramet.snapshots.publish import publish
 from ramet.store import atomic, names
+from ramet.store.chores import Kind
 from ramet.store.locks import locked
 from tests.unit.snapshots.published import fill
 
@@ -118,7 +119,6 @@ MENDED: dict[str, tuple[Callable[[Place], object], str]] = {
         lambda place: (place.paths.dir / ".instance.json.0a1b2c3d").touch(),
         "A record is left whose writer was killed.",
     ),
-    "no record": (lambda place: place.paths.record.unlink(), "It has no record."),
     "a directory for all": (lambda place: place.paths.dir.chmod(0o755), f"{INSTANCE} is 0755, not 0700."),
     "a snapshot for all": (lambda place: place.snapshot.dir.chmod(0o750), "is 0750, not 0700."),
     "a file that can be written": (lambda place: place.snapshot.memory.chmod(0o600), "memory is 0600, not 0400."),
@@ -156,7 +156,26 @@ def link(place: Place) -> None:
     os.link(place.snapshot.memory, place.store.paths.home.parent / "elsewhere")
 
 
+def lose_record(place: Place) -> None:
+    """By hand, or fsck: its disk and its snapshot are all that is left, and stay."""
+    place.paths.disk.touch()
+    place.paths.record.unlink()
+
+
+def lose_snapshot(place: Place) -> None:
+    """Its live disk, which should not be there, may be all that is left."""
+    place.change(snapshot="f" * 12)
+    place.paths.disk.touch()
+
+
 BY_HAND: dict[str, tuple[Callable[[Place], object], str]] = {
+    "no record": (lose_record, "It has no record."),
+    "no snapshot, and a disk": (lose_snapshot, "It needs the snapshot ffffffffffff, which is not there."),
+    "a file among the instances": (lambda place: (place.store.paths.instances / OTHER).touch(), "It is not ours."),
+    "a snapshot's name that is no id": (
+        lambda place: (place.store.paths.snapshot_names / "x").write_bytes(b"../../etc"),
+        "which is no id",
+    ),
     "a damaged record": (lambda place: place.paths.record.write_bytes(b"{"), "is damaged"),
     "a damaged manifest": (lambda place: damage(place.snapshot.manifest), "is damaged"),
     "a memory file of another size": (lambda place: damage(place.snapshot.memory), "memory has 20 bytes"),
@@ -214,11 +233,20 @@ def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
     assert place.snapshot.dir.is_dir()
 
 
+def test_a_snapshot_that_a_command_is_about_to_delete_is_right(place: Place) -> None:
+    """Nothing refers to it any more, and it has not been deleted yet."""
+    with place.store.even_if_killed(Kind.COLLECT, place.snapshot_id):
+        orphan(place)
+        assert place.problems(repair=True) == ()
+    assert len(place.problems()) == 1
+
+
 def test_a_name_that_another_has_becomes_its_id(place: Place) -> None:
     take_name(place)
     place.store.paths.instance(OTHER).dir.mkdir(mode=0o700)  # so that the name leads somewhere
     place.problems(repair=True)
     assert names.lookup(place.store.paths.instance_names, INSTANCE) == INSTANCE
+    assert [problem for problem in place.problems() if problem.where == f"instance {INSTANCE}"] == []
 
 
 def test_a_vmm_that_no_record_knows_is_killed(place: Place) -> None:
@@ -239,6 +267,35 @@ def test_what_a_command_is_at_work_on_is_not_judged(place: Place, monkeypatch: p
     with locked(place.store.paths.locks, f"instance-{INSTANCE}"):
         report = check(place.store, repair=True)
     assert (report.problems, report.busy, report.whole) == ((), (f"instance {INSTANCE}",), True)
+
+
+def test_a_vmm_of_a_store_in_another_mount_namespace_is_none_of_ours(place: Place) -> None:
+    """A container's store has the same path as ours."""
+    environment = {**os.environ, process.VMM_MARK: str(place.paths.run)}
+    argv = ["unshare", "--mount", "sh", "-c", "echo up; exec sleep 60"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE) as stray:
+        assert stray.stdout is not None
+        assert stray.stdout.readline() == b"up\n"
+        assert place.problems(repair=True) == ()
+        stray.kill()
+
+
+def test_what_cannot_be_looked_at_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("ramet.instances.store_check.manifests.check_files", fail)
+    (problem,) = place.problems(repair=True)
+    assert problem.where == f"snapshot {place.snapshot_id}"
+    assert "could not be looked at" in problem.text
+
+
+def test_a_guest_that_cannot_be_resumed_is_not_mended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.change(pending="standby")
+    monkeypatch.setattr("ramet.instances.observe.settle", lambda _store, record: record)
+    (problem,) = place.problems(repair=True)
+    assert not problem.mended
+    assert "could not be resumed" in problem.text
 
 
 def test_what_is_right_under_its_lock_was_a_command_at_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from ramet.errors import HostError
+from ramet import Host
+from ramet.errors import HostError, NoSpaceError
 from ramet.instances import birth, tidy
-from ramet.instances.context import Store
+from ramet.instances.context import Locked, Store
+from ramet.instances.delete import take_away
 from ramet.model import Hypervisor, InstanceRecord, State
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
 from tests.unit.children import run_in_child
+from tests.unit.steps import Steps
 
-SNAPSHOT, INSTANCE = "a" * 12, "1" * 12
+SNAPSHOT, INSTANCE, OTHER = "a" * 12, "1" * 12, "2" * 12
 RECORD = InstanceRecord(
     id=INSTANCE,
     name="web",
@@ -172,6 +176,65 @@ def test_what_fails_is_left_to_the_next(
     assert not is_there(store, Kind.REMOVE)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_done_of_a_chore_is_not_done_again(store: Store, damaged: bool) -> None:
+    """What was referred to then may be all that is left later."""
+    other = "b" * 12
+    for one in (SNAPSHOT, other):
+        store.paths.snapshot(one).dir.mkdir()
+    make_instance(store, has_name=True)  # it refers to SNAPSHOT
+    (store.paths.locks / f"{chores.PREFIX}x").write_text(f"collect {SNAPSHOT}\ncollect {other}\n")
+    if damaged:
+        store.paths.instance(OTHER).dir.mkdir()
+        store.paths.instance(OTHER).record.write_bytes(b"{")
+        tidy.tidy(store)
+    else:
+        with locked(store.paths.locks, f"snapshot-{other}", exclusive=False):
+            tidy.tidy(store)
+    (path,) = noted(store)
+    assert path.read_text() == f"collect {other}\n"
+    assert store.paths.snapshot(other).dir.is_dir()
+
+
+def test_a_full_disk_does_not_keep_from_making_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_instance(store, has_name=True)
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(NoSpaceError), store.even_if_killed(Kind.REMOVE, INSTANCE):
+            pass
+        take_away(Locked(store, RECORD))
+    assert list(store.paths.instances.iterdir()) == []
+    assert list(store.paths.snapshots.iterdir()) == []
+    assert noted(store) == []
+
+
+def test_a_removal_that_fails_is_ended_by_the_next_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_instance(store, has_name=True)
+
+    def fail(*_arguments: object) -> None:
+        raise HostError("The disk is gone.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ramet.instances.delete.discard", fail)
+        with pytest.raises(HostError):
+            take_away(Locked(store, RECORD))
+    assert names.all_names(store.paths.instance_names) == {}
+    tidy.tidy(store)
+    assert list(store.paths.instances.iterdir()) == []
+    assert noted(store) == []
+
+
+def test_a_chore_that_cannot_be_read_fails_no_command(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    (store.paths.locks / f"{chores.PREFIX}x").mkdir()
+    tidy.tidy(store)
+    assert "could not be read" in caplog.text
+
+
 def test_several_are_noted_in_one_and_ended_at_once(store: Store) -> None:
     with store.even_if_killed(Kind.REMOVE) as chore:
         chore.add(Kind.REMOVE, INSTANCE)
@@ -191,3 +254,21 @@ def test_a_chore_that_says_nothing_of_ours_does_nothing(store: Store, text: str)
     assert is_there(store, Kind.REMOVE)
     assert store.paths.snapshots.is_dir()
     assert noted(store) == []
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Kind.REMOVE, [("fsync", "locks")]), (Kind.COLLECT, [])])
+def test_a_power_cut_brings_no_removal_back(store: Store, kind: Kind, steps: list[tuple[str, str]]) -> None:
+    """Its unlinking is made durable before a create or a fork is told to have succeeded. A collection does no harm."""
+    with Steps().recorded() as seen, store.even_if_killed(kind, INSTANCE):
+        pass
+    assert seen == steps
+
+
+def test_a_host_that_has_been_open_for_long_sees_what_was_killed_since(tmp_path: Path) -> None:
+    """Nobody may begin to use what the next command takes away."""
+    host = Host(tmp_path / "home")
+    store = Store(host.home)
+    for look in (host.list, lambda: host.exists("web"), lambda: host.exists(INSTANCE)):
+        die(store, Kind.REMOVE, has_name=True)
+        assert not look()
+        assert not is_there(store, Kind.REMOVE)
