@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ramet.errors import ConfigError, LockedError, host_errors
@@ -51,6 +51,7 @@ def open_store(home: Path) -> StorePaths:
             number = errno.EROFS if os.statvfs(paths.tmp).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(number, os.strerror(number), str(paths.tmp))
         _sweep(paths)
+        _sweep_locks(paths)
     return paths
 
 
@@ -123,3 +124,13 @@ def _sweep(paths: StorePaths) -> None:
                     atomic.remove_tree(entry)
         except LockedError:
             continue  # its command is at work
+
+
+def _sweep_locks(paths: StorePaths) -> None:
+    """Remove the locks of what is gone, which a killed command has left: whoever wants one makes it anew (``locks.py``)."""
+    places = {"tmp": paths.tmp, "instance": paths.instances, "snapshot": paths.snapshots}
+    for entry in list(paths.locks.iterdir()):
+        kind, _, one = entry.name.partition("-")
+        if kind in places and not (places[kind] / one).exists():
+            with suppress(LockedError), locked(paths.locks, entry.name, timeout_s=0):
+                log.info("the lock %s is of nothing any more", entry.name)

@@ -14,6 +14,7 @@ from ramet.errors import ConfigError, HostError
 from ramet.paths import StorePaths
 from ramet.store import atomic, layout
 from ramet.store.layout import discard, is_id, new_id, open_store, work_in_progress
+from ramet.store.locks import locked
 from tests.unit.children import exit_codes, fork, holding, run_in_child
 
 
@@ -246,3 +247,16 @@ def test_new_ids_are_ids_and_do_not_repeat() -> None:
 )
 def test_what_is_no_id(text: str) -> None:
     assert not is_id(text)
+
+
+@pytest.mark.parametrize("kind", ["tmp", "instance", "snapshot"])
+def test_the_lock_of_what_is_gone_is_swept_and_no_other(store: StorePaths, kind: str) -> None:
+    gone, there, held = "0" * 12, "1" * 12, "2" * 12
+    {"tmp": store.snapshots, "instance": store.instances, "snapshot": store.snapshots}[kind].joinpath(there).mkdir()
+    for one in (gone, there):
+        (store.locks / f"{kind}-{one}").touch()
+    (store.locks / "others").touch()
+    with locked(store.locks, f"{kind}-{held}"):
+        open_store(store.home)
+        kept = {f"{kind}-{held}", "others"} | (set() if kind == "tmp" else {f"{kind}-{there}"})
+        assert names_in(store.locks) == kept
