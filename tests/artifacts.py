@@ -15,6 +15,8 @@ DIRECTORY = Path(__file__).parent.parent / "artifacts"
 _FAILED = pytest.StashKey[bool]()
 TAIL_CHARACTERS = 3000
 KEPT_SUFFIXES = {".log", ".json"}
+TOLD = "told"
+"""The property of a test that the summary prints: how much it tried, and what came of it."""
 
 
 def remember(item: pytest.Item, report: pytest.TestReport) -> None:

@@ -52,6 +52,16 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much was tried, where that is not the same each time."""
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    told = [value for report in reports for key, value in report.user_properties if key == artifacts.TOLD]
+    if told:
+        terminalreporter.section("what was tried")
+        for line in told:
+            terminalreporter.write_line(str(line))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in VM_DIRECTORIES or needs(item) & {"qemu", "kvm"}:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from ramet import Host
 from ramet.model import State
 from ramet.process import wait_until
+from tests.artifacts import TOLD
 from tests.file_systems import WHOLE
 from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.cut_short import MARKS, VERBS, Verb, bring_to, check_guest, check_owners, is_settled, state_of
@@ -42,7 +44,9 @@ def command(host: Host) -> CommandLine:
 @pytest.mark.timeout(3600 if WHOLE else 300)
 @pytest.mark.parametrize("whom", SAMPLE)
 @pytest.mark.parametrize("name", VERBS)
-def test_a_verb_that_is_killed_between_any_two_steps(host: Host, command: CommandLine, name: str, whom: str) -> None:
+def test_a_verb_that_is_killed_between_any_two_steps(
+    host: Host, command: CommandLine, name: str, whom: str, record_property: Callable[[str, object], None]
+) -> None:
     verb = VERBS[name]
     prepare(host, command, verb)
     status, steps = killed(command, verb, at=None, whom=whom)
@@ -64,7 +68,7 @@ def test_a_verb_that_is_killed_between_any_two_steps(host: Host, command: Comman
             assert check_after(host, command, verb) == (verb.after or "absent")
     assert hit >= len(points) * 0.8, "most were struck"
     told = ", ".join(f"{state} {count}" for state, count in outcomes.items())
-    print(f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told}")
+    record_property(TOLD, f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told}")
 
 
 def chosen(count: int, whom: str) -> range:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import pytest
 
 from ramet import Host
 from ramet.model import State
+from tests.artifacts import TOLD
 from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import MARKS, check_guest, check_owners
@@ -27,6 +28,7 @@ VERBS_EACH = 25 if WHOLE else 12
 LONGEST_S = 120.0
 REFUSALS = {2, 3, 4, 5, 6}
 """Of a command that came too late or too early: another's snapshot, not found, in another state, in use, locked."""
+VMM_DIED, GUEST, GUEST_TIMEOUT = 11, 15, 16
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
 
 
@@ -73,7 +75,7 @@ def verbs(chance: random.Random) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("run", range(RUNS))
-def test_a_storm_of_commands(host: Host, run: int) -> None:
+def test_a_storm_of_commands(host: Host, run: int, record_property: Callable[[str, object], None]) -> None:
     command = CommandLine(host.home)
     host.create("web", disk_bytes=64 << 20)
     sh(host, "web", MARKS)
@@ -94,12 +96,18 @@ def test_a_storm_of_commands(host: Host, run: int) -> None:
         did = [one for some in pool.map(storm, range(PROCESSES)) for one in some]
     statuses = Counter(one.status for one in did)
     slowest = max(did, key=lambda one: one.took_s)
-    print(
-        f"{len(did)} commands by {PROCESSES}: {dict(statuses)}; the slowest took {slowest.took_s:.1f} s: {slowest.argv}"
+    record_property(
+        TOLD,
+        f"{len(did)} commands by {PROCESSES}: {dict(statuses)}; the slowest took {slowest.took_s:.1f} s: {slowest.argv}",
     )
-    assert [one for one in did if one.status not in {0, *REFUSALS}] == []
+    assert [one for one in did if one.status not in allowed(one.argv)] == []
     assert [one for one in did if "Traceback" in one.said] == []
     check_after(host)
+
+
+def allowed(argv: tuple[str, ...]) -> set[int]:
+    """The statuses that are right. A command in a guest takes no lock: another may end its VMM meanwhile."""
+    return {0, *REFUSALS} | ({VMM_DIED, GUEST, GUEST_TIMEOUT} if argv[0] == "exec" else set())
 
 
 def check_after(host: Host) -> None:
