@@ -130,13 +130,20 @@ def _environment(file_system: str | None) -> dict[str, str]:
     return env
 
 
-def main() -> int:
-    """Run, and say in one line what went wrong."""
-    signals.install()
+def _invoke() -> int:
     try:
         with cli.make_context("python -m lab", sys.argv[1:]) as ctx:
             status: int = cli.invoke(ctx)
             return status
+    finally:
+        signals.over()
+
+
+def main() -> int:
+    """Run, and say in one line what went wrong."""
+    signals.install()
+    try:
+        return _invoke()
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as err:
