@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from ramet.errors import CorruptError
 from ramet.instances.context import Store
-from ramet.model import Hypervisor, InstanceRecord, State
+from ramet.model import State
 from ramet.store import atomic, names
+from tests.unit.snapshots.published import record
 
 SNAPSHOT = "a" * 12
 MINE, OTHER = "1" * 12, "2" * 12
 
 
 def add(store: Store, instance_id: str, **changes: str) -> Path:
-    record = InstanceRecord(
-        id=instance_id,
-        name=f"n{instance_id[0]}",
-        state=State.STANDBY,
-        created_at_unix_s=0.0,
-        hypervisor=Hypervisor.QEMU,
-        image="0" * 64,
-        memory_mib=128,
-        cpus=1,
-        disk_bytes=0,
-        machine_id="0" * 32,
-    )
-    record = msgspec.structs.replace(record, **changes)
     path = store.paths.instance(instance_id).dir
     path.mkdir()
-    atomic.write_json(path / "instance.json", record)
+    fields = {"id": instance_id, "name": f"n{instance_id[0]}", "state": State.STANDBY} | changes
+    atomic.write_json(path / "instance.json", record(**fields))
     return path / "instance.json"
 
 

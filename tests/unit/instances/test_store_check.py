@@ -14,12 +14,12 @@ from ramet import process
 from ramet.instances import birth
 from ramet.instances.context import Store
 from ramet.instances.store_check import check
-from ramet.model import Hypervisor, InstanceRecord, Problem, State, VmmProcess
+from ramet.model import Problem, State, VmmProcess
 from ramet.snapshots.publish import publish
 from ramet.store import atomic, names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
-from tests.unit.snapshots.published import fill
+from tests.unit.snapshots.published import fill, record
 
 INSTANCE, OTHER = "1" * 12, "2" * 12
 
@@ -38,19 +38,7 @@ class Place:
         self.snapshot_id = manifest.id
         self.paths.dir.mkdir(mode=0o700)
         birth.make_directories(self.paths.dir)
-        self.record = InstanceRecord(
-            id=INSTANCE,
-            name="web",
-            state=State.STANDBY,
-            created_at_unix_s=0.0,
-            hypervisor=Hypervisor.QEMU,
-            image="0" * 64,
-            memory_mib=1,
-            cpus=1,
-            disk_bytes=0,
-            machine_id="0" * 32,
-            snapshot=manifest.id,
-        )
+        self.record = record(id=INSTANCE, state=State.STANDBY, snapshot=manifest.id)
         self.change()
         names.claim(self.store.paths.instance_names, "web", INSTANCE, what="instance")
 

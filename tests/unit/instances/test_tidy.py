@@ -14,27 +14,16 @@ from ramet.errors import HostError, NoSpaceError
 from ramet.instances import birth, tidy
 from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away
-from ramet.model import Hypervisor, InstanceRecord, State
+from ramet.model import State
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
 from tests.unit.children import run_in_child
+from tests.unit.snapshots.published import record
 from tests.unit.steps import Steps
 
 SNAPSHOT, INSTANCE, OTHER = "a" * 12, "1" * 12, "2" * 12
-RECORD = InstanceRecord(
-    id=INSTANCE,
-    name="web",
-    state=State.STANDBY,
-    created_at_unix_s=0.0,
-    hypervisor=Hypervisor.QEMU,
-    image="0" * 64,
-    memory_mib=128,
-    cpus=1,
-    disk_bytes=0,
-    machine_id="0" * 32,
-    snapshot=SNAPSHOT,
-)
+RECORD = record(id=INSTANCE, state=State.STANDBY, snapshot=SNAPSHOT)
 
 
 @pytest.fixture
