@@ -9,7 +9,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -50,8 +50,11 @@ def wait_for_descriptors(vmm: VmmProcess, expected: dict[str, str]) -> None:
     """A program that has just begun opens libraries; one that is inherited and should not be never goes away."""
 
     def as_expected() -> bool:
-        entries = [Path(entry.path) for entry in os.scandir(f"/proc/{vmm.pid}/fd")]
-        return {entry.name: str(entry.readlink()) for entry in entries if entry.is_symlink()} == expected
+        held: dict[str, str] = {}
+        for entry in os.scandir(f"/proc/{vmm.pid}/fd"):
+            with suppress(FileNotFoundError):  # closed since it was listed
+                held[entry.name] = os.readlink(entry.path)
+        return held == expected
 
     process.wait_until(as_expected, 5, what=f"exactly these descriptors: {expected}")
 
