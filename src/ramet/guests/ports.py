@@ -43,7 +43,7 @@ def take_port(run_dir: Path, *, deadline_s: float) -> Port:
         number, lock_fd = wait_until(lambda: _lock_any(run_dir), deadline_s, what="a free agent port")
     except TimeoutError as err:
         raise GuestTimeoutError(
-            f"All {AGENT_PORTS} ports of the guest's agent stayed busy for {deadline_s:g} s.",
+            f"All {AGENT_PORTS} of its ports stayed busy.",
             hint="Wait for other commands on this instance to end.",
         ) from err
     try:
@@ -51,7 +51,7 @@ def take_port(run_dir: Path, *, deadline_s: float) -> Port:
     except TimeoutError as err:
         os.close(lock_fd)
         raise GuestTimeoutError(
-            f"The VMM hangs: its agent port {number} has accepted no connection for {deadline_s:g} s.",
+            f"The VMM hangs: it accepted no connection for the agent's port {number}.",
             hint="`ramet stop --force` ends it.",
         ) from err
     except OSError as err:

@@ -74,6 +74,8 @@ def open_session(run_dir: Path, deadline_s: float) -> AgentStream:
                     streams.pop().close()
                 time.sleep(vsock.RETRY_S)  # the agent may have no room for one more session
                 continue
+            except GuestTimeoutError as err:
+                raise GuestTimeoutError(f"{NO_SESSION.format(deadline_s)} {err.message}", hint=err.hint) from err
             if answered is not None:
                 streams.remove(answered)
                 return answered

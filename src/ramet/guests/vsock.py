@@ -36,8 +36,7 @@ def connect(run_dir: Path, *, deadline_s: float) -> socket.socket:
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             raise GuestTimeoutError(
-                f"The guest's agent accepted no connection within {deadline_s:.3g} s.",
-                hint="`ramet logs NAME` shows the guest's console.",
+                "It accepted no connection on its vsock.", hint="`ramet logs NAME` shows the guest's console."
             )
         try:
             sock = connect_in(run_dir, VSOCK_SOCKET, deadline_s=left_s)

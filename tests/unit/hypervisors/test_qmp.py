@@ -33,8 +33,8 @@ def ask(after_s):
     "Connect, ask and leave, again and again, until the signal raises."
     end = time.monotonic() + 5
     kill = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
-    kill.start()
     try:
+        kill.start()  # the signal may come before it returns
         while time.monotonic() < end:
             with QmpMonitor(run_dir, deadline_s=5) as monitor:
                 monitor.vcpus_running()

@@ -136,7 +136,7 @@ def test_without_fanotify_it_looks_at_processes_and_says_so(tree: Path, monkeypa
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(fanotify, "create", refused)
-    report = shell("exec 3<>memory; printf x >&3; sleep 0.4", tree)
+    report = shell("exec 3<>memory; printf x >&3; sleep 2", tree)
     assert report.writers_unseen is not None
     writers = only(report).writers
     assert writers
