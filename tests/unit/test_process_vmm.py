@@ -53,7 +53,7 @@ def wait_for_descriptors(vmm: VmmProcess, expected: dict[str, str]) -> None:
         held: dict[str, str] = {}
         for entry in os.scandir(f"/proc/{vmm.pid}/fd"):
             with suppress(FileNotFoundError):  # closed since it was listed
-                held[entry.name] = os.readlink(entry.path)
+                held[entry.name] = str(Path(entry.path).readlink())
         return held == expected
 
     process.wait_until(as_expected, 5, what=f"exactly these descriptors: {expected}")
