@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -15,8 +15,10 @@ from bench.report import Row, Table, Target, Unit, ratio
 from bench.source import AGAIN, Source
 from ramet.linux import pagemap, procfs
 from ramet.model import PAGE_BYTES
+from ramet.snapshots import sums
 
 CAPTURE, MIGRATE, STANDBY = "Ramet: full snapshot", "QEMU: migrate to a file", "Ramet: standby itself"
+HASHED, UNHASHED = "standby", "standby, no page hashed"
 SYNCED = {True: ", fsynced", False: ", no fsync"}
 
 
@@ -93,7 +95,12 @@ def _save_stream(source: Source, *, sync: bool) -> float:
 
 def later(sources: Sequence[Source], *, dirty_mib: Sequence[int], rounds: int) -> list[Table]:
     """Sleeping guests wake, write some of their memory again, and go back to sleep."""
-    return [_time(sources, dirty_mib, rounds), *(_bytes(source, dirty_mib) for source in sources)]
+    largest = sources[-1]
+    return [
+        _time(sources, dirty_mib, rounds),
+        _upkeep(largest, max(dirty_mib), rounds),
+        *(_bytes(source, dirty_mib) for source in sources),
+    ]
 
 
 def _label(source: Source, mib: int) -> str:
@@ -122,6 +129,34 @@ def _time(sources: Sequence[Source], dirty_mib: Sequence[int], rounds: int) -> T
         for source, mib in pairs
     ]
     return Table(title="second standby: time", setting=smallest.place.setting, rows=rows)
+
+
+def _upkeep(source: Source, mib: int, rounds: int) -> Table:
+    """What the sums cost of a sleep: the same with no page hashed."""
+    seed = iter(range(10**6, 10**9))
+
+    def turn(what: str, without: AbstractContextManager[object]) -> Sample:
+        source.host.restore(source.name)
+        source.fill(AGAIN, mib, next(seed))
+        os.sync()
+        with without:
+            clock = watch()
+            source.host.standby(source.name)
+            return {what: clock.total()}
+
+    found = alternate(
+        [
+            lambda: turn(UNHASHED, mock.patch.object(sums, "update", return_value="")),
+            lambda: turn(HASHED, nullcontext()),
+        ],
+        rounds=2 * rounds,
+    )
+    rows = [
+        Row(label=UNHASHED, values=found[UNHASHED]),
+        Row(label=HASHED, values=found[HASHED], against=UNHASHED),
+    ]
+    target = Target(text="a sleep with sums, against one without,", limit=1.1, measured=ratio(rows, HASHED, UNHASHED))
+    return Table(title=f"sums of {mib} MiB that were written", setting=source.setting, rows=rows, targets=[target])
 
 
 def _bytes(source: Source, dirty_mib: Sequence[int]) -> Table:

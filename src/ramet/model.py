@@ -11,7 +11,8 @@ from typing import Annotated, Final
 import msgspec
 
 INSTANCE_FORMAT_VERSION: Final = 1
-MANIFEST_FORMAT_VERSION: Final = 1
+UNSEALED: Final = "0" * 64
+MANIFEST_FORMAT_VERSION: Final = 2
 IMAGE_FORMAT_VERSION: Final = 1
 
 MIB: Final = 1024 * 1024
@@ -149,6 +150,9 @@ class SnapshotFile(Value, frozen=True, kw_only=True):
     written_bytes: int = 0
     """Bytes that Ramet wrote into it after deriving (dirty pages)."""
     sha256: str | None = None
+    """Of the device state."""
+    root: str | None = None
+    """Of memory and disk: the root of their sums (ramet.snapshots.sums)."""
 
 
 class Manifest(Value, frozen=True, kw_only=True):
@@ -171,6 +175,8 @@ class Manifest(Value, frozen=True, kw_only=True):
     memory: SnapshotFile
     vmstate: SnapshotFile
     disk: SnapshotFile
+    seal: str = UNSEALED
+    """SHA-256 of the file with zeros in the place of this; zeros again once it has been read and found right."""
 
 
 class Image(Value, frozen=True, kw_only=True):
@@ -222,6 +228,26 @@ class SnapshotInfo(Value, frozen=True, kw_only=True):
     memory_mib: int
     written_bytes: int
     referenced_by: tuple[str, ...]
+
+
+class SnapshotDamage(Value, frozen=True, kw_only=True):
+    """Something in a snapshot that is not what was published."""
+
+    file: str
+    text: str
+    pages: tuple[tuple[int, int], ...] = ()
+    """(first, past the last) 4 KiB pages of memory or disk that it is about."""
+
+
+class SnapshotCheck(Value, frozen=True, kw_only=True):
+    """``snapshot check`` of one snapshot."""
+
+    id: str
+    names: tuple[str, ...]
+    whole: bool
+    damage: tuple[SnapshotDamage, ...]
+    read_bytes: int
+    duration_s: float
 
 
 class InstanceInfo(Value, frozen=True, kw_only=True):

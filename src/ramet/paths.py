@@ -2,7 +2,7 @@
 
 $RAMET_HOME/
   images/<digest>/   tags/<name>
-  snapshots/<id>/    manifest.json vmstate memory disk.raw      0400, published by one rename
+  snapshots/<id>/    manifest.json vmstate memory disk.raw memory.sums disk.sums   0400, published by one rename
   instances/<id>/    instance.json  work/  run/  logs/
   names/instances/<name>   names/snapshots/<name>               hold an id, created with link(2)
   locks/             files that carry OFD locks
@@ -42,6 +42,14 @@ class SnapshotPaths:
     @cached_property
     def disk(self) -> Path:
         return self.dir / "disk.raw"
+
+    @cached_property
+    def memory_sums(self) -> Path:
+        return self.dir / "memory.sums"
+
+    @cached_property
+    def disk_sums(self) -> Path:
+        return self.dir / "disk.sums"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,16 @@ def test_several_names_with_json_give_an_array(host: FakeHost, capsys: pytest.Ca
 def test_restore_passes_what_may_be_discarded(host: FakeHost) -> None:
     assert run(["restore", "web", "--snapshot", "golden", "--discard-memory", "--discard-disk"]) == 0
     assert host.calls == [
-        ("restore", {"name": "web", "snapshot": "golden", "discard_memory": True, "discard_disk": True})
+        (
+            "restore",
+            {
+                "name": "web",
+                "snapshot": "golden",
+                "discard_memory": True,
+                "discard_disk": True,
+                "verified": False,
+            },
+        )
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -255,3 +256,38 @@ def _fill_up(mount: Path, *, leaving: int) -> None:
                     if err.errno != errno.ENOSPC:
                         raise
                     break
+
+
+@on_each
+def test_what_changed_since_a_file_was_derived_is_found_by_its_blocks(place: Path) -> None:
+    """Written, zeroed and punched pages are all told; and where blocks are shared little else is."""
+    base = random_file(place / "base")
+    method = derive(base, place / "mine", allow=ANY)
+    changed = {0, 3, 4, 77, 500, 1023}
+    with (place / "mine").open("r+b") as stream:
+        for page in changed:
+            stream.seek(page * PAGE)
+            stream.write(bytes(PAGE) if page == 3 else os.urandom(PAGE))
+        stream.flush()
+        subprocess.run(
+            ["fallocate", "--punch-hole", "--offset", str(200 * PAGE), "--length", str(2 * PAGE), str(place / "mine")],
+            check=True,
+        )
+        changed |= {200, 201}
+        with base.open("rb") as base_stream:
+            found = extents.changed_since(stream.fileno(), base_stream.fileno())
+    pages = {page for start, end in found for page in range(start // PAGE, -(-end // PAGE))}
+    assert changed <= pages
+    assert len(pages) == sum((end - start) // PAGE for start, end in found), "in order, and each once"
+    if method is Method.REFLINK:
+        assert len(pages) <= len(changed) + 6 * 32, "XFS may set up to 128 KiB aside around a page"
+    else:
+        assert pages == set(range(1024))
+
+
+@on_each
+def test_a_derivation_that_nobody_wrote_to_has_not_changed(place: Path) -> None:
+    base = random_file(place / "base")
+    if derive(base, place / "mine", allow=ANY) is Method.REFLINK:
+        with base.open("rb") as one, (place / "mine").open("rb") as other:
+            assert extents.changed_since(other.fileno(), one.fileno()) == []

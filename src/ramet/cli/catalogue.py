@@ -38,7 +38,7 @@ VERBS: dict[str, Entry] = {
     "tree": Entry(LOOKING, "tree", "tree", "Show who was forked from whom."),
     "du": Entry(LOOKING, "du", "du", "Show the disk that instances, snapshots and images use."),
     "image": Entry(KEEPING, "image", "image", "Build, list and delete guest images."),
-    "snapshot": Entry(KEEPING, "snapshot", "snapshot", "Take, list, show and delete named snapshots."),
+    "snapshot": Entry(KEEPING, "snapshot", "snapshot", "Take, list, show, check and delete snapshots."),
     "verify": Entry(PROOF, "verify", "verify", "Prove on this host that forks are isolated."),
     "guard": Entry(PROOF, "guard", "guard", "Run a command and say which of your files it changed."),
     "doctor": Entry(PROOF, "doctor", "doctor", "Say what this host can do, and what mends the rest."),

@@ -155,7 +155,7 @@ def _document(report: GuardReport, command: tuple[str, ...], status: int, exit_s
 
 
 def _lines(report: GuardReport, command: tuple[str, ...], status: int) -> list[str]:
-    from ramet.verify.fingerprints import in_words
+    from ramet.snapshots.sums import in_words
 
     ended = f"status {status}" if status >= 0 else f"ended by signal {-status}"
     new = sum(change.is_new for change in report.changes)

@@ -1,8 +1,9 @@
-"""ramet snapshot create, ls, show, rm"""
+"""ramet snapshot create, ls, show, check, rm"""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,10 +12,15 @@ from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.cli.show import snapshot_fields
 
+if TYPE_CHECKING:
+    from ramet.model import SnapshotCheck
+
+DAMAGED_STATUS = 1
+
 
 @click.group("snapshot")
 def snapshot() -> None:
-    """Take, list, show and delete named snapshots."""
+    """Take, list, show, check and delete snapshots."""
 
 
 @verb("create", examples=["ramet snapshot create web", "ramet snapshot create web golden"])
@@ -81,6 +87,46 @@ def show(app: App, snapshot_name: str) -> None:
         output.fields(snapshot_fields(found))
 
 
+@verb(
+    "check", examples=["ramet snapshot check", "ramet snapshot check golden --json | jq '.[] | select(.whole | not)'"]
+)
+@click.argument("snapshots", nargs=-1, metavar="[SNAPSHOT...]")
+def check(app: App, snapshots: tuple[str, ...]) -> int:
+    """Read snapshots from the disk and say whether each byte is what was published.
+
+    Without names: all of them. Memory and disk are compared page by page with the sums that were taken when they were
+    published, the device state and the manifest with their SHA-256. Nothing is changed. The status is 0 if all are
+    whole and 1 if any is not. With --json: an array of {id names whole damage[{file text pages}] read_bytes duration_s}.
+    """
+    with app.working("Checking"):
+        found = app.host().snapshot_check(snapshots)
+    if app.json:
+        output.json(found)
+    else:
+        _show_checks(found)
+    return 0 if all(one.whole for one in found) else DAMAGED_STATUS
+
+
+def _show_checks(found: list[SnapshotCheck]) -> None:
+    output.table(
+        ("NAME", "ID", "VERDICT", "READ", "TIME"),
+        [
+            (
+                ",".join(one.names) or "-",
+                one.id,
+                output.coloured("whole" if one.whole else "DAMAGED"),
+                output.size(one.read_bytes),
+                output.duration(one.duration_s),
+            )
+            for one in found
+        ],
+        right=("READ", "TIME"),
+    )
+    for one in found:
+        for damage in one.damage:
+            output.line(f"{one.names[0] if one.names else one.id}: {damage.file}: {damage.text}")
+
+
 @verb("rm", examples=["ramet snapshot rm golden"])
 @click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
 def rm(app: App, snapshots: tuple[str, ...]) -> int:
@@ -101,5 +147,5 @@ def rm(app: App, snapshots: tuple[str, ...]) -> int:
     return each(app, snapshots, doing="Deleting", action=action, show=said)
 
 
-for _command in (create, ls, show, rm):
+for _command in (create, ls, show, check, rm):
     snapshot.add_command(_command)

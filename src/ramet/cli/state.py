@@ -77,24 +77,34 @@ def standby(app: App, names: tuple[str, ...]) -> int:
     examples=[
         "ramet restore web",
         "ramet restore web --snapshot before-upgrade --discard-memory --discard-disk",
+        "ramet restore --verified web",
     ],
 )
 @several_names
 @click.option("--snapshot", metavar="ID", help="Roll one instance back to this snapshot (id or name).")
 @click.option("--discard-memory", is_flag=True, help="Give up the memory of an instance that is running.")
 @click.option("--discard-disk", is_flag=True, help="Give up a disk that is newer than the snapshot.")
-def restore(app: App, names: tuple[str, ...], snapshot: str | None, discard_memory: bool, discard_disk: bool) -> int:
+@click.option("--verified", is_flag=True, help="Read memory and disk first; wake only if they are what was published.")
+def restore(
+    app: App, names: tuple[str, ...], snapshot: str | None, discard_memory: bool, discard_disk: bool, verified: bool
+) -> int:
     """Wake instances from standby, or roll one back to a snapshot.
 
     Before the workload runs on, the guest has fresh randomness, the right time and its own name. Memory never comes
     back beside a newer disk: what would be lost has to be given up by name, with the two --discard options. If it
     fails, the instance is what it was and the snapshot is untouched. With --json: an array, one element a NAME.
+
+    With --verified each page of memory and disk is compared with what the snapshot's sums say, in the very files that
+    the VMM then maps and opens, before a vCPU runs. That reads all of them: without it a restore reads what the guest
+    touches.
     """
     if snapshot is not None and len(set(names)) > 1:
         raise ConfigError("--snapshot rolls back one instance, and there are several.", hint="Name one.")
 
     def step(host: Host, name: str) -> InstanceInfo:
-        return host.restore(name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
+        return host.restore(
+            name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk, verified=verified
+        )
 
     return _move(app, names, doing="Restoring", done="restored", step=step)
 

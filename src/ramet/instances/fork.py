@@ -150,14 +150,15 @@ def _from_live(store: Store, announce: Announce, source: str, names: tuple[str, 
             ):
                 began = time.monotonic()
                 with guest.frozen(monitor, instance.paths.run, already=record.state is State.PAUSED):
-                    work, manifest = stack.enter_context(captured(instance, monitor))
+                    taken = stack.enter_context(captured(instance, monitor))
                 pause_s = time.monotonic() - began
+            manifest = taken.summed_up()
             plan = _Plan(source=record, names=names)
-            files, take = SnapshotPaths(dir=work), True
+            files, take = taken.files, True
             if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:  # the source's next diff needs it
                 files, take = store.paths.snapshot(manifest.id), False
                 stack.enter_context(store.publishing(manifest.id))
-                publish(work, files, manifest)
+                publish(taken.files.dir, files, manifest)
                 keep_as_base(instance, manifest)
             made = _derive_all(store, announce, plan, files, manifest, last_takes_files=take)
             return Forked(ids=made.ids, source_pause_s=pause_s, method=made.method)
@@ -280,7 +281,7 @@ def _start(store: Store, made: Forked) -> None:
         if store.read(instance_id).state is State.STOPPED:
             start_instance(store, instance_id)
         else:
-            restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False)
+            restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
 
 
 def _new_record(source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:

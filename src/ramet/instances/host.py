@@ -24,6 +24,7 @@ from ramet.instances import (
     inspect,
     power,
     restore,
+    snapshot_check,
     snapshots,
     standby,
     store_check,
@@ -41,6 +42,7 @@ from ramet.model import (
     Image,
     InstanceInfo,
     Ping,
+    SnapshotCheck,
     SnapshotInfo,
     StoreReport,
 )
@@ -137,11 +139,25 @@ class Host:
         return self.get(name)
 
     def restore(
-        self, name: str, *, snapshot: str | None = None, discard_memory: bool = False, discard_disk: bool = False
+        self,
+        name: str,
+        *,
+        snapshot: str | None = None,
+        discard_memory: bool = False,
+        discard_disk: bool = False,
+        verified: bool = False,
     ) -> InstanceInfo:
-        """Wake from standby, or roll back to ``snapshot``. On failure the instance is what it was."""
+        """Wake from standby, or roll back to ``snapshot``; ``verified``: only if every page is what was published. On failure the
+        instance is what it was."""
         self._fresh()
-        restore.restore(self._store, name, snapshot=snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
+        restore.restore(
+            self._store,
+            name,
+            snapshot=snapshot,
+            discard_memory=discard_memory,
+            discard_disk=discard_disk,
+            verified=verified,
+        )
         return self.get(name)
 
     def stop(
@@ -273,6 +289,11 @@ class Host:
     def snapshot_get(self, id_or_name: str) -> SnapshotInfo:
         """One snapshot."""
         return snapshots.show(self._store, id_or_name)
+
+    def snapshot_check(self, names: str | Sequence[str] = ()) -> builtins.list[SnapshotCheck]:
+        """Read snapshots, all of them if none is named, and compare them with what was published: each page of memory and disk,
+        the device state, the manifest."""
+        return snapshot_check.check(self._store, (names,) if isinstance(names, str) else names)
 
     def snapshot_remove(self, id_or_name: str) -> None:
         """Remove a snapshot that nothing references; by name, the name at least."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
-from ramet.instances import guest, live_files
+from ramet.hypervisors.base import LaunchSpec
+from ramet.instances import guest, live_files, snapshot_check
 from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
-from ramet.model import Failure, InstanceRecord, Manifest, Method, State
+from ramet.model import Failure, InstanceRecord, Manifest, Method, State, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -25,8 +26,11 @@ from ramet.store.derive import ANY_METHOD, derive
 REFLINK_ONLY = frozenset({Method.REFLINK})
 
 
-def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bool, discard_disk: bool) -> None:
-    """Wake an instance from the snapshot that it sleeps on, or roll it back to ``snapshot``.
+def restore(
+    store: Store, name: str, *, snapshot: str | None, discard_memory: bool, discard_disk: bool, verified: bool
+) -> None:
+    """Wake an instance from the snapshot that it sleeps on, or roll it back to ``snapshot``. ``verified``: the very files that
+    the VMM maps and opens are compared with the snapshot's sums before a vCPU runs.
 
     If it fails, the VMM is reaped, sockets and the new live disk are gone, and the instance is what it was.
 
@@ -41,11 +45,13 @@ def restore(store: Store, name: str, *, snapshot: str | None, discard_memory: bo
         before = instance.record
         with _collecting(store, before, chosen), store.reading(chosen) as paths:
             manifest = _check(instance, paths)
+            if verified and is_live(before):  # before it is given up for what may be damaged
+                snapshot_check.require_intact(paths, manifest)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
-                _wake(instance, paths, manifest)
+                _wake(instance, paths, manifest, verified=verified)
 
 
 @contextmanager
@@ -112,7 +118,7 @@ def _end_live(instance: Locked) -> None:
         live_files.clear(instance.paths, keep_disk=True)
 
 
-def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None:
+def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, verified: bool) -> None:
     paths = instance.paths
     aside = live_files.set_aside_path(paths)
     keep_old_disk = instance.record.state is not State.STANDBY and paths.disk.exists()
@@ -126,22 +132,34 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest) -> None
         derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
         memory = _memory_to_map(instance, snapshot)
         spec = launch_spec(instance, memory=memory, boot=None, vmstate=snapshot.vmstate)
-        asleep = instance.record
-        vmm = instance.driver.load(spec)
-        try:
-            instance.change(durable=False, vmm=vmm)
-            _let_run(instance, manifest)
-        except BaseException:
-            with signals_held():
-                process.kill_and_wait(vmm)
-                instance.put_back(asleep)  # it may say running already, if only the thaw has failed
-            raise
+        if not verified:
+            _load_and_run(instance, spec, manifest, before_run=lambda _vmm: None)
+        else:
+            instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
+            with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
+                _load_and_run(instance, spec, manifest, before_run=require_used)
     except BaseException:
         with signals_held():
             live_files.clear(paths, keep_disk=False)
             live_files.put_back_set_aside_disk(paths)
         raise
     live_files.drop_set_aside_disk(paths)
+
+
+def _load_and_run(
+    instance: Locked, spec: LaunchSpec, manifest: Manifest, *, before_run: Callable[[VmmProcess], None]
+) -> None:
+    asleep = instance.record
+    vmm = instance.driver.load(spec)
+    try:
+        instance.change(durable=False, vmm=vmm)
+        before_run(vmm)
+        _let_run(instance, manifest)
+    except BaseException:
+        with signals_held():
+            process.kill_and_wait(vmm)
+            instance.put_back(asleep)  # it may say running already, if only the thaw has failed
+        raise
 
 
 def _let_run(instance: Locked, manifest: Manifest) -> None:

@@ -51,9 +51,10 @@ def _capture(store: Store, instance: Locked, name: str) -> str:
             instance.driver.connect(instance.paths.run) as monitor,
             guest.frozen(monitor, instance.paths.run, already=already),
         ):
-            work, manifest = stack.enter_context(captured(instance, monitor))
+            taken = stack.enter_context(captured(instance, monitor))
+        manifest = taken.summed_up()
         with store.publishing(manifest.id):
-            publish(work, store.paths.snapshot(manifest.id), manifest)
+            publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
             names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
             keep_as_base(instance, manifest)
     return manifest.id

@@ -46,8 +46,9 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
         guest.freeze(monitor, instance.paths.run)
     with ExitStack() as held:
         try:
-            with captured(instance, monitor) as (work, manifest), store.publishing(manifest.id):
-                publish(work, store.paths.snapshot(manifest.id), manifest)
+            with captured(instance, monitor) as taken, store.publishing(taken.manifest.id):
+                manifest = taken.summed_up()
+                publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
                 held.enter_context(signals_held())
                 instance.change(
                     state=State.STANDBY,

@@ -28,7 +28,7 @@ log = logging.getLogger("ramet.store")
 LOCK_S = 5.0
 """How long a command at work is waited for."""
 PRIVATE_MODE, PUBLISHED_MODE = 0o700, 0o400
-PUBLISHED = frozenset({"manifest.json", "memory", "vmstate", "disk.raw"})
+PUBLISHED = frozenset({"manifest.json", "memory", "vmstate", "disk.raw", "memory.sums", "disk.sums"})
 NOT_OURS = "It is not ours."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.errors import CorruptError, VmmError
@@ -14,23 +15,42 @@ from ramet.instances.context import Locked, vmm_of
 from ramet.model import MIB, Manifest, SnapshotKind, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import capture as captures
-from ramet.snapshots.publish import describe
+from ramet.snapshots.publish import add_sums, describe
 from ramet.store.layout import new_id, work_in_progress
 
 log = logging.getLogger("ramet.capture")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A capture in work in progress, not published yet. The VM may run on."""
+
+    files: SnapshotPaths
+    manifest: Manifest
+    base: SnapshotPaths | None
+    dirty: tuple[tuple[int, int], ...] | None
+
+    def summed_up(self) -> Manifest:
+        """The manifest, once memory and disk have their sums: the guest need not wait for that.
+
+        Raises:
+            HostError: for errors of the host.
+        """
+        return add_sums(self.files, self.manifest, base=self.base, dirty=self.dirty)
+
+
 @contextmanager
-def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Iterator[tuple[Path, Manifest]]:
-    """Capture a frozen VM into work in progress: yields the directory and the manifest, neither published yet."""
+def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Iterator[Taken]:
+    """Capture a frozen VM into work in progress, which goes with the block unless it is published."""
     store, record = instance.store, instance.record
     vmm = vmm_of(record)
     if monitor.vcpus_running():
         raise VmmError(f"The vCPUs of {record.name!r} run: nothing was captured of a guest that changes meanwhile.")
     snapshot_id = new_id()
     with work_in_progress(store.paths, snapshot_id) as work:
+        files = SnapshotPaths(dir=work)
         if isinstance(monitor, SavesMemory):
-            result, base_id = _captured_by_vmm(instance, monitor, vmm, SnapshotPaths(dir=work))
+            result, base_id = _captured_by_vmm(instance, monitor, vmm, files)
         else:
             base_id = record.mapped_snapshot
             result = captures.capture(
@@ -38,7 +58,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Itera
                 vmm,
                 live=instance.paths,
                 mapped_file=live_files.mapped_file(store.paths, record),
-                into=SnapshotPaths(dir=work),
+                into=files,
                 base_is_empty=base_id is None,
             )
         if record.vmm_build is None:
@@ -51,7 +71,8 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Itera
             kind=SnapshotKind.FULL if base_id is None else SnapshotKind.DIFF,
             parent=base_id,
         )
-        yield work, manifest
+        base = store.paths.snapshot(base_id) if base_id is not None else None
+        yield Taken(files=files, manifest=manifest, base=base, dirty=result.dirty)
 
 
 def keep_as_base(instance: Locked, manifest: Manifest) -> None:

@@ -18,6 +18,9 @@ FS_IOC_FIEMAP = iowr(ord("f"), 11, FIEMAP_HEADER.size)
 FIEMAP_FLAG_SYNC = 0x1
 FIEMAP_EXTENT_LAST = 0x1
 FIEMAP_EXTENT_SHARED = 0x2000
+UNRELIABLE = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+"""Flags of extents whose physical address says nothing for sure, or whose blocks do not hold what is read: unknown, delayed,
+encoded, encrypted, not aligned, inline, a tail, unwritten (<linux/fiemap.h>)."""
 BATCH = 1024
 
 
@@ -81,3 +84,58 @@ def map_data(fd: int) -> Iterator[tuple[int, int]]:
             return
         position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, position
+
+
+def changed_since(fd: int, base_fd: int) -> list[tuple[int, int]]:
+    """The (start, end) of whatever in a file may differ from ``base_fd``, which has the same size: what does not lie in the very
+    blocks in which it lies there. Where nothing is shared, that is all data of both.
+
+    Both are written back first. The base must not be written meanwhile, nor since it was cloned into this file.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system cannot tell (tmpfs), and what else the kernel says.
+    """
+    ours, theirs = fiemap(fd), fiemap(base_fd)
+    same: list[tuple[int, int]] = []
+    index = 0
+    for extent in ours:
+        end = extent.logical + extent.length
+        while index < len(theirs) and theirs[index].logical + theirs[index].length <= extent.logical:
+            index += 1
+        position = index
+        while position < len(theirs) and (other := theirs[position]).logical < end:
+            position += 1
+            if not (extent.flags | other.flags) & UNRELIABLE and (
+                other.physical - other.logical == extent.physical - extent.logical
+            ):
+                low, high = max(extent.logical, other.logical), min(end, other.logical + other.length)
+                same.append((low, high))
+    return _without(_spans(ours + theirs), same)
+
+
+def _spans(found: Sequence[Extent]) -> list[tuple[int, int]]:
+    """What the extents of two files cover together, in order."""
+    spans: list[tuple[int, int]] = []
+    for start, end in sorted((one.logical, one.logical + one.length) for one in found):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _without(spans: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """``spans`` less ``holes``; both in order and without overlaps, each hole within one span."""
+    left: list[tuple[int, int]] = []
+    index = 0
+    for start, end in spans:
+        position = start
+        while index < len(holes) and holes[index][0] < end:
+            low, high = holes[index]
+            if position < low:
+                left.append((position, low))
+            position = high
+            index += 1
+        if position < end:
+            left.append((position, end))
+    return left

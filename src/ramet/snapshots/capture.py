@@ -42,6 +42,8 @@ class Captured:
     memory: SnapshotFile
     vmstate: SnapshotFile
     disk: SnapshotFile
+    dirty: tuple[tuple[int, int], ...] | None
+    """(start, end) of what was written onto the base's memory, in bytes of the file; None if the VMM alone knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,8 @@ def capture(
     vmstate = _capture_device_state(monitor, live.vmstate, into.vmstate)
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
-    memory = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
-    return Captured(memory=memory, vmstate=vmstate, disk=disk)
+    memory, dirty = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
+    return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 
 
 def capture_by_vmm(
@@ -126,6 +128,7 @@ def capture_by_vmm(
         memory=SnapshotFile(size_bytes=size_bytes, method=method, written_bytes=_pages_of(written_bytes - len(state))),
         vmstate=_described(state),
         disk=SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method),
+        dirty=None,
     )
 
 
@@ -162,8 +165,11 @@ def _require_let_go(vmm: VmmProcess, path: Path) -> None:
         raise VmmError(f"The VMM (process {vmm.pid}) keeps {path} open or mapped: it cannot be published.")
 
 
-def capture_memory(vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool) -> SnapshotFile:
-    """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them.
+def capture_memory(
+    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool
+) -> tuple[SnapshotFile, tuple[tuple[int, int], ...]]:
+    """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them; returns also where
+    in the file those are.
 
     The mapped file is only read. Pages of zeros are left holes if the base is one hole, and written if it is not (H10).
 
@@ -180,7 +186,8 @@ def capture_memory(vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_em
             written = _copy_runs(vmm, runs, dst_fd, skip_zeros=base_is_hole)
         finally:
             os.close(dst_fd)
-    return SnapshotFile(size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written)
+    file = SnapshotFile(size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written)
+    return file, tuple((run.file_offset, run.file_offset + run.length) for run in runs)
 
 
 def find_dirty(vmm: VmmProcess, mapped_file: Path) -> list[_DirtyRun]:

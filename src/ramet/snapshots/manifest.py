@@ -7,8 +7,10 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
+
 from ramet.errors import CorruptError, IncompatibleError, NotFoundError, host_errors
-from ramet.model import MANIFEST_FORMAT_VERSION, MIB, Manifest, SnapshotFile, VmmBuild
+from ramet.model import MANIFEST_FORMAT_VERSION, MIB, UNSEALED, Manifest, SnapshotFile, VmmBuild
 from ramet.paths import SnapshotPaths
 from ramet.store import atomic
 
@@ -26,13 +28,27 @@ def load(paths: SnapshotPaths) -> Manifest:
         raise NotFoundError(f"There is no snapshot {paths.dir.name!r}.", hint="`ramet snapshot ls` lists them.")
     try:
         manifest = atomic.read_json(paths.manifest, Manifest, format_version=MANIFEST_FORMAT_VERSION)
+        found = paths.manifest.read_bytes()
     except FileNotFoundError as err:
         raise CorruptError(f"Snapshot {paths.dir.name} has lost its manifest.", hint=_LOST) from err
+    if sealed(found.replace(manifest.seal.encode(), UNSEALED.encode(), 1)) != found:
+        raise CorruptError(f"{paths.manifest} is not what was published: its seal does not fit.", hint=_LOST)
+    manifest = msgspec.structs.replace(manifest, seal=UNSEALED)
     if manifest.id != paths.dir.name:
         raise CorruptError(
             f"{paths.manifest} is the manifest of {manifest.id!r}: files were moved by hand.", hint=_LOST
         )
     return manifest
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Write a manifest and its seal, durably."""
+    atomic.write_atomic(path, sealed(atomic.json_of(manifest)))
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of a manifest that has zeros for a seal, with their SHA-256 in its place: no flipped bit of it goes unnoticed."""
+    return data.replace(UNSEALED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 def check_compatible(manifest: Manifest, build: VmmBuild) -> None:
@@ -73,19 +89,34 @@ def check_files(paths: SnapshotPaths, manifest: Manifest) -> None:
             f"and its guest {manifest.memory_mib} MiB.",
             hint=_LOST,
         )
-    for path, expected in (
-        (paths.memory, manifest.memory),
-        (paths.vmstate, manifest.vmstate),
-        (paths.disk, manifest.disk),
-    ):
-        _check_file(path, expected, manifest.id)
+    for path, expected in files(paths, manifest):
+        check_file(path, expected, manifest.id)
+    check_device_state(paths, manifest)
+
+
+def files(paths: SnapshotPaths, manifest: Manifest) -> tuple[tuple[Path, SnapshotFile], ...]:
+    """Memory, device state and disk, each with what the manifest says of it."""
+    return (paths.memory, manifest.memory), (paths.vmstate, manifest.vmstate), (paths.disk, manifest.disk)
+
+
+def check_device_state(paths: SnapshotPaths, manifest: Manifest) -> None:
+    """Refuse a device state that is not what was published.
+
+    Raises:
+        CorruptError: if its SHA-256 differs.
+    """
     with host_errors(f"read {paths.vmstate}"):
         digest = hashlib.sha256(paths.vmstate.read_bytes()).hexdigest()
     if digest != manifest.vmstate.sha256:
         raise CorruptError(f"{paths.vmstate} is not what was published: its SHA-256 differs.", hint=_LOST)
 
 
-def _check_file(path: Path, expected: SnapshotFile, snapshot_id: str) -> None:
+def check_file(path: Path, expected: SnapshotFile, snapshot_id: str) -> None:
+    """Refuse what is no regular file, or has another size or a second link.
+
+    Raises:
+        CorruptError: naming the file and the difference.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError as err:

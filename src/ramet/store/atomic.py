@@ -168,9 +168,13 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
 
 
 def write_json(path: Path, value: msgspec.Struct, *, durable: bool = True) -> None:
-    """Replace a typed value; indented, so that a person can read it."""
-    data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    write_atomic(path, data, durable=durable)
+    """Replace a typed value."""
+    write_atomic(path, json_of(value), durable=durable)
+
+
+def json_of(value: msgspec.Struct) -> bytes:
+    """Indented, so that a person can read it."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def _write_temporary(path: Path, data: bytes, mode: int) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,12 +254,3 @@ def _digest_pages(chunks: dict[int, bytearray], start: int, data: memoryview) ->
         digest.update(ZERO_PAGE[len(page) :])  # the file's last page, as whoever maps it sees it
         index = (start + offset) % CHUNK_BYTES // PAGE_BYTES * DIGEST_BYTES
         digests[index : index + DIGEST_BYTES] = digest.digest()[:DIGEST_BYTES]
-
-
-def in_words(pages: Iterable[range], *, limit: int = 8) -> str:
-    """``pages 0-3, 77 (5 in all)``; no more than ``limit`` ranges."""
-    ranges = list(pages)
-    shown = [f"{one.start}-{one.stop - 1}" if len(one) > 1 else str(one.start) for one in ranges[:limit]]
-    more = ", …" if len(ranges) > limit else ""
-    total = sum(map(len, ranges))
-    return f"page{'s' if total != 1 else ''} {', '.join(shown)}{more}" + (f" ({total} in all)" if total > 1 else "")

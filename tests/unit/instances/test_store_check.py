@@ -11,48 +11,13 @@ import msgspec
 import pytest
 
 from ramet import process
-from ramet.instances import birth
-from ramet.instances.context import Store
 from ramet.instances.store_check import check
-from ramet.model import Problem, State, VmmProcess
-from ramet.snapshots.publish import publish
-from ramet.store import atomic, names
+from ramet.model import UNSEALED, State, VmmProcess
+from ramet.snapshots import manifest as manifests
+from ramet.store import names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
-from tests.unit.snapshots.published import fill, record
-
-INSTANCE, OTHER = "1" * 12, "2" * 12
-
-
-class Place:
-    """A store with one sleeping instance, and its snapshot."""
-
-    def __init__(self, home: Path) -> None:
-        self.store = Store(home)
-        self.paths = self.store.paths.instance(INSTANCE)
-        work = self.store.paths.tmp / "abcdefabcdef"
-        work.mkdir(mode=0o700)
-        manifest = msgspec.structs.replace(fill(work), instance_id=INSTANCE)
-        self.snapshot = self.store.paths.snapshot(manifest.id)
-        publish(work, self.snapshot, manifest)
-        self.snapshot_id = manifest.id
-        self.paths.dir.mkdir(mode=0o700)
-        birth.make_directories(self.paths.dir)
-        self.record = record(id=INSTANCE, state=State.STANDBY, snapshot=manifest.id)
-        self.change()
-        names.claim(self.store.paths.instance_names, "web", INSTANCE, what="instance")
-
-    def change(self, **fields: object) -> None:
-        self.record = msgspec.structs.replace(self.record, **fields)
-        atomic.write_json(self.paths.record, self.record)
-
-    def problems(self, *, repair: bool = False) -> tuple[Problem, ...]:
-        return check(self.store, repair=repair).problems
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "home")
+from tests.unit.instances.place import INSTANCE, OTHER, Place
 
 
 def test_a_store_that_is_whole(place: Place) -> None:
@@ -83,7 +48,8 @@ def orphan(place: Place) -> None:
 
 def say_it_is_of(place: Place, instance_id: str) -> None:
     content = msgspec.json.decode(place.snapshot.manifest.read_bytes())
-    overwrite(place.snapshot.manifest, msgspec.json.encode({**content, "instance_id": instance_id}))
+    changed = {**content, "instance_id": instance_id, "seal": UNSEALED}
+    overwrite(place.snapshot.manifest, manifests.sealed(msgspec.json.encode(changed)))
 
 
 def end_vmm(place: Place) -> None:

@@ -52,4 +52,4 @@ def data_pages(path: Path) -> list[int]:
 
 
 def capture(child: Mapper, base: Path, into: Path, *, base_is_empty: bool = False) -> SnapshotFile:
-    return capture_memory(child.vmm, mapped_file=base, into=into, base_is_empty=base_is_empty)
+    return capture_memory(child.vmm, mapped_file=base, into=into, base_is_empty=base_is_empty)[0]

@@ -18,7 +18,7 @@ from ramet.model import (
     VmmBuild,
 )
 from ramet.paths import SnapshotPaths
-from ramet.snapshots.publish import publish
+from ramet.snapshots.publish import add_sums, publish
 
 SNAPSHOT, INSTANCE = "0123456789ab", "ba9876543210"
 BUILD = VmmBuild(
@@ -60,7 +60,7 @@ def fill(work: Path) -> Manifest:
     state = bytes(range(256)) * 40
     files.vmstate.write_bytes(state)
     files.disk.write_bytes(b"disk" * 3 * 1024)
-    return Manifest(
+    manifest = Manifest(
         id=SNAPSHOT,
         kind=SnapshotKind.FULL,
         created_at_unix_s=2.5,
@@ -76,6 +76,7 @@ def fill(work: Path) -> Manifest:
         vmstate=SnapshotFile(size_bytes=len(state), written_bytes=len(state), sha256=hashlib.sha256(state).hexdigest()),
         disk=SnapshotFile(size_bytes=3 * 4096),
     )
+    return add_sums(files, manifest, base=None, dirty=None)
 
 
 def published(directory: Path) -> tuple[SnapshotPaths, Manifest]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ramet.errors import CorruptError, HostError, IncompatibleError, NotFoundError
-from ramet.model import Accelerator, Manifest, VmmBuild
+from ramet.model import UNSEALED, Accelerator, Manifest, VmmBuild
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from tests.unit.snapshots.published import BUILD, SNAPSHOT, published
@@ -24,10 +24,10 @@ def snapshot(tmp_path: Path) -> SnapshotPaths:
 
 
 def edit(snapshot: SnapshotPaths, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the JSON of a published manifest."""
-    content = json.loads(snapshot.manifest.read_bytes())
+    """Change the JSON of a published manifest, and seal it again."""
+    content = json.loads(snapshot.manifest.read_bytes()) | {"seal": UNSEALED}
     change(content)
-    rewrite(snapshot, json.dumps(content).encode())
+    rewrite(snapshot, manifests.sealed(json.dumps(content).encode()))
 
 
 def rewrite(snapshot: SnapshotPaths, data: bytes) -> None:
@@ -61,7 +61,9 @@ def test_a_manifest_cut_off_anywhere_is_corrupt(snapshot: SnapshotPaths) -> None
             manifests.load(snapshot)
 
 
-@pytest.mark.parametrize("field", [field for field in Manifest.__struct_fields__ if field != "format_version"])
+@pytest.mark.parametrize(
+    "field", [field for field in Manifest.__struct_fields__ if field not in ("format_version", "seal")]
+)
 def test_a_field_that_is_missing_or_of_another_type_is_corrupt(snapshot: SnapshotPaths, field: str) -> None:
     edit(snapshot, lambda content: content.update({field: ["unexpected"]}))
     with pytest.raises(CorruptError, match=rf"is damaged: .*\$\.{field}"):
@@ -77,11 +79,11 @@ def test_an_unknown_field_is_corrupt(snapshot: SnapshotPaths) -> None:
         manifests.load(snapshot)
 
 
-@pytest.mark.parametrize("version", [0, 2, 10**9])
+@pytest.mark.parametrize("version", [0, 1, 10**9])
 def test_an_unknown_version_is_refused_as_such(snapshot: SnapshotPaths, version: int) -> None:
     """Its fields may be others: that is what the version is for."""
     edit(snapshot, lambda content: content.update(format_version=version, surprise=1))
-    with pytest.raises(CorruptError, match=f"format version {version}; this Ramet reads 1"):
+    with pytest.raises(CorruptError, match=f"format version {version}; this Ramet reads 2"):
         manifests.load(snapshot)
 
 
@@ -89,6 +91,15 @@ def test_a_manifest_without_a_version_is_corrupt(snapshot: SnapshotPaths) -> Non
     edit(snapshot, lambda content: content.pop("format_version"))
     with pytest.raises(CorruptError, match="format_version"):
         manifests.load(snapshot)
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(snapshot: SnapshotPaths) -> None:
+    whole = snapshot.manifest.read_bytes()
+    for position in range(len(whole)):
+        for bit in (0, 5):  # the second makes other white space, and another case
+            rewrite(snapshot, whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+            with pytest.raises(CorruptError):
+                manifests.load(snapshot)
 
 
 def test_another_snapshot_s_manifest_is_corrupt(snapshot: SnapshotPaths) -> None:

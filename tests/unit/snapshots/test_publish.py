@@ -19,8 +19,9 @@ from tests.unit.snapshots.published import BUILD, INSTANCE, SNAPSHOT, fill, publ
 from tests.unit.steps import Steps
 
 FORK_SNAPSHOT, FORK = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
-STEPS = 14
-"""Writing the manifest 3, chmod and fsync of four files 8, the directory, the rename, and the parent (one: both are the same)."""
+PUBLISHED = {"manifest.json", "vmstate", "memory", "memory.sums", "disk.raw", "disk.sums"}
+STEPS = 18
+"""Writing the manifest 3, chmod and fsync of six files 12, the directory, the rename, and the parent (one: both are the same)."""
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def fork() -> InstanceRecord:
 def test_a_published_snapshot_is_read_only_and_complete(tmp_path: Path) -> None:
     """H54."""
     snapshot, _ = published(tmp_path)
-    assert {path.name for path in snapshot.dir.iterdir()} == {"manifest.json", "vmstate", "memory", "disk.raw"}
+    assert {path.name for path in snapshot.dir.iterdir()} == PUBLISHED
     assert {stat.S_IMODE(path.stat().st_mode) for path in snapshot.dir.iterdir()} == {0o400}
     assert {path.stat().st_nlink for path in snapshot.dir.iterdir()} == {1}
 
@@ -43,7 +44,7 @@ def test_the_manifest_is_durable_before_anything_is_renamed(tmp_path: Path) -> N
     verbs = [verb for verb, _ in seen]
     assert len(seen) == STEPS
     synced = [what for verb, what in seen[: verbs.index("rename_noreplace")] if verb == "fsync"]
-    assert {"manifest.json", "memory", "vmstate", "disk.raw", "work"} <= set(synced)
+    assert {*PUBLISHED, "work"} <= set(synced)
     assert synced[-1] == "work", "the directory is the last thing before its rename"
 
 
@@ -79,7 +80,9 @@ def test_an_error_at_any_step_leaves_the_work_and_nothing_published(tmp_path: Pa
 
 def test_a_description_takes_everything_from_the_record_and_the_capture() -> None:
     files = {name: SnapshotFile(size_bytes=size) for name, size in (("memory", MIB), ("vmstate", 7), ("disk", 12288))}
-    made = describe(SNAPSHOT, record(), BUILD, Captured(**files), kind=SnapshotKind.DIFF, parent="cccccccccccc")
+    made = describe(
+        SNAPSHOT, record(), BUILD, Captured(**files, dirty=None), kind=SnapshotKind.DIFF, parent="cccccccccccc"
+    )
     assert (made.id, made.vmstate_id, made.parent, made.kind) == (SNAPSHOT, SNAPSHOT, "cccccccccccc", SnapshotKind.DIFF)
     assert (made.instance_id, made.instance_name, made.image) == (INSTANCE, "web", "1mage")
     assert (made.memory_mib, made.cpus, made.vmm_build) == (1, 2, BUILD)

@@ -19,7 +19,6 @@ from ramet.verify.fingerprints import (
     differences,
     fingerprint,
     fingerprints,
-    in_words,
     page_digests,
 )
 from tests.unit.verify.sparse_files import MIB, sparse
@@ -153,10 +152,3 @@ def test_nothing_is_kept_of_holes_and_zeros(tmp_path: Path) -> None:
     path = sparse(tmp_path / "memory", 1024 * MIB, {3 * MIB: bytes(MIB), 700 * MIB: b"x"})
     assert page_digests(path).chunks.keys() == {700}
     assert page_digests(path).differing(PageDigests()) == [range(700 * MIB // PAGE_BYTES, 700 * MIB // PAGE_BYTES + 1)]
-
-
-def test_pages_in_words() -> None:
-    assert in_words([range(7, 8)]) == "page 7"
-    assert in_words([range(4), range(77, 78)]) == "pages 0-3, 77 (5 in all)"
-    many = [range(2 * page, 2 * page + 1) for page in range(20)]
-    assert in_words(many, limit=3) == "pages 0, 2, 4, … (20 in all)"

@@ -1,0 +1,271 @@
+"""Sums: what a snapshot's memory and disk must hold, so that a flipped byte is found and told by its page.
+
+Each 4 KiB page has a digest, each MiB one of its 256 page digests, and the file one of those: its root, which is in the manifest.
+What is asleep is never hashed again: a sum file is derived from that of the base, like the file itself, and only the pages that
+may differ are read, so a sleep pays for what its guest has written.
+
+A sum file is sparse. First the page digests, 16 bytes each (SHA-256, cut short), 4 KiB for each MiB; then the chunk digests, 32
+bytes each. Pages of zeros have zeros for a digest, and so do chunks of nothing else: a hole needs no sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from ramet.errors import InterruptedByUserError
+from ramet.linux.extents import map_data
+from ramet.model import MIB, PAGE_BYTES
+
+CHUNK_BYTES: Final = MIB
+PAGES: Final = CHUNK_BYTES // PAGE_BYTES
+DIGEST_BYTES: Final = 16
+CHUNK_DIGEST_BYTES: Final = 32
+BLOCK_BYTES: Final = PAGES * DIGEST_BYTES
+"""The page digests of one chunk."""
+THREADS: Final = min(os.cpu_count() or 1, 4)
+ZEROS: Final = bytes(BLOCK_BYTES)
+ZERO_PAGE: Final = bytes(PAGE_BYTES)
+NOTHING: Final = bytes(CHUNK_DIGEST_BYTES)
+WORDS_PER_PAGE: Final = PAGE_BYTES // 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Region = tuple[int, int]
+"""(start, end) of bytes in a file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Where a file is not what it was when its sums were taken."""
+
+    pages: tuple[range, ...] = ()
+    """Numbers of 4 KiB pages of the file that differ, in order."""
+    unknown: tuple[range, ...] = ()
+    """Pages of which nobody knows: their sums themselves are damaged."""
+    root_differs: bool = False
+    """The chunk digests are not those of the manifest: of another snapshot, or damaged."""
+
+    @property
+    def none(self) -> bool:
+        return not (self.pages or self.unknown or self.root_differs)
+
+
+def size_of(content_bytes: int) -> int:
+    """The size of the sum file of ``content_bytes``."""
+    return _chunks_of(content_bytes) * (BLOCK_BYTES + CHUNK_DIGEST_BYTES)
+
+
+def update(
+    content_fd: int, sums_fd: int, changed: Iterable[Region] | None, *, stop: threading.Event | None = None
+) -> str:
+    """Bring sums up to date with their content, and return the root. ``changed`` covers whatever may differ from the content that
+    they were taken of; None: the sum file is empty, and all of the content is new.
+
+    Raises:
+        OSError: what the kernel says; the sums are of no use then.
+        InterruptedByUserError: once ``stop`` is set.
+    """
+    size = os.fstat(content_fd).st_size
+    os.ftruncate(sums_fd, size_of(size))
+    of_chunks = _by_chunk(map_data(content_fd) if changed is None else _joined(changed), size)
+    _in_threads(partial(_update_chunk, content_fd, sums_fd, size), of_chunks.items(), stop)
+    return _root(size, _read(sums_fd, _chunks_of(size) * CHUNK_DIGEST_BYTES, _chunks_of(size) * BLOCK_BYTES))
+
+
+def check(
+    content_fd: int,
+    sums_fd: int,
+    root: str,
+    *,
+    stop: threading.Event | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Damage:
+    """Compare a file with its sums, and those with their root. ``progress`` is told of each number of bytes that has been read,
+    by one thread at a time.
+
+    Raises:
+        OSError: what the kernel says; a sum file that is too short counts as damaged.
+        InterruptedByUserError: once ``stop`` is set.
+    """
+    size = os.fstat(content_fd).st_size
+    count = _chunks_of(size)
+    tops = _read(sums_fd, count * CHUNK_DIGEST_BYTES, count * BLOCK_BYTES)
+    of_chunks = _by_chunk(map_data(content_fd), size)
+    for number in _summed(sums_fd, tops, count):  # also what is a hole now
+        of_chunks.setdefault(number, [])
+    telling = threading.Lock()
+
+    def look(item: tuple[int, list[Region]]) -> tuple[int, set[int] | None]:
+        number, regions = item
+        top = tops[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES]
+        block = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
+        wrong = None
+        if _digest_of_block(block) == top:
+            found = bytearray(BLOCK_BYTES)
+            _digest_regions(content_fd, found, number, regions)
+            wrong = {page for page in range(PAGES) if _of_page(found, page) != _of_page(block, page)}
+        if progress is not None:
+            with telling:
+                progress(sum(end - start for start, end in regions))
+        return number, wrong
+
+    pages: list[int] = []
+    unknown: list[range] = []
+    for number, wrong in _in_threads(look, sorted(of_chunks.items()), stop):
+        first = number * PAGES
+        if wrong is None:
+            unknown.append(range(first, min(first + PAGES, -(-size // PAGE_BYTES))))
+        else:
+            pages += sorted(first + page for page in wrong)
+    return Damage(pages=_ranges(pages), unknown=tuple(unknown), root_differs=_root(size, tops) != root)
+
+
+def in_words(pages: Iterable[range], *, limit: int = 8) -> str:
+    """``pages 0-3, 77 (5 in all)``; no more than ``limit`` ranges."""
+    ranges = list(pages)
+    shown = [f"{one.start}-{one.stop - 1}" if len(one) > 1 else str(one.start) for one in ranges[:limit]]
+    more = ", …" if len(ranges) > limit else ""
+    total = sum(map(len, ranges))
+    return f"page{'s' if total != 1 else ''} {', '.join(shown)}{more}" + (f" ({total} in all)" if total > 1 else "")
+
+
+def _summed(sums_fd: int, tops: bytes, count: int) -> Iterator[int]:
+    """The chunks of which there are sums: a chunk digest, or what may be page digests."""
+    for number in range(count):
+        if tops[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES] != NOTHING:
+            yield number
+    for start, end in map_data(sums_fd):
+        yield from range(start // BLOCK_BYTES, min(-(-end // BLOCK_BYTES), count))
+
+
+def _update_chunk(content_fd: int, sums_fd: int, size: int, item: tuple[int, list[Region]]) -> None:
+    number, regions = item
+    old = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
+    block = bytearray(old)
+    _digest_regions(content_fd, block, number, regions)
+    if block == old:
+        return
+    _write(sums_fd, block, number * BLOCK_BYTES)
+    _write(sums_fd, _digest_of_block(block), _chunks_of(size) * BLOCK_BYTES + number * CHUNK_DIGEST_BYTES)
+
+
+def _digest_regions(content_fd: int, block: bytearray, number: int, regions: Sequence[Region]) -> None:
+    """Digest whole pages of one chunk into its block."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    for start, end in regions:
+        data = buffer[: end - start]
+        _fill(content_fd, data, start)
+        first = (start - number * CHUNK_BYTES) // PAGE_BYTES
+        # The first word of a page tells nearly all that are not zeros.
+        for index, word in enumerate(data.cast("Q")[::WORDS_PER_PAGE].tolist()):
+            page = data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
+            if word == 0 and bytes(page) == ZERO_PAGE:
+                digest = ZEROS[:DIGEST_BYTES]
+            else:
+                digest = hashlib.sha256(page).digest()[:DIGEST_BYTES]
+            at = (first + index) * DIGEST_BYTES
+            block[at : at + DIGEST_BYTES] = digest
+
+
+def _by_chunk(regions: Iterable[Region], size: int) -> dict[int, list[Region]]:
+    """Regions as whole pages, each in one chunk. The last page is as whoever maps the file sees it: what it lacks is zeros."""
+    found: dict[int, list[Region]] = {}
+    done = 0
+    for start, end in regions:
+        position = max(start - start % PAGE_BYTES, done)
+        end = min(end + -end % PAGE_BYTES, size + -size % PAGE_BYTES)
+        while position < end:
+            number = position // CHUNK_BYTES
+            stop = min(end, (number + 1) * CHUNK_BYTES)
+            found.setdefault(number, []).append((position, stop))
+            position = stop
+        done = max(done, end)
+    return found
+
+
+def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event | None) -> list[Result]:
+    """hashlib lets other threads run while it hashes."""
+    stop = stop or threading.Event()
+
+    def one(item: Item) -> Result:
+        if stop.is_set():
+            raise InterruptedByUserError("The sums were not taken to their end.")
+        return work(item)
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="sums") as pool:
+        try:
+            return list(pool.map(one, items))
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _chunks_of(size: int) -> int:
+    return -(-size // CHUNK_BYTES)
+
+
+def _root(size: int, chunk_digests: bytes) -> str:
+    return hashlib.sha256(size.to_bytes(8, "little") + chunk_digests).hexdigest()
+
+
+def _digest_of_block(block: bytes | bytearray) -> bytes:
+    return NOTHING if block == ZEROS else hashlib.sha256(block).digest()
+
+
+def _of_page(block: bytes | bytearray, page: int) -> bytes | bytearray:
+    return block[page * DIGEST_BYTES : (page + 1) * DIGEST_BYTES]
+
+
+def _ranges(numbers: Sequence[int]) -> tuple[range, ...]:
+    found: list[range] = []
+    for number in numbers:
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return tuple(found)
+
+
+def _read(fd: int, count: int, offset: int) -> bytes:
+    """What is missing reads as zeros."""
+    data = bytearray(count)
+    _fill(fd, memoryview(data), offset)
+    return bytes(data)
+
+
+def _fill(fd: int, into: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(into):
+        count = os.preadv(fd, [into[done:]], offset + done)
+        if count == 0:
+            into[done:] = bytes(len(into) - done)  # past the end
+            return
+        done += count
+
+
+def _write(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def _joined(regions: Iterable[Region]) -> Iterator[Region]:
+    """Sorted, and none of them overlaps or touches another."""
+    last: Region | None = None
+    for start, end in sorted(regions):
+        if last is not None and start <= last[1]:
+            last = (last[0], max(last[1], end))
+            continue
+        if last is not None:
+            yield last
+        last = (start, end)
+    if last is not None:
+        yield last

@@ -1,0 +1,159 @@
+"""``snapshot check``: whatever was published and is not any more is named, and what is right is not (H16, H18, H19)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ramet import process
+from ramet.errors import CorruptError, NotFoundError
+from ramet.instances.snapshot_check import check, held_intact, require_intact
+from ramet.model import PAGE_BYTES, SnapshotCheck, VmmProcess
+from ramet.snapshots import manifest as manifests
+from ramet.snapshots import sums
+from ramet.store import names
+from tests.unit.instances.place import OTHER, Place
+from tests.unit.linux.own_mapping import OwnMapping
+
+
+def flip(path: Path, offset: int) -> None:
+    path.chmod(0o600)
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        (byte,) = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte ^ 4]))
+    path.chmod(0o400)
+
+
+def only(place: Place) -> SnapshotCheck:
+    (found,) = check(place.store, [])
+    return found
+
+
+def test_what_was_published_is_whole(place: Place) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    found = only(place)
+    assert (found.id, found.names, found.whole, found.damage) == (place.snapshot_id, ("golden",), True, ())
+    assert found.read_bytes > 0
+    assert check(place.store, ["golden"])[0].whole
+
+
+DAMAGES: dict[str, tuple[Callable[[Place], object], str, str]] = {
+    "memory": (lambda place: flip(place.snapshot.memory, 5 * PAGE_BYTES + 3), "memory", "page 5 changed"),
+    "memory, where it was a hole": (
+        lambda place: flip(place.snapshot.memory, 9 * PAGE_BYTES),
+        "memory",
+        "page 9 changed",
+    ),
+    "disk": (lambda place: flip(place.snapshot.disk, 2 * PAGE_BYTES), "disk.raw", "page 2 changed"),
+    "device state": (lambda place: flip(place.snapshot.vmstate, 77), "vmstate", "its SHA-256 differs"),
+    "manifest": (lambda place: flip(place.snapshot.manifest, 2), "manifest.json", "is damaged"),
+    "a digit in the manifest": (
+        lambda place: flip(place.snapshot.manifest, place.snapshot.manifest.read_bytes().index(b'"cpus": ') + 8),
+        "manifest.json",
+        "its seal does not fit",
+    ),
+    "sums": (lambda place: flip(place.snapshot.memory_sums, 5 * 16), "memory.sums", "nobody can tell"),
+    "the root of the sums": (
+        lambda place: flip(place.snapshot.disk_sums, sums.BLOCK_BYTES),
+        "disk.sums",
+        "not the one",
+    ),
+    "sums that are lost": (lambda place: place.snapshot.disk_sums.unlink(), "disk.sums", "It is lost"),
+    "memory that is lost": (lambda place: place.snapshot.memory.unlink(), "memory", "has lost its file memory"),
+    "a disk that was cut": (lambda place: cut(place.snapshot.disk), "disk.raw", "was published with"),
+}
+
+
+def cut(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, 4096)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(place: Place, name: str) -> None:
+    break_it, file, text = DAMAGES[name]
+    break_it(place)
+    found = only(place)
+    assert not found.whole
+    assert file in [damage.file for damage in found.damage]
+    assert any(text in damage.text for damage in found.damage if damage.file == file), found
+    assert {damage.file for damage in found.damage} == {file}
+
+
+def test_all_that_is_damaged_is_named(place: Place) -> None:
+    flip(place.snapshot.memory, 0)
+    flip(place.snapshot.memory, 255 * PAGE_BYTES)
+    flip(place.snapshot.disk, 0)
+    flip(place.snapshot.vmstate, 0)
+    found = only(place).damage
+    assert [damage.file for damage in found] == ["memory", "vmstate", "disk.raw"]
+    assert found[0].pages == ((0, 1), (255, 256))
+    assert found[0].text == "pages 0, 255 (2 in all) changed; the first bytes 0 to 4095."
+
+
+def test_memory_of_another_generation_is_not_the_snapshot_s(place: Place, tmp_path: Path) -> None:
+    """H16: the same size, whole in itself, and with sums that fit it."""
+    other = Place(tmp_path / "other")
+    flip(other.snapshot.memory, 0)
+    for mine, theirs in (
+        (place.snapshot.memory, other.snapshot.memory),
+        (place.snapshot.memory_sums, other.snapshot.memory_sums),
+    ):
+        mine.unlink()
+        shutil.copyfile(theirs, mine)
+    assert [damage.file for damage in only(place).damage] == ["memory"]
+
+
+def test_one_that_does_not_exist_is_refused_before_any_is_read(place: Place) -> None:
+    with pytest.raises(NotFoundError, match=OTHER):
+        check(place.store, [place.snapshot_id, OTHER])
+
+
+def test_what_is_not_ours_is_left_to_doctor(place: Place) -> None:
+    (place.store.paths.snapshots / "notes").mkdir()
+    assert only(place).whole
+
+
+# -- restore --verified -------------------------------------------------------------------------------------------
+
+
+def test_damage_is_refused_by_name(place: Place) -> None:
+    manifest = manifests.load(place.snapshot)
+    require_intact(place.snapshot, manifest)
+    flip(place.snapshot.disk, 0)
+    with pytest.raises(CorruptError, match=r"is not what was published\. disk\.raw: page 0 changed"):
+        require_intact(place.snapshot, manifest)
+
+
+def ourselves() -> VmmProcess:
+    ticks = process.start_time_ticks(os.getpid())
+    assert ticks is not None
+    return VmmProcess(pid=os.getpid(), start_time_ticks=ticks, boot_id=process.boot_id())
+
+
+def test_a_file_that_is_swapped_after_it_was_checked_is_noticed(place: Place, tmp_path: Path) -> None:
+    """H18: the VMM must map the very inode that was read, and have the disk open that was."""
+    manifest = manifests.load(place.snapshot)
+    memory, disk = tmp_path / "memory", tmp_path / "disk.raw"
+    shutil.copyfile(place.snapshot.memory, memory)
+    shutil.copyfile(place.snapshot.disk, disk)
+    with held_intact(place.snapshot, manifest, memory=memory, disk=disk) as require_used:
+        with pytest.raises(CorruptError, match="does not map the file that was checked"):
+            require_used(ourselves())
+        with OwnMapping(memory):
+            require_used(ourselves())
+            memory.rename(tmp_path / "aside")  # a name is nothing
+            require_used(ourselves())
+        shutil.copyfile(tmp_path / "aside", memory)
+        with OwnMapping(memory), pytest.raises(CorruptError, match="does not map the file that was checked"):
+            require_used(ourselves())
+        with OwnMapping(tmp_path / "aside"):
+            flip(place.snapshot.vmstate, 0)
+            with pytest.raises(CorruptError, match="SHA-256"):
+                require_used(ourselves())
