@@ -75,6 +75,12 @@ def _pagemap_scan() -> str | None:
     return None if has_pagemap_scan() else f"kernel {os.uname().release} lacks it"
 
 
+def _landlock() -> str | None:
+    from ramet.hypervisors import confinement
+
+    return None if confinement.available() else "the kernel has no Landlock of ABI 2 or newer"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "qemu": _qemu,
     "firecracker": _firecracker,
@@ -85,6 +91,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "clang": _clang,
     "browser": _browser,
     "pagemap-scan": _pagemap_scan,
+    "landlock": _landlock,
 }
 NEVER_REQUIRED = frozenset({"pagemap-scan"})
 """What ``--require=all`` does not mean: no package can bring it."""

@@ -50,6 +50,18 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("ramet"))
 
 
+def confinement_wanted() -> bool:
+    """Whether VMMs are to be confined, where the kernel can: yes, unless ``$RAMET_CONFINEMENT`` is ``off``.
+
+    Raises:
+        ConfigError: if it is set to anything else than ``on`` or ``off``.
+    """
+    given = os.environ.get("RAMET_CONFINEMENT") or "on"
+    if given not in ("on", "off"):
+        raise ConfigError(f"RAMET_CONFINEMENT is {given!r}.", hint="Set it to off, to on, or not at all.")
+    return given == "on"
+
+
 def check_name(name: str, *, what: str = "instance") -> str:
     """Return ``name`` if it can be a name: 1 to 63 of ``A-Za-z0-9._-``, letters or digits at both ends, no ``..``.
 

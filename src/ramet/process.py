@@ -30,6 +30,7 @@ from ramet.signals import ENDING_SIGNALS, signals_held
 
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
+Starter = Callable[[Callable[[], "subprocess.Popen[bytes]"]], "subprocess.Popen[bytes]"]
 
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
@@ -230,12 +231,15 @@ def spawn(
     cwd: Path,
     mark: Path,
     stdout_path: Path | None = None,
+    starter: Starter = lambda start: start(),
 ) -> VmmProcess:
     """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path`` (stdout to ``stdout_path``, if
     that is given), no core dumps from the moment that this returns. ``find_marked`` finds it by its ``mark``.
 
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
+
+    ``starter`` calls what starts it, in a confined thread for example.
 
     Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script).
 
@@ -247,16 +251,19 @@ def spawn(
         with ExitStack() as stack:
             log_fd = _open_to_append(stack, log_path)
             os.write(log_fd, os.fsencode(f"$ {shlex.join(argv)}\n"))
-            child = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd if stdout_path is None else _open_to_append(stack, stdout_path),
-                stderr=log_fd,
-                cwd=cwd,
-                env={**os.environ, VMM_MARK: str(mark)},
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,
-                preexec_fn=_prepare_vmm if _needs_preparing() else None,
+            stdout = log_fd if stdout_path is None else _open_to_append(stack, stdout_path)
+            child = starter(
+                lambda: subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=log_fd,
+                    cwd=cwd,
+                    env={**os.environ, VMM_MARK: str(mark)},
+                    pass_fds=tuple(pass_fds),
+                    start_new_session=True,
+                    preexec_fn=_prepare_vmm if _needs_preparing() else None,
+                )
             )
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
-from ramet import process
+from ramet import config, process
 from ramet.errors import RametError
 from ramet.guests import image as images
-from ramet.hypervisors import kvm
+from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.linux.landlock import abi_version
@@ -30,7 +30,7 @@ def examine(paths: StorePaths) -> list[Capability]:
         _reflink(paths),
         _pagemap(),
         _ptrace(),
-        _landlock(),
+        _confinement(),
         _room(paths),
     ]
 
@@ -153,13 +153,35 @@ def _ptrace() -> Capability:
     )
 
 
-def _landlock() -> Capability:
-    meaning = "nothing yet: VMMs are not confined by it"
+def _confinement() -> Capability:
+    """What is not enforced is said here, so that nobody takes it for more than it is."""
+    weak = f"a VMM that was taken over could still {'; '.join(confinement.weaknesses())}"
     try:
         version = abi_version()
     except OSError as err:
-        return Capability(name="Landlock", available=False, why=f"the kernel says: {err.strerror}", meaning=meaning)
-    return Capability(name="Landlock", available=True, why=f"the kernel has ABI {version}", meaning=meaning)
+        return Capability(
+            name="confinement",
+            available=False,
+            why=f"the kernel has no Landlock: {err.strerror}",
+            meaning=weak,
+            mend="Linux 5.19 or newer with landlock in the lsm= list of its command line; 6.12 enforces most",
+        )
+    if not confinement.available():
+        return Capability(
+            name="confinement",
+            available=False,
+            why=f"Landlock ABI {version} refuses renames that VMMs need",
+            meaning=weak,
+            mend="Linux 5.19 or newer; 6.12 enforces most",
+        )
+    wanted = config.confinement_wanted()
+    return Capability(
+        name="confinement",
+        available=wanted,
+        why=f"Landlock ABI {version}" if wanted else "RAMET_CONFINEMENT=off",
+        meaning=f"a VMM reaches its own files alone; weak: {weak}" if wanted else weak,
+        mend=None if wanted else "unset RAMET_CONFINEMENT",
+    )
 
 
 def _room(paths: StorePaths) -> Capability:

@@ -18,7 +18,7 @@ import msgspec
 
 from ramet import process
 from ramet.errors import UnsupportedError, VmmDiedError, VmmError, host_errors
-from ramet.hypervisors import kvm
+from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
 from ramet.hypervisors.launch import last_run, launched
@@ -150,7 +150,8 @@ class FirecrackerDriver:
                 spec.name,
                 lambda: _spawn(spec),
                 last_words=lambda: _own_log(log) + last_run(log),
-                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}.",
+                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}. "
+                f"{confinement.HINT}",
             ) as vmm,
             _connected(spec.run_dir, vmm) as monitor,
         ):
@@ -173,7 +174,13 @@ def _spawn(spec: LaunchSpec) -> tuple[list[str], VmmProcess]:
         *("--metrics-path", f"{logs.name}/{METRICS}"),
     ]
     vmm = process.spawn(
-        command, log_path=spec.vmm_log, pass_fds=(), cwd=directory, mark=spec.run_dir, stdout_path=spec.console_log
+        command,
+        log_path=spec.vmm_log,
+        pass_fds=(),
+        cwd=directory,
+        mark=spec.run_dir,
+        stdout_path=spec.console_log,
+        starter=confinement.starter(spec, command[0], kvm=True, memory_is_written=False),
     )
     return command, vmm
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import UnsupportedError, host_errors
-from ramet.hypervisors import kvm
+from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.launch import last_run, launched
 from ramet.hypervisors.qemu import argv as qemu_argv
@@ -125,7 +125,7 @@ class QemuDriver:
             spec.name,
             lambda: _spawn(spec, extra_fds, tsc_khz),
             last_words=lambda: last_run(spec.vmm_log),
-            hint=f"The whole log is {spec.vmm_log}; its first line replays the command.",
+            hint=f"The whole log is {spec.vmm_log}; its first line replays the command. {confinement.HINT}",
         )
 
 
@@ -156,6 +156,12 @@ def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) ->
             pass_fds=[*fds, *extra_fds],
             cwd=spec.work_dir,
             mark=spec.run_dir,
+            starter=confinement.starter(
+                spec,
+                path,
+                kvm=spec.hardware.accelerator is Accelerator.KVM,
+                memory_is_written=not opens_memory_read_only(path),
+            ),
         )
         return command, vmm
 

@@ -1,0 +1,101 @@
+"""What a VMM may reach: its image and its own snapshot to read, its instance's ``work/``, ``run/`` and ``logs/`` to write.
+
+The kernel holds it to that (Landlock) from before its first instruction, so that one that was taken over cannot change another
+instance. What a kernel does not enforce is said: ``weaknesses``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ramet import config
+from ramet.hypervisors.base import LaunchSpec
+from ramet.linux import landlock
+
+T = TypeVar("T")
+
+SYSTEM: Final = tuple(
+    Path(path)
+    for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/ld.so.preload", "/sys/devices/system")
+)
+STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
+"""Where some distributions keep every library."""
+DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
+KVM: Final = Path("/dev/kvm")
+HINT: Final = (
+    "If it was refused a file that it needs, RAMET_CONFINEMENT=off starts it unconfined: please tell us of that file."
+)
+TRUNCATE_ABI: Final = landlock.TRUNCATE_SINCE
+SIGNAL_ABI: Final = landlock.SCOPE_SINCE
+
+
+def starter(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Callable[[Callable[[], T]], T]:
+    """What calls a function so that a process which that starts is confined as ``spec``'s VMM is to be; or calls it as it is,
+    where the kernel has no Landlock or ``RAMET_CONFINEMENT=off``.
+    """
+    if not config.confinement_wanted() or not available():
+        return _as_it_is
+    return partial(landlock.call, rules(spec, program, kvm=kvm, memory_is_written=memory_is_written))
+
+
+def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> landlock.Rules:
+    """``memory_is_written``: the VMM opens its memory file for writing, wherever that is."""
+    loaded = [spec.boot.kernel, spec.boot.initrd] if spec.boot is not None else []
+    if spec.vmstate is not None:
+        loaded.append(spec.vmstate)
+    return landlock.Rules(
+        read=(
+            *SYSTEM,
+            *_installation(Path(program).resolve()),
+            *loaded,
+            *(() if memory_is_written else (spec.memory,)),
+        ),
+        use=(*DEVICES, *((KVM,) if kvm else ())),
+        write=(spec.work_dir, spec.run_dir, spec.vmm_log.parent, *((spec.memory,) if memory_is_written else ())),
+    )
+
+
+def weaknesses() -> list[str]:
+    """What the kernel does not keep a VMM that was taken over from doing to what is not its own, in words; the worst first."""
+    if not config.confinement_wanted():
+        return ["anything that the user may do: RAMET_CONFINEMENT is off"]
+    try:
+        version = landlock.abi_version()
+    except OSError as err:
+        return [f"anything that the user may do: the kernel has no Landlock ({err.strerror})"]
+    found = []
+    if version < TRUNCATE_ABI:
+        found.append("truncate a file by its path")
+    if version < SIGNAL_ABI:
+        found.append("signal the processes of the same user")
+    return [*found, "connect to the sockets of the same user", "change modes and times of the same user's files"]
+
+
+def available() -> bool:
+    """Whether the kernel can confine VMMs."""
+    try:
+        return landlock.abi_version() >= landlock.REFER_SINCE  # before it, a rename between directories is refused too
+    except OSError:
+        return False
+
+
+def _installation(program: Path) -> Iterator[Path]:
+    """Where a program that is not installed in /usr has its libraries and data."""
+    yield program
+    if program.parent.name == "bin":
+        for name in ("lib", "lib64", "libexec", "share"):
+            yield program.parent.parent / name
+    for store in STORES:
+        if store in program.parents:
+            yield store
+    for directory in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
+        if directory:
+            yield Path(directory)
+
+
+def _as_it_is(action: Callable[[], T]) -> T:
+    return action()

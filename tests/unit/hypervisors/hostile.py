@@ -1,0 +1,113 @@
+"""A program that tries every way out: started as a VMM is, it prints what came of each act, as JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PTRACE_ATTACH = 16
+SYS_PROCESS_VM_WRITEV = 311
+
+
+class IoVec(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def raised(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def acts(
+    own: Path, image: Path, mine: Path, victim: Path, pid: int, abstract: str
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each act, and what is done for it; ``victim`` is another instance's directory, ``pid`` its VMM."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    memory, disk = victim / "memory", victim / "disk.raw"
+    yield "own: make", lambda: (own / "work/new").write_bytes(b"new")
+    yield "own: write", lambda: (own / "work/disk.raw").open("r+b").write(b"mine")
+    yield "own: truncate", lambda: os.truncate(own / "work/new", 1)
+    yield "own: rename", lambda: (own / "work/new").rename(own / "work/newer")
+    yield "own: remove", lambda: (own / "work/newer").unlink()
+    yield "own: log", lambda: (own / "logs/console.log").open("ab").write(b"said")
+    yield "own: listen", lambda: socket.socket(socket.AF_UNIX).bind(str(own / "run/own.sock"))
+    yield "own: read the image", image.read_bytes
+    yield "own: read the snapshot", mine.read_bytes
+    yield "own snapshot: write", lambda: mine.open("r+b")
+    yield "own snapshot: truncate", lambda: os.truncate(mine, 0)
+    yield "own record: write", lambda: (own / "instance.json").write_bytes(b"{}")
+    yield "own record: replace", lambda: (own / "work/disk.raw").rename(own / "instance.json")
+    yield "image: write", lambda: image.open("r+b")
+    yield "execute what was written", lambda: execute(own / "work/program")
+    yield "victim: read", memory.read_bytes
+    yield "victim: list", lambda: list(victim.iterdir())
+    yield "victim: write", lambda: memory.open("r+b")
+    yield "victim: append", lambda: disk.open("ab")
+    yield "victim: truncate", lambda: os.truncate(memory, 0)
+    yield "victim: open and truncate", lambda: memory.open("wb")
+    yield "victim: remove", memory.unlink
+    yield "victim: rename", lambda: memory.rename(victim / "moved")
+    yield "victim: take", lambda: memory.rename(own / "work/taken")
+    yield "victim: replace", lambda: (own / "work/disk.raw").replace(disk)
+    yield "victim: link", lambda: os.link(memory, own / "work/linked")
+    yield "victim: symlink", lambda: (own / "work/pointer").symlink_to(memory)
+    yield "victim: make", lambda: (victim / "planted").write_bytes(b"x")
+    yield "victim: make a directory", lambda: (victim / "planted").mkdir()
+    yield "victim: make a device", lambda: os.mknod(own / "work/disk", 0o060600, os.makedev(8, 0))
+    yield "process: signal", lambda: os.kill(pid, 0)
+    yield "process: trace", lambda: raised(libc.ptrace(PTRACE_ATTACH, pid, 0, 0))
+    yield "process: read its memory", lambda: Path(f"/proc/{pid}/mem").open("rb").close()
+    yield "process: write its memory", lambda: write_into(libc, pid)
+    yield "process: its files", lambda: os.open(f"/proc/{pid}/root{memory}", os.O_RDWR)
+    yield "process: abstract socket", lambda: socket.socket(socket.AF_UNIX).connect(f"\0{abstract}")
+    yield "process: its socket", lambda: socket.socket(socket.AF_UNIX).connect(str(victim / "qmp.sock"))
+    yield "network: listen", lambda: listen_on_tcp()
+    yield "victim: mode", lambda: memory.chmod(0o666)
+    yield "victim: times", lambda: os.utime(memory, (1, 1))
+
+
+def execute(path: Path) -> None:
+    path.write_bytes(b"#!/bin/sh\n")
+    path.chmod(0o700)
+    subprocess.run([str(path)], check=True)
+
+
+def listen_on_tcp() -> None:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+
+
+def write_into(libc: ctypes.CDLL, pid: int) -> None:
+    local = ctypes.create_string_buffer(8)
+    here, there = IoVec(ctypes.addressof(local), 8), IoVec(0, 8)
+    libc.syscall.restype = ctypes.c_long
+    raised(libc.syscall(SYS_PROCESS_VM_WRITEV, pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
+
+
+def main(own: str, image: str, mine: str, victim: str, pid: str, abstract: str) -> None:
+    found: dict[str, str] = {}
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for name, act in acts(Path(own), Path(image), Path(mine), Path(victim), int(pid), abstract):
+        try:
+            act()
+        except OSError as err:
+            found[name] = errno.errorcode[err.errno or 0]
+        else:
+            found[name] = "done"
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,200 @@
+"""Confinement: a hostile program that is started as a VMM is reaches nothing but what is its instance's own (H70)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ramet import process
+from ramet.errors import ConfigError
+from ramet.hypervisors import confinement
+from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
+from ramet.linux import landlock
+from ramet.model import Accelerator
+from tests.capabilities import requires
+
+PYTHON = str(Path(sys.executable).resolve())
+PROGRAM = Path(__file__).with_name("hostile.py")
+OWN = {"own: make", "own: write", "own: truncate", "own: rename", "own: remove", "own: log", "own: listen"}
+READ = {"own: read the image", "own: read the snapshot"}
+NEVER_HANDLED = {"victim: mode", "victim: times", "process: its socket"}
+"""What no version of Landlock keeps the same user from doing; ``weaknesses`` says so."""
+SINCE = {
+    "own snapshot: truncate": landlock.TRUNCATE_SINCE,
+    "victim: truncate": landlock.TRUNCATE_SINCE,
+    "network: listen": landlock.NET_SINCE,
+    "process: signal": landlock.SCOPE_SINCE,
+    "process: abstract socket": landlock.SCOPE_SINCE,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An instance, its image and snapshot, and another instance with a live process and sockets."""
+
+    spec: LaunchSpec
+    victim: Path
+    victim_pid: int
+    abstract: str
+
+    def run(self, *, memory_is_written: bool = False) -> dict[str, str]:
+        """What came of each act of a confined hostile program."""
+        assert self.spec.boot is not None
+        own = self.spec.work_dir.parent
+        said_path = self.spec.vmm_log.with_name("said")
+        for path in (said_path, self.spec.run_dir / "own.sock"):
+            path.unlink(missing_ok=True)
+        arguments = [own, self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid, self.abstract]
+        vmm = process.spawn(
+            [PYTHON, "-I", str(PROGRAM), *map(str, arguments)],
+            log_path=self.spec.vmm_log,
+            stdout_path=said_path,
+            pass_fds=(),
+            cwd=own,
+            mark=self.spec.run_dir,
+            starter=confinement.starter(self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written),
+        )
+        try:
+            assert process.wait_gone(vmm, 60)
+        finally:
+            process.kill_and_wait(vmm)
+        said = said_path.read_text()
+        assert said, self.spec.vmm_log.read_text()
+        found: dict[str, str] = json.loads(said)
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    own, image, snapshot, victim = (tmp_path / name for name in ("own", "image", "snapshot", "victim"))
+    for directory in (own, own / "work", own / "run", own / "logs", image, snapshot, victim):
+        directory.mkdir()
+    for path in (own / "instance.json", own / "work/disk.raw", image / "kernel", image / "initrd", snapshot / "memory"):
+        path.write_bytes(b"content")
+    for path in (victim / "memory", victim / "disk.raw"):
+        path.write_bytes(b"victim's")
+    abstract = f"ramet-test-{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        for address in (str(victim / "qmp.sock"), f"\0{abstract}"):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(address)
+            sock.listen()
+        sleeper = subprocess.Popen(["sleep", "600"])
+        stack.callback(sleeper.wait)
+        stack.callback(sleeper.kill)
+        yield Place(
+            spec=LaunchSpec(
+                name="web",
+                hardware=Hardware(memory_mib=128, cpus=1, accelerator=Accelerator.TCG),
+                memory=snapshot / "memory",
+                disk=own / "work/disk.raw",
+                work_dir=own / "work",
+                run_dir=own / "run",
+                vmm_log=own / "logs/vmm.log",
+                console_log=own / "logs/console.log",
+                boot=BootFiles(kernel=image / "kernel", initrd=PROGRAM, cmdline=""),
+            ),
+            victim=victim,
+            victim_pid=sleeper.pid,
+            abstract=abstract,
+        )
+
+
+def done(found: dict[str, str]) -> set[str]:
+    return {act for act, result in found.items() if result == "done"}
+
+
+@requires("landlock")
+def test_a_hostile_program_reaches_nothing_but_its_own(place: Place) -> None:
+    found = place.run()
+    version = landlock.abi_version()
+    beyond = {act for act, since in SINCE.items() if version < since}
+    assert done(found) == OWN | READ | NEVER_HANDLED | beyond, found
+    if "victim: truncate" not in beyond:
+        assert (place.victim / "memory").read_bytes() == b"victim's"
+    assert (place.victim / "disk.raw").read_bytes() == b"victim's"
+    assert sorted(path.name for path in place.victim.iterdir()) == ["disk.raw", "memory", "qmp.sock"]
+
+
+@requires("landlock")
+def test_a_memory_file_that_the_vmm_opens_for_writing_is_all_that_is_added(place: Place) -> None:
+    """QEMU before 8.2, without reflinks, as root: its instance's own snapshot, which nobody else uses."""
+    assert done(place.run(memory_is_written=True)) - done(place.run()) <= {
+        "own snapshot: write",
+        "own snapshot: truncate",
+    }
+
+
+@requires("landlock")
+def test_without_confinement_the_same_program_does_its_worst(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the test above would prove nothing."""
+    monkeypatch.setenv("RAMET_CONFINEMENT", "off")
+    before = (place.victim / "memory").read_bytes()
+    found = place.run()
+    assert {
+        "victim: read",
+        "victim: write",
+        "victim: truncate",
+        "victim: remove",
+        "process: signal",
+        "process: abstract socket",
+        "own record: write",
+        "image: write",
+    } <= done(found), found
+    assert before == b"victim's"
+    assert confinement.weaknesses() == ["anything that the user may do: RAMET_CONFINEMENT is off"]
+
+
+@requires("landlock")
+def test_we_ourselves_are_not_confined_by_starting_one_that_is(place: Place) -> None:
+    place.run()
+    (place.victim / "memory").write_bytes(b"ours")
+    os.kill(place.victim_pid, signal.SIGCONT)
+    status = Path("/proc/self/status").read_text()
+    assert "NoNewPrivs:\t0" in status
+
+
+def test_a_kernel_without_landlock_starts_it_all_the_same_and_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> int:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(landlock, "abi_version", absent)
+    assert "victim: write" in done(place.run())
+    (weakness,) = confinement.weaknesses()
+    assert weakness.startswith("anything that the user may do: the kernel has no Landlock")
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (2, ["truncate a file", "signal the processes", "connect to", "change modes"]),
+        (3, ["signal the processes", "connect to", "change modes"]),
+        (7, ["connect to", "change modes"]),
+    ],
+)
+def test_what_a_version_does_not_enforce_is_named(
+    version: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landlock, "abi_version", lambda: version)
+    found = confinement.weaknesses()
+    assert len(found) == len(expected)
+    assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))
+
+
+def test_a_setting_that_is_none_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_CONFINEMENT", "maybe")
+    with pytest.raises(ConfigError, match="RAMET_CONFINEMENT is 'maybe'"):
+        place.run()
