@@ -62,6 +62,19 @@ def confinement_wanted() -> bool:
     return given == "on"
 
 
+def more_that_vmms_read() -> list[Path]:
+    """``$RAMET_VMM_READS``: what VMMs may read and execute besides what they are known to need, separated by colons.
+
+    Raises:
+        ConfigError: if one is not an absolute path.
+    """
+    given = [Path(text) for text in os.environ.get("RAMET_VMM_READS", "").split(":") if text]
+    for path in given:
+        if not path.is_absolute():
+            raise ConfigError(f"RAMET_VMM_READS must hold absolute paths, not {str(path)!r}.")
+    return given
+
+
 def check_name(name: str, *, what: str = "instance") -> str:
     """Return ``name`` if it can be a name: 1 to 63 of ``A-Za-z0-9._-``, letters or digits at both ends, no ``..``.
 

