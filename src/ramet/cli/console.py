@@ -9,7 +9,7 @@ import socket
 
 import click
 
-from ramet.cli import output, terminal
+from ramet.cli import completion, output, terminal
 from ramet.cli.context import App, verb
 from ramet.errors import HostError
 
@@ -20,7 +20,7 @@ CHUNK_BYTES = 65536
 
 
 @verb("console", examples=["ramet console web", "echo 'cat /proc/uptime' | ramet console web"])
-@click.argument("name")
+@click.argument("name", shell_complete=completion.instances)
 def console(app: App, name: str) -> None:
     """Attach to the guest's serial console.
 

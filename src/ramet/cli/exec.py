@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output, terminal
+from ramet.cli import completion, output, terminal
 from ramet.cli.context import App, Verb, seconds, verb
 from ramet.errors import ConfigError, InterruptedByUserError
 from ramet.signals import ENDING_SIGNALS
@@ -63,7 +63,7 @@ class ExecVerb(Verb):
         "ramet exec -t web sh",
     ],
 )
-@click.argument("name")
+@click.argument("name", shell_complete=completion.instances)
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] ARGV...")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set an environment variable. Repeatable.")
 @click.option("-w", "--workdir", metavar="DIR", help="Working directory in the guest.")

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import App, verb
 from ramet.errors import ConfigError
 
@@ -19,7 +19,7 @@ from ramet.errors import ConfigError
         "ramet fork snapshot:golden blue green   # from a named snapshot",
     ],
 )
-@click.argument("source")
+@click.argument("source", shell_complete=completion.sources)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-n", "--count", type=int, metavar="N", help="How many. Without names they are SOURCE-1, SOURCE-2, …")
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")

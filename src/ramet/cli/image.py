@@ -6,7 +6,7 @@ import time
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 
@@ -63,7 +63,7 @@ def ls(app: App) -> None:
 
 
 @verb("rm", examples=["ramet image rm micro"])
-@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("names", nargs=-1, required=True, metavar="IMAGE...", shell_complete=completion.images)
 def rm(app: App, names: tuple[str, ...]) -> int:
     """Delete guest images, by name or digest.
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from ramet.cli import output, signals
+from ramet.cli import completion, output, signals
 from ramet.cli.context import App, verb
 from ramet.errors import ConfigError, NotFoundError, host_errors
 
@@ -18,7 +18,7 @@ FOREVER_S = 3600.0 * 24 * 365
 
 
 @verb("logs", examples=["ramet logs web", "ramet logs web -f", "ramet logs web --vmm"])
-@click.argument("name")
+@click.argument("name", shell_complete=completion.instances)
 @click.option("--vmm", is_flag=True, help="The VMM's own log instead of the guest's console.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until Ctrl-C.")
 def logs(app: App, name: str, vmm: bool, follow: bool) -> int:

@@ -12,13 +12,20 @@ from typing import NoReturn
 
 import click
 
-import ramet
 from ramet.cli import failures, output, signals, terminal
 from ramet.cli.catalogue import LazyGroup
 from ramet.cli.context import App
 from ramet.errors import InterruptedByUserError, RametError
 
 COMPLETION_VARIABLE = "_RAMET_COMPLETE"
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from ramet import version
+
+        click.echo(f"ramet {version.full()}")
+        ctx.exit()
 
 
 @click.group(
@@ -33,7 +40,14 @@ COMPLETION_VARIABLE = "_RAMET_COMPLETE"
     help="The store. Default: $RAMET_HOME, else /var/lib/ramet as root, else ~/.local/state/ramet.",
 )
 @click.option("--debug", is_flag=True, envvar="RAMET_DEBUG", help="Log to stderr, with tracebacks (or RAMET_DEBUG=1).")
-@click.version_option(ramet.__version__, prog_name="ramet", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and the commit, and exit.",
+)
 @click.pass_obj
 def cli(app: App, home: Path | None, debug: bool) -> None:
     """Run Linux microVMs, put them to sleep, fork them copy-on-write, and prove that the forks are isolated.

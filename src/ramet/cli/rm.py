@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from ramet.cli import completion
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
 
 
 @verb("rm", examples=["ramet rm web-1 web-2", "ramet rm --all --force"])
-@click.argument("names", nargs=-1, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completion.instances)
 @click.option("--force", is_flag=True, help="Also end those that are running or paused.")
 @click.option("--all", "everything", is_flag=True, help="All instances of the store.")
 def rm(app: App, names: tuple[str, ...], force: bool, everything: bool) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import App, verb
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @verb("show", examples=["ramet show web", "ramet show web --json | jq .snapshot.memory"])
-@click.argument("name")
+@click.argument("name", shell_complete=completion.instances)
 def show(app: App, name: str) -> None:
     """Show all that is known of one instance.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.cli.show import snapshot_fields
@@ -24,7 +24,7 @@ def snapshot() -> None:
 
 
 @verb("create", examples=["ramet snapshot create web", "ramet snapshot create web golden"])
-@click.argument("instance")
+@click.argument("instance", shell_complete=completion.instances)
 @click.argument("name", required=False)
 def create(app: App, instance: str, name: str | None) -> None:
     """Take a named snapshot of an instance, which runs (or sleeps) on.
@@ -77,7 +77,7 @@ def ls(app: App, quiet: bool) -> None:
 
 
 @verb("show", examples=["ramet snapshot show golden"])
-@click.argument("snapshot_name", metavar="SNAPSHOT")
+@click.argument("snapshot_name", metavar="SNAPSHOT", shell_complete=completion.snapshots)
 def show(app: App, snapshot_name: str) -> None:
     """Show one snapshot, by name or id."""
     found = app.host().snapshot_get(snapshot_name)
@@ -90,7 +90,7 @@ def show(app: App, snapshot_name: str) -> None:
 @verb(
     "check", examples=["ramet snapshot check", "ramet snapshot check golden --json | jq '.[] | select(.whole | not)'"]
 )
-@click.argument("snapshots", nargs=-1, metavar="[SNAPSHOT...]")
+@click.argument("snapshots", nargs=-1, metavar="[SNAPSHOT...]", shell_complete=completion.snapshots)
 def check(app: App, snapshots: tuple[str, ...]) -> int:
     """Read snapshots from the disk and say whether each byte is what was published.
 
@@ -128,7 +128,7 @@ def _show_checks(found: list[SnapshotCheck]) -> None:
 
 
 @verb("rm", examples=["ramet snapshot rm golden"])
-@click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
+@click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...", shell_complete=completion.snapshots)
 def rm(app: App, snapshots: tuple[str, ...]) -> int:
     """Delete snapshots, by name or id.
 

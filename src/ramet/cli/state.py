@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import App, seconds, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ramet.model import InstanceInfo
 
 STOP_TIMEOUT_S = 30.0
-several_names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+several_names = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.instances)
 
 
 def _move(app: App, names: Sequence[str], *, doing: str, done: str, step: Callable[[Host, str], InstanceInfo]) -> int:

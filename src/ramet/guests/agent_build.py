@@ -1,4 +1,4 @@
-"""Compile the agent and the filler: static, warnings as errors, the same bytes for the same sources."""
+"""The agent and the filler: as a wheel brings them, else compiled: static, warnings as errors, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ FLAGS = (
     "-Wl,--build-id=none",
 )
 FILLER = "fill.c"
+PROGRAMS = ("ramet-agent", "ramet-fill")
 COMPILE_TIMEOUT_S = 120
 
 
@@ -32,8 +33,14 @@ def sources() -> tuple[Path, ...]:
         return tuple(sorted(directory.glob("*.c")))
 
 
+def prebuilt() -> dict[str, bytes] | None:
+    """``ramet-agent`` and ``ramet-fill``, as bytes, of the wheel that this was installed from; None where there was none."""
+    directory = files("ramet.guests") / "prebuilt"
+    return {name: (directory / name).read_bytes() for name in PROGRAMS} if directory.is_dir() else None
+
+
 def compile_programs() -> dict[str, bytes]:
-    """``ramet-agent`` and ``ramet-fill``, as bytes.
+    """The same, compiled now.
 
     Raises:
         UnsupportedError: without a C compiler or a static libc.

@@ -42,12 +42,17 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
     say = progress or (lambda text: None)
     if name not in KNOWN_NAMES:
         raise ConfigError(f"There is no recipe for an image {name!r}.", hint=f"Known: {', '.join(KNOWN_NAMES)}.")
-    for program, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("cc", "gcc libc6-dev")):
+    needed = [("apt-get", "apt"), ("dpkg-deb", "dpkg")]
+    if agent_build.prebuilt() is None:
+        needed.append(("cc", "gcc libc6-dev"))
+    for program, package in needed:
         process.find_program(program, package=package)
     guest_kernel = kernel.obtain(cache_dir, say=say)
     busybox = recipe.busybox(cache_dir)
-    say("compiling the agent")
-    programs = agent_build.compile_programs()
+    programs = agent_build.prebuilt()
+    if programs is None:
+        say("compiling the agent")
+        programs = agent_build.compile_programs()
     initrd = initramfs.archive(recipe.entries(guest_kernel, busybox, programs))
     digest = _digest(guest_kernel.vmlinux, initrd)
     image = Image(

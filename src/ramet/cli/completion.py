@@ -1,0 +1,51 @@
+"""What the shell completes: names that are in the store. It only looks; nothing is made, locked or tidied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ramet import config
+from ramet.errors import ConfigError
+from ramet.paths import StorePaths
+
+
+def instances(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of instances."""
+    return [name for name in _names(_store(ctx).instance_names) if name.startswith(begun)]
+
+
+def snapshots(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of snapshots."""
+    return [name for name in _names(_store(ctx).snapshot_names) if name.startswith(begun)]
+
+
+def sources(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """What can be forked: instances, and snapshots with ``snapshot:`` before their names."""
+    named = [f"snapshot:{name}" for name in _names(_store(ctx).snapshot_names)]
+    return [*instances(ctx, parameter, begun), *(name for name in named if name.startswith(begun))]
+
+
+def images(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of images."""
+    return [name for name in _names(_store(ctx).images / "tags") if name.startswith(begun)]
+
+
+def _store(ctx: click.Context) -> StorePaths:
+    home = ctx.find_root().params.get("home")
+    try:
+        return StorePaths(home=home if isinstance(home, Path) else config.default_home())
+    except ConfigError:
+        return StorePaths(home=Path("/nonexistent"))
+
+
+def _names(directory: Path) -> Iterator[str]:
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError:
+        return  # nothing has been made yet, or it is not ours to see
+    for entry in entries:
+        if not entry.name.startswith("."):
+            yield entry.name

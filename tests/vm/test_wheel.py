@@ -1,0 +1,68 @@
+"""A wheel: installed into an empty environment of a host without a compiler, it builds the image and passes ``verify``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.capabilities import requires
+
+ROOT = Path(__file__).parents[2]
+COMPILERS = ("cc", "gcc", "c99", "c89", "clang", "tcc")
+pytestmark = requires("qemu", "gcc")
+
+
+def run(*argv: str | Path, path: Path | None = None) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAMET_")}
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        cwd="/",
+        env={**env, **({"PATH": str(path)} if path is not None else {})},
+    )
+    assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path) -> Path:
+    """A PATH with everything that this host has but its compilers."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for place in ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"):
+        for program in Path(place).glob("*"):
+            if program.name.startswith(COMPILERS) or (directory / program.name).is_symlink():
+                continue
+            (directory / program.name).symlink_to(program)
+    return directory
+
+
+@pytest.mark.timeout(900)
+def test_an_installed_wheel_needs_no_compiler_and_passes_verify(tmp_path: Path, no_compiler: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheels", ROOT)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    run(tmp_path / "venv/bin/pip", "install", "-q", wheel)
+    ramet = tmp_path / "venv/bin/ramet"
+
+    commit = run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").strip()
+    assert run(ramet, "--version") == f"ramet 0.1.0 ({commit})\n"
+    with zipfile.ZipFile(wheel) as archive:
+        assert {"ramet/commit", "ramet/guests/prebuilt/ramet-agent", "ramet/py.typed"} <= set(archive.namelist())
+
+    home = tmp_path / "home"
+    run(ramet, "--home", home, "image", "build", path=no_compiler)
+    report = json.loads(run(ramet, "--home", home, "verify", "--scenario", "base", "--json", path=no_compiler))
+    assert report["verdict"] == "PASS"
+    assert json.loads(run(ramet, "--home", home, "ls", "--json")) == []
+    assert list(Path(tempfile.gettempdir()).glob("ramet-wheel-*")) == []
