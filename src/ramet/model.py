@@ -250,6 +250,21 @@ class SnapshotCheck(Value, frozen=True, kw_only=True):
     duration_s: float
 
 
+class RemovalPlan(Value, frozen=True, kw_only=True):
+    """What ``rm`` would do to an instance."""
+
+    id: str
+    name: str
+    state: State | None
+    """None: its record is damaged, and nobody knows."""
+    kills_pid: int | None
+    """Its VMM, which loses the guest's memory and what the disk has not got yet."""
+    deletes_snapshots: tuple[str, ...]
+    keeps_snapshots: dict[str, tuple[str, ...]]
+    """By id: who else refers to it."""
+    damaged: str | None = None
+
+
 class InstanceInfo(Value, frozen=True, kw_only=True):
     """An instance as ``show --json`` gives it (the stable surface); paths are absolute."""
 

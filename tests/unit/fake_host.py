@@ -22,6 +22,7 @@ from ramet.model import (
     InstanceInfo,
     Method,
     Problem,
+    RemovalPlan,
     SnapshotInfo,
     SnapshotKind,
     State,
@@ -134,6 +135,16 @@ class FakeHost:
 
     def remove(self, name: str, **arguments: Any) -> None:
         self._did("remove", name, **arguments)
+
+    def removal_plan(self, name: str) -> RemovalPlan:
+        return RemovalPlan(
+            id=f"id-{name}",
+            name=name,
+            state=State.RUNNING,
+            kills_pid=4711,
+            deletes_snapshots=("s1",),
+            keeps_snapshots={"s2": ("name golden", "instance blue (sleeps on it)")},
+        )
 
     def fork(self, source: str, names: Sequence[str], **arguments: Any) -> ForkReport:
         self.calls.append(("fork", {"source": source, "names": tuple(names), **arguments}))

@@ -145,6 +145,25 @@ def test_rm_all_removes_each(host: FakeHost, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out) == [{"name": "web", "deleted": True}, {"name": "db", "deleted": True}]
 
 
+def test_rm_force_says_first_what_goes(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = (
+        "web: running; kills its VMM (process 4711): its memory and disk are lost; deletes snapshot s1; "
+        "snapshot s2 stays (name golden; instance blue (sleeps on it))\n"
+    )
+    assert run(["rm", "--force", "web"]) == 0
+    assert capsys.readouterr().out == f"{plan}web: deleted\n"
+    assert run(["rm", "web"]) == 0
+    assert capsys.readouterr().out == "web: deleted\n"
+    host.calls.clear()
+    assert run(["rm", "--dry-run", "web"]) == 0
+    assert capsys.readouterr().out == plan
+    assert run(["rm", "-n", "web", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["keeps_snapshots"] == {
+        "s2": ["name golden", "instance blue (sleeps on it)"]
+    }
+    assert host.calls == [], "a dry run touches nothing"
+
+
 @pytest.mark.parametrize("argv", [["rm"], ["rm", "--all", "web"]])
 def test_rm_wants_names_or_all(host: FakeHost, argv: list[str]) -> None:
     assert run(argv) == 2

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from ramet.cli import completion
+from ramet.cli import completion, output
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ramet.model import RemovalPlan
 
-@verb("rm", examples=["ramet rm web-1 web-2", "ramet rm --all --force"])
+
+@verb("rm", examples=["ramet rm web-1 web-2", "ramet rm --dry-run web", "ramet rm --all --force"])
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completion.instances)
 @click.option("--force", is_flag=True, help="Also end those that are running or paused.")
 @click.option("--all", "everything", is_flag=True, help="All instances of the store.")
-def rm(app: App, names: tuple[str, ...], force: bool, everything: bool) -> int:
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def rm(app: App, names: tuple[str, ...], force: bool, everything: bool, dry_run: bool) -> int:
     """Delete instances and what nothing else needs of them.
 
-    Forks, siblings and sources do not notice. Named snapshots stay. With --json: an array, one element a NAME.
+    Forks, siblings and sources do not notice. Named snapshots stay. With --force it says first what goes. With --json:
+    an array, one element a NAME; with --dry-run {id name state kills_pid deletes_snapshots keeps_snapshots damaged}.
     """
     if everything == bool(names):
         raise ConfigError("rm needs either names or --all.", hint="`ramet ls` lists the instances.")
     host = app.host()
     if everything:
         names = tuple(info.name for info in host.list())
+    if dry_run:
+        return each(app, names, doing="Looking at", action=host.removal_plan, show=lambda _, plan: in_words(plan))
 
     def action(name: str) -> dict[str, object]:
+        if force and not app.json:
+            output.line(in_words(host.removal_plan(name)))
         host.remove(name, force=force)
         return {"name": name, "deleted": True}
 
     return each(app, names, doing="Deleting", action=action, show=lambda name, _: f"{name}: deleted")
+
+
+def in_words(plan: RemovalPlan) -> str:
+    """``web: running; kills its VMM (process 4711): …; deletes its snapshot …``."""
+    if plan.damaged is not None:
+        return f"{plan.name}: damaged; deletes its directory, ends its VMM; its snapshots stay: nobody knows which they are"
+    parts = [f"{plan.name}: {plan.state}"]
+    if plan.kills_pid is not None:
+        parts.append(f"kills its VMM (process {plan.kills_pid}): its memory and disk are lost")
+    parts += [f"deletes snapshot {snapshot_id}" for snapshot_id in plan.deletes_snapshots]
+    parts += [
+        f"snapshot {snapshot_id} stays ({'; '.join(needed_by)})"
+        for snapshot_id, needed_by in plan.keeps_snapshots.items()
+    ]
+    return "; ".join(parts)

@@ -7,8 +7,8 @@ from contextlib import suppress
 from ramet import process
 from ramet.errors import CorruptError, StateError
 from ramet.instances.context import Locked, Store
-from ramet.instances.observe import exclusive, is_live, reap_strays
-from ramet.model import State
+from ramet.instances.observe import exclusive, is_live, reap_strays, shared
+from ramet.model import RemovalPlan, State
 from ramet.signals import signals_held
 from ramet.store import names
 from ramet.store.chores import Kind
@@ -44,6 +44,38 @@ def remove(store: Store, name: str, *, force: bool) -> None:
             raise
         with locked(store.paths.locks, f"instance-{instance_id}"):
             take_away_damaged(store, instance_id)
+
+
+def plan(store: Store, name: str) -> RemovalPlan:
+    """What ``remove`` would do now, with ``force``; nothing is touched.
+
+    Raises:
+        NotFoundError: if there is no such instance.
+    """
+    instance_id = store.find(name)
+    try:
+        with shared(store, name) as record:
+            others = [one for one in store.readable_records()[0] if one.id != record.id]
+            needed = store.referrers(others)
+            held = [one for one in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base)) if one]
+            return RemovalPlan(
+                id=record.id,
+                name=record.name,
+                state=record.state,
+                kills_pid=record.vmm.pid if record.vmm is not None else None,
+                deletes_snapshots=tuple(one for one in held if one not in needed),
+                keeps_snapshots={one: needed[one].in_words for one in held if one in needed},
+            )
+    except CorruptError as err:
+        return RemovalPlan(
+            id=instance_id,
+            name=name,
+            state=None,
+            kills_pid=None,
+            deletes_snapshots=(),
+            keeps_snapshots={},
+            damaged=err.message,
+        )
 
 
 def take_away(instance: Locked) -> None:

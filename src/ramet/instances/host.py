@@ -42,6 +42,7 @@ from ramet.model import (
     Image,
     InstanceInfo,
     Ping,
+    RemovalPlan,
     SnapshotCheck,
     SnapshotInfo,
     StoreReport,
@@ -201,6 +202,10 @@ class Host:
         """Delete an instance; a running or paused one only with ``force``. Its forks do not notice."""
         self._fresh()
         delete.remove(self._store, name, force=force)
+
+    def removal_plan(self, name: str) -> RemovalPlan:
+        """What ``remove`` with ``force`` would do to an instance: nothing is touched."""
+        return delete.plan(self._store, name)
 
     # -- inside the guest -------------------------------------------------------------------------------------
 
