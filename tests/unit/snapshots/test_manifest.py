@@ -210,3 +210,13 @@ def test_memory_of_another_size_than_the_guest_s_is_corrupt(snapshot: SnapshotPa
     """H03: a VMM would truncate or extend it."""
     edit(snapshot, lambda content: content.update(memory_mib=2))
     refused(snapshot, "says its memory has 1048576 bytes, and its guest 2 MiB")
+
+
+@pytest.mark.parametrize("seal", [None, UNSEALED, "", "f" * 64])
+def test_a_manifest_that_is_not_sealed_is_corrupt(snapshot: SnapshotPaths, seal: str | None) -> None:
+    """Else whoever changes one would have to leave the seal out, and no more."""
+    content = json.loads(snapshot.manifest.read_bytes())
+    del content["seal"]
+    rewrite(snapshot, json.dumps(content if seal is None else {**content, "seal": seal}).encode())
+    with pytest.raises(CorruptError, match="its seal does not fit"):
+        manifests.load(snapshot)
