@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from ramet.model import MIB, InstanceRecord, Method, SnapshotFile, SnapshotKind
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.capture import Captured
-from ramet.snapshots.publish import adopt, derive_snapshot, describe, publish
+from ramet.snapshots.publish import add_sums, adopt, derive_snapshot, describe, publish
 from tests.unit.children import run_in_child
 from tests.unit.snapshots.published import BUILD, INSTANCE, SNAPSHOT, fill, published, record
 from tests.unit.steps import Steps
@@ -130,3 +132,49 @@ def test_adopting_files_needs_the_fork_s_snapshot_id(tmp_path: Path) -> None:
     _, manifest = published(tmp_path)
     with pytest.raises(ValueError, match="snapshot id"):
         adopt(manifest, fork=record(snapshot=None), memory=None, disk=None, vmstate=None)
+
+
+@pytest.mark.parametrize("step", ["pwrite", "preadv", "fsync", "ftruncate"])
+def test_an_error_while_summing_up_is_told_and_ends_all_that_was_begun(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = fill(tmp_path / "work")
+    files = SnapshotPaths(dir=tmp_path / "work")
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {thread.name for thread in threading.enumerate()}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, full)
+        with pytest.raises(NoSpaceError, match=f"sum up the snapshot {manifest.id}"):
+            add_sums(files, manifest, base=None, dirty=None)
+    assert {thread.name for thread in threading.enumerate()} == before
+
+
+def test_sums_of_a_base_that_has_none_are_taken_of_everything(tmp_path: Path) -> None:
+    """They may have been lost: the next sleep has them again."""
+    base, manifest = published(tmp_path)
+    base.disk_sums.unlink()
+    fill(tmp_path / "next")
+    files = SnapshotPaths(dir=tmp_path / "next")
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+    made = add_sums(files, manifest, base=base, dirty=())
+    assert (made.memory.root, made.disk.root) == (manifest.memory.root, manifest.disk.root)
+
+
+def test_what_is_said_to_be_unchanged_is_not_looked_at(tmp_path: Path) -> None:
+    base, manifest = published(tmp_path)
+    fill(tmp_path / "next")
+    files = SnapshotPaths(dir=tmp_path / "next")
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+    with files.memory.open("r+b") as stream:
+        stream.write(b"a page that nobody has told of")
+    assert add_sums(files, manifest, base=base, dirty=()).memory.root == manifest.memory.root
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+    assert add_sums(files, manifest, base=base, dirty=[(0, 4096)]).memory.root != manifest.memory.root
