@@ -252,6 +252,8 @@ def spawn(
             log_fd = _open_to_append(stack, log_path)
             os.write(log_fd, os.fsencode(f"$ {shlex.join(argv)}\n"))
             stdout = log_fd if stdout_path is None else _open_to_append(stack, stdout_path)
+            # Looked at before: what calls it may have given up /proc.
+            prepare = _prepare_vmm if _needs_preparing() else None
             child = starter(
                 lambda: subprocess.Popen(
                     list(argv),
@@ -262,7 +264,7 @@ def spawn(
                     env={**os.environ, VMM_MARK: str(mark)},
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,
-                    preexec_fn=_prepare_vmm if _needs_preparing() else None,
+                    preexec_fn=prepare,
                 )
             )
     except OSError as err:

@@ -207,3 +207,18 @@ def test_more_can_be_read_and_executed_if_the_user_says_so(place: Place, monkeyp
     monkeypatch.setenv("RAMET_VMM_READS", "victim")
     with pytest.raises(ConfigError, match="RAMET_VMM_READS must hold absolute paths, not 'victim'"):
         place.run()
+
+
+@requires("landlock")
+def test_where_the_child_has_to_be_prepared_it_is_confined_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Yama, or an ignored signal: then it is no vfork(2), and some of our own code runs in the child."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(process, "YAMA_PTRACE_SCOPE", place.spec.disk)
+        monkeypatch.setattr(process, "CAP_SYS_PTRACE", 63)  # which nobody has
+        assert process._needs_preparing()
+        found = place.run()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert done(found) & OWN == OWN
+    assert "victim: write" not in done(found)
