@@ -210,9 +210,12 @@ def test_more_can_be_read_and_executed_if_the_user_says_so(place: Place, monkeyp
 
 
 @requires("landlock")
-def test_where_the_child_has_to_be_prepared_it_is_confined_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Yama, or an ignored signal: then it is no vfork(2), and some of our own code runs in the child."""
-    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("why", ["Yama", "an ignored signal"])
+def test_where_the_child_has_to_be_prepared_it_is_confined_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Then it is no vfork(2), and some of our own code runs in the child; what that is is found out in /proc, before."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN if why != "Yama" else signal.SIG_DFL)
     try:
         monkeypatch.setattr(process, "YAMA_PTRACE_SCOPE", place.spec.disk)
         monkeypatch.setattr(process, "CAP_SYS_PTRACE", 63)  # which nobody has
