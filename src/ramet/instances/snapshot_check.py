@@ -4,14 +4,17 @@ device state with its SHA-256, the manifest with its seal.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import CorruptError, NotFoundError, host_errors
+from ramet.errors import CorruptError, HostError, NotFoundError, host_errors
 from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import PAGE_BYTES, Manifest, SnapshotCheck, SnapshotDamage, SnapshotFile, VmmProcess
@@ -22,70 +25,123 @@ from ramet.store import names
 from ramet.store.layout import is_id
 
 TOLD_EVERY_S = 0.2
+READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 OTHERS = "`ramet snapshot check` looks at all snapshots; `ramet snapshot ls` shows which others there are."
 
 
 def check(store: Store, wanted: Sequence[str]) -> list[SnapshotCheck]:
-    """Look at snapshots, by name or id; at all of them if none is named.
+    """Look at snapshots, by name or id; at all of them if none is named. Whatever cannot be read is damage; no snapshot is kept
+    from being deleted while it is read.
 
     Raises:
         NotFoundError: if a named one does not exist; none was looked at.
-        HostError: if a file cannot be read.
     """
-    if not wanted:
-        return list(_all(store))
+    if wanted:
+        return [_check_one(store, snapshot_id) for snapshot_id in [store.find_snapshot(text) for text in wanted]]
     found = []
-    for snapshot_id in [store.find_snapshot(text) for text in wanted]:
-        with store.reading(snapshot_id) as paths:
-            found.append(_check_one(store, paths))
+    for directory in sorted(store.paths.snapshots.iterdir()):
+        if is_id(directory.name):  # what is not ours `doctor --store` tells of
+            with suppress(NotFoundError):  # removed meanwhile
+                found.append(_check_one(store, directory.name))
     return found
 
 
-def _all(store: Store) -> Iterator[SnapshotCheck]:
-    for directory in sorted(store.paths.snapshots.iterdir()):
-        if not is_id(directory.name):
-            continue  # not ours: `doctor --store` tells of it
-        try:
-            with store.reading(directory.name) as paths:
-                yield _check_one(store, paths)
-        except NotFoundError:
-            continue  # removed meanwhile
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """Memory or disk of a snapshot, and its sums, by descriptors."""
+
+    name: str
+    fd: int
+    sums_name: str
+    sums_fd: int
+    root: str
+    allocated_bytes: int
 
 
-def _check_one(store: Store, paths: SnapshotPaths) -> SnapshotCheck:
+def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
     began = time.monotonic()
-    called = tuple(
-        name for name, target in names.all_names(store.paths.snapshot_names).items() if target == paths.dir.name
-    )
     damage: list[SnapshotDamage] = []
-    read_bytes = 0
+    with ExitStack() as held:
+        with store.reading(snapshot_id) as paths:
+            called = tuple(
+                name for name, target in names.all_names(store.paths.snapshot_names).items() if target == snapshot_id
+            )
+            opened = list(_open_all(paths, damage, held))
+        for one in opened:
+            with _telling(store, f"{called[0] if called else snapshot_id}: {one.name}", one) as progress:
+                damage += _compare(one, progress)
+        return SnapshotCheck(
+            id=snapshot_id,
+            names=called,
+            whole=not damage,
+            damage=tuple(damage),
+            read_bytes=sum(one.allocated_bytes for one in opened),
+            duration_s=time.monotonic() - began,
+        )
+
+
+def _open_all(paths: SnapshotPaths, damage: list[SnapshotDamage], held: ExitStack) -> Iterator[_Opened]:
+    """Open what is to be read; whatever cannot be goes to ``damage``."""
     try:
         manifest = manifests.load(paths)
-    except CorruptError as err:
+    except (CorruptError, HostError) as err:
         damage.append(SnapshotDamage(file=paths.manifest.name, text=err.message))
-    else:
-        for path, expected in manifests.files(paths, manifest):
-            try:
-                manifests.check_file(path, expected, manifest.id)
-                if path == paths.vmstate:
-                    manifests.check_device_state(paths, manifest)
-            except CorruptError as err:
-                damage.append(SnapshotDamage(file=path.name, text=err.message))
-                continue
-            read_bytes += path.stat().st_blocks * 512
+        return
+    for path, expected in manifests.files(paths, manifest):
+        try:
+            manifests.check_file(path, expected, manifest.id)
             if path == paths.vmstate:
-                continue
-            sums_path = paths.memory_sums if path == paths.memory else paths.disk_sums
-            with _telling(store, f"{called[0] if called else manifest.id}: {path.name}", path) as progress:
-                damage += _damage_of(path, sums_path, expected, progress)
-    return SnapshotCheck(
-        id=paths.dir.name,
-        names=called,
-        whole=not damage,
-        damage=tuple(damage),
-        read_bytes=read_bytes,
-        duration_s=time.monotonic() - began,
+                manifests.check_device_state(paths, manifest)
+            else:
+                yield _open(path, _sums_of(paths, path), expected, held, past_the_cache=True)
+        except _DamagedSumsError as err:
+            damage.append(SnapshotDamage(file=_sums_of(paths, path).name, text=err.message))
+        except (CorruptError, HostError) as err:
+            damage.append(SnapshotDamage(file=path.name, text=err.message))
+
+
+def _sums_of(paths: SnapshotPaths, path: Path) -> Path:
+    return paths.memory_sums if path == paths.memory else paths.disk_sums
+
+
+class _DamagedSumsError(CorruptError):
+    """Of the sums, and not of what they are of."""
+
+
+def _open(path: Path, sums_path: Path, expected: SnapshotFile, held: ExitStack, *, past_the_cache: bool) -> _Opened:
+    with host_errors(f"open {path}"):
+        fd = _open_past_the_cache(path) if past_the_cache else os.open(path, READING)
+        held.callback(os.close, fd)
+        allocated_bytes = os.fstat(fd).st_blocks * 512
+    try:
+        sums_fd = os.open(sums_path, READING | os.O_NONBLOCK)  # a FIFO would wait for a writer
+    except FileNotFoundError as err:
+        raise _DamagedSumsError("It is lost: nobody can tell whether what it is of is whole.") from err
+    except OSError as err:
+        raise _DamagedSumsError(f"It cannot be opened: {err.strerror}.") from err
+    held.callback(os.close, sums_fd)
+    if not stat.S_ISREG(os.fstat(sums_fd).st_mode):
+        raise _DamagedSumsError("It is not a regular file.")
+    return _Opened(
+        name=path.name,
+        fd=fd,
+        sums_name=sums_path.name,
+        sums_fd=sums_fd,
+        root=expected.root or "",
+        allocated_bytes=allocated_bytes,
     )
+
+
+def _open_past_the_cache(path: Path) -> int:
+    """What the page cache holds may be right where the disk is wrong (H64), and keeps what a VMM maps."""
+    try:
+        return os.open(path, READING | os.O_DIRECT)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+    fd = os.open(path, READING)  # no O_DIRECT on this file system
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return fd
 
 
 @contextmanager
@@ -101,15 +157,13 @@ def held_intact(
     """
     with ExitStack() as held, host_errors(f"check {memory} and {disk}"):
         fds = {}
-        for path, sums_path, expected in (
-            (memory, snapshot.memory_sums, manifest.memory),
-            (disk, snapshot.disk_sums, manifest.disk),
-        ):
-            fds[path] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            held.callback(os.close, fds[path])
-            damage = _compare(fds[path], path, sums_path, expected, lambda _count: None)
+        for path, expected in ((memory, manifest.memory), (disk, manifest.disk)):
+            sums_path = snapshot.memory_sums if path is memory else snapshot.disk_sums
+            one = _open(path, sums_path, expected, held, past_the_cache=False)
+            fds[path] = one.fd
+            damage = _compare(one, lambda _count: None)
             if damage:
-                told = " ".join(f"{one.file}: {one.text}" for one in damage)
+                told = " ".join(f"{part.file}: {part.text}" for part in damage)
                 raise CorruptError(f"Snapshot {manifest.id} is not what was published. {told}", hint=OTHERS)
 
         def require_used(vmm: VmmProcess) -> None:
@@ -135,39 +189,15 @@ def require_intact(snapshot: SnapshotPaths, manifest: Manifest) -> None:
         pass
 
 
-def _damage_of(
-    path: Path, sums_path: Path, expected: SnapshotFile, progress: Callable[[int], object]
-) -> list[SnapshotDamage]:
-    with host_errors(f"read {path}"):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _compare(one: _Opened, progress: Callable[[int], object]) -> list[SnapshotDamage]:
+    stop = threading.Event()
+    with host_errors(f"compare {one.name} with {one.sums_name}"):
         try:
-            # What the page cache holds may be right where the disk is wrong (H64).
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            return _compare(fd, path, sums_path, expected, progress)
-        finally:
-            os.close(fd)
-
-
-def _compare(
-    fd: int, path: Path, sums_path: Path, expected: SnapshotFile, progress: Callable[[int], object]
-) -> list[SnapshotDamage]:
-    with host_errors(f"compare {path} with {sums_path}"):
-        try:
-            sums_fd = os.open(sums_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return [
-                SnapshotDamage(file=sums_path.name, text="It is lost: nobody can tell whether what it is of is whole.")
-            ]
-        try:
-            stop = threading.Event()
-            try:
-                found = sums.check(fd, sums_fd, expected.root or "", stop=stop, progress=progress)
-            except BaseException:
-                stop.set()
-                raise
-        finally:
-            os.close(sums_fd)
-    return list(_in_words(found, path.name, sums_path.name))
+            found = sums.check(one.fd, one.sums_fd, one.root, stop=stop, progress=progress)
+        except BaseException:
+            stop.set()
+            raise
+    return list(_in_words(found, one.name, one.sums_name))
 
 
 def _in_words(found: sums.Damage, name: str, sums_name: str) -> Iterator[SnapshotDamage]:
@@ -178,6 +208,9 @@ def _in_words(found: sums.Damage, name: str, sums_name: str) -> Iterator[Snapsho
     if found.unknown:
         text = f"It is damaged: nobody can tell whether these are whole: {sums.in_words(found.unknown)} of {name}."
         yield SnapshotDamage(file=sums_name, text=text, pages=_pairs(found.unknown))
+    if found.unreadable:
+        text = f"The disk does not give it: somewhere in {sums.in_words(found.unreadable)}."
+        yield SnapshotDamage(file=name, text=text, pages=_pairs(found.unreadable))
     if found.root_differs:
         yield SnapshotDamage(
             file=sums_name, text=f"It is not the one that the manifest knows: it, or {name}, is damaged or another's."
@@ -189,9 +222,9 @@ def _pairs(pages: Sequence[range]) -> tuple[tuple[int, int], ...]:
 
 
 @contextmanager
-def _telling(store: Store, what: str, path: Path) -> Iterator[Callable[[int], object]]:
+def _telling(store: Store, what: str, one: _Opened) -> Iterator[Callable[[int], object]]:
     """Says how much has been read, a few times a second."""
-    total = max(path.stat().st_blocks * 512, 1)
+    total = max(one.allocated_bytes, 1)
     done, told_at = 0, 0.0
 
     def progress(count: int) -> None:

@@ -105,8 +105,11 @@ def changed_since(fd: int, base_fd: int) -> list[tuple[int, int]]:
         position = index
         while position < len(theirs) and (other := theirs[position]).logical < end:
             position += 1
-            if not (extent.flags | other.flags) & UNRELIABLE and (
-                other.physical - other.logical == extent.physical - extent.logical
+            if (
+                extent.shared
+                and other.shared  # some file systems make addresses up (SMB): there nothing is
+                and not (extent.flags | other.flags) & UNRELIABLE
+                and other.physical - other.logical == extent.physical - extent.logical
             ):
                 low, high = max(extent.logical, other.logical), min(end, other.logical + other.length)
                 same.append((low, high))

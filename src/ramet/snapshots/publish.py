@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ramet.errors import host_errors
+from ramet.errors import CorruptError, NotFoundError, host_errors
 from ramet.linux.extents import changed_since
 from ramet.model import InstanceRecord, Manifest, Method, SnapshotFile, SnapshotKind, VmmBuild
 from ramet.paths import SnapshotPaths
@@ -22,6 +25,8 @@ from ramet.snapshots import sums
 from ramet.snapshots.capture import Captured
 from ramet.store import atomic
 from ramet.store.derive import ANY_METHOD, derive
+
+log = logging.getLogger(__name__)
 
 
 def describe(
@@ -65,31 +70,44 @@ def add_sums(
     """
     stop = threading.Event()
     with host_errors(f"sum up the snapshot {manifest.id}"), ThreadPoolExecutor(4, thread_name_prefix="sum") as pool:
-        durable = [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
-        based = base if base is not None and base.memory_sums.exists() and base.disk_sums.exists() else None
-        memory = pool.submit(
-            _sum_up,
-            (files.memory, files.memory_sums),
-            (based.memory, based.memory_sums) if based is not None else None,
-            dirty,
-            stop,
-        )
-        disk = pool.submit(
-            _sum_up,
-            (files.disk, files.disk_sums),
-            (based.disk, based.disk_sums) if based is not None else None,
-            None,
-            stop,
-        )
         try:
+            memory_base, disk_base = _summed_bases(base)
+            memory = pool.submit(_sum_up, (files.memory, files.memory_sums), memory_base, dirty, stop)
+            disk = pool.submit(_sum_up, (files.disk, files.disk_sums), disk_base, None, stop)
+            begun: list[Future[Any]] = [memory, disk]
+            begun += [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
+            done, _ = wait(begun, return_when=FIRST_EXCEPTION)
+            for one in done:
+                one.result()  # the first error, and not what the others say when they are told to stop
             roots = memory.result(), disk.result()
-            for one in durable:
-                one.result()
         except BaseException:
             stop.set()
             raise
     replace = msgspec.structs.replace
     return replace(manifest, memory=replace(manifest.memory, root=roots[0]), disk=replace(manifest.disk, root=roots[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """A published file with sums."""
+
+    content: Path
+    sums: Path
+    root: str | None
+
+
+def _summed_bases(base: SnapshotPaths | None) -> tuple[_Base | None, _Base | None]:
+    """Memory and disk of a snapshot, as what others begin from; None for what has lost its sums, or cannot be believed."""
+    if base is None:
+        return None, None
+    try:
+        manifest = manifests.load(base)
+    except (CorruptError, NotFoundError) as err:
+        log.warning("the sums of its base are not used: %s", err.message)
+        return None, None
+    memory = _Base(content=base.memory, sums=base.memory_sums, root=manifest.memory.root)
+    disk = _Base(content=base.disk, sums=base.disk_sums, root=manifest.disk.root)
+    return memory if memory.sums.exists() else None, disk if disk.sums.exists() else None
 
 
 def _make_durable(path: Path) -> None:
@@ -98,27 +116,27 @@ def _make_durable(path: Path) -> None:
 
 
 def _sum_up(
-    mine: tuple[Path, Path],
-    base: tuple[Path, Path] | None,
-    changed: Sequence[sums.Region] | None,
-    stop: threading.Event,
+    mine: tuple[Path, Path], base: _Base | None, changed: Sequence[sums.Region] | None, stop: threading.Event
 ) -> str:
-    """Sum up a file, given as it and its sum file, like its base; returns the root."""
+    """Sum up a file, given as it and its sum file; returns the root. Sums of a base that are damaged are no use: all is read."""
     content, into = mine
     with ExitStack() as stack:
         content_fd = stack.enter_context(content.open("rb")).fileno()
         if base is not None:
-            base_fd = stack.enter_context(base[0].open("rb")).fileno()
             if changed is None:
-                changed = _differing(content_fd, base_fd)
+                with base.content.open("rb") as stream:
+                    changed = _differing(content_fd, stream.fileno())
             if changed is not None:
-                derive(base[1], into, allow=ANY_METHOD)
-        else:
-            changed = None
-        if changed is None:
-            into.touch(mode=0o600, exist_ok=False)
+                derive(base.sums, into, allow=ANY_METHOD)
+                with into.open("r+b", buffering=0) as stream:
+                    try:
+                        return sums.update(content_fd, stream.fileno(), changed, base_root=base.root, stop=stop)
+                    except CorruptError as err:
+                        log.warning("%s are damaged (%s); all of %s is read", base.sums, err.message, content.name)
+                into.unlink()
+        into.touch(mode=0o600, exist_ok=False)
         sums_fd = stack.enter_context(into.open("r+b", buffering=0)).fileno()
-        return sums.update(content_fd, sums_fd, changed, stop=stop)
+        return sums.update(content_fd, sums_fd, None, stop=stop)
 
 
 def _differing(fd: int, base_fd: int) -> Sequence[sums.Region] | None:
@@ -154,8 +172,16 @@ def derive_snapshot(source: SnapshotPaths, manifest: Manifest, work: Path, *, fo
     memory = derive(source.memory, into.memory, allow=ANY_METHOD)
     disk = derive(source.disk, into.disk, allow=ANY_METHOD)
     vmstate = derive(source.vmstate, into.vmstate, allow=ANY_METHOD)
-    derive(source.memory_sums, into.memory_sums, allow=ANY_METHOD)
-    derive(source.disk_sums, into.disk_sums, allow=ANY_METHOD)
+    for sum_file, mine, content in (
+        (source.memory_sums, into.memory_sums, into.memory),
+        (source.disk_sums, into.disk_sums, into.disk),
+    ):
+        if sum_file.exists():
+            derive(sum_file, mine, allow=ANY_METHOD)
+        else:  # the manifest keeps the root: if this is not it, a check will say so
+            log.warning("snapshot %s has lost %s: it is made anew for its fork", manifest.id, sum_file.name)
+            with host_errors(f"sum up {content}"):
+                _sum_up((content, mine), None, None, threading.Event())
     return adopt(manifest, fork=fork, memory=memory, disk=disk, vmstate=vmstate)
 
 

@@ -10,7 +10,9 @@ bytes each. Pages of zeros have zeros for a digest, and so do chunks of nothing 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from ramet.errors import InterruptedByUserError
+from ramet.errors import CorruptError, InterruptedByUserError
 from ramet.linux.extents import map_data
 from ramet.model import MIB, PAGE_BYTES
 
@@ -49,12 +51,14 @@ class Damage:
     """Numbers of 4 KiB pages of the file that differ, in order."""
     unknown: tuple[range, ...] = ()
     """Pages of which nobody knows: their sums themselves are damaged."""
+    unreadable: tuple[range, ...] = ()
+    """Pages that the disk does not give (EIO), or their sums."""
     root_differs: bool = False
     """The chunk digests are not those of the manifest: of another snapshot, or damaged."""
 
     @property
     def none(self) -> bool:
-        return not (self.pages or self.unknown or self.root_differs)
+        return not (self.pages or self.unknown or self.unreadable or self.root_differs)
 
 
 def size_of(content_bytes: int) -> int:
@@ -63,20 +67,30 @@ def size_of(content_bytes: int) -> int:
 
 
 def update(
-    content_fd: int, sums_fd: int, changed: Iterable[Region] | None, *, stop: threading.Event | None = None
+    content_fd: int,
+    sums_fd: int,
+    changed: Iterable[Region] | None,
+    *,
+    base_root: str | None = None,
+    stop: threading.Event | None = None,
 ) -> str:
     """Bring sums up to date with their content, and return the root. ``changed`` covers whatever may differ from the content that
     they were taken of; None: the sum file is empty, and all of the content is new.
 
+    ``base_root``: of the sums that are brought up to date.
+
     Raises:
+        CorruptError: if they do not have that root, or what is to be changed in them does not fit.
         OSError: what the kernel says; the sums are of no use then.
         InterruptedByUserError: once ``stop`` is set.
     """
     size = os.fstat(content_fd).st_size
     os.ftruncate(sums_fd, size_of(size))
+    if changed is not None and _root(size, _chunk_digests(sums_fd, size)) != base_root:
+        raise CorruptError("The sums do not have the root that their manifest knows.")
     of_chunks = _by_chunk(map_data(content_fd) if changed is None else _joined(changed), size)
     _in_threads(partial(_update_chunk, content_fd, sums_fd, size), of_chunks.items(), stop)
-    return _root(size, _read(sums_fd, _chunks_of(size) * CHUNK_DIGEST_BYTES, _chunks_of(size) * BLOCK_BYTES))
+    return _root(size, _chunk_digests(sums_fd, size))
 
 
 def check(
@@ -96,35 +110,46 @@ def check(
     """
     size = os.fstat(content_fd).st_size
     count = _chunks_of(size)
-    tops = _read(sums_fd, count * CHUNK_DIGEST_BYTES, count * BLOCK_BYTES)
+    tops = _chunk_digests(sums_fd, size)
     of_chunks = _by_chunk(map_data(content_fd), size)
     for number in _summed(sums_fd, tops, count):  # also what is a hole now
         of_chunks.setdefault(number, [])
     telling = threading.Lock()
 
-    def look(item: tuple[int, list[Region]]) -> tuple[int, set[int] | None]:
+    def look(item: tuple[int, list[Region]]) -> tuple[int, set[int] | None, bool]:
         number, regions = item
         top = tops[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES]
-        block = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
-        wrong = None
-        if _digest_of_block(block) == top:
-            found = bytearray(BLOCK_BYTES)
-            _digest_regions(content_fd, found, number, regions)
-            wrong = {page for page in range(PAGES) if _of_page(found, page) != _of_page(block, page)}
+        wrong, readable = None, True
+        try:
+            block = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
+            if _digest_of_block(block) == top:
+                found = bytearray(BLOCK_BYTES)
+                _digest_regions(content_fd, found, number, regions)
+                wrong = {page for page in range(PAGES) if _of_page(found, page) != _of_page(block, page)}
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+            readable = False
         if progress is not None:
             with telling:
                 progress(sum(end - start for start, end in regions))
-        return number, wrong
+        return number, wrong, readable
 
     pages: list[int] = []
     unknown: list[range] = []
-    for number, wrong in _in_threads(look, sorted(of_chunks.items()), stop):
+    unreadable: list[range] = []
+    for number, wrong, readable in _in_threads(look, sorted(of_chunks.items()), stop):
         first = number * PAGES
         if wrong is None:
-            unknown.append(range(first, min(first + PAGES, -(-size // PAGE_BYTES))))
+            (unknown if readable else unreadable).append(range(first, min(first + PAGES, -(-size // PAGE_BYTES))))
         else:
             pages += sorted(first + page for page in wrong)
-    return Damage(pages=_ranges(pages), unknown=tuple(unknown), root_differs=_root(size, tops) != root)
+    return Damage(
+        pages=_ranges(pages),
+        unknown=tuple(unknown),
+        unreadable=tuple(unreadable),
+        root_differs=_root(size, tops) != root,
+    )
 
 
 def in_words(pages: Iterable[range], *, limit: int = 8) -> str:
@@ -148,17 +173,20 @@ def _summed(sums_fd: int, tops: bytes, count: int) -> Iterator[int]:
 def _update_chunk(content_fd: int, sums_fd: int, size: int, item: tuple[int, list[Region]]) -> None:
     number, regions = item
     old = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
+    at = _chunks_of(size) * BLOCK_BYTES + number * CHUNK_DIGEST_BYTES
+    if _digest_of_block(old) != _read(sums_fd, CHUNK_DIGEST_BYTES, at):
+        raise CorruptError(f"The sums of MiB {number} do not fit together.")
     block = bytearray(old)
     _digest_regions(content_fd, block, number, regions)
     if block == old:
         return
     _write(sums_fd, block, number * BLOCK_BYTES)
-    _write(sums_fd, _digest_of_block(block), _chunks_of(size) * BLOCK_BYTES + number * CHUNK_DIGEST_BYTES)
+    _write(sums_fd, _digest_of_block(block), at)
 
 
 def _digest_regions(content_fd: int, block: bytearray, number: int, regions: Sequence[Region]) -> None:
     """Digest whole pages of one chunk into its block."""
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))  # aligned, for O_DIRECT
     for start, end in regions:
         data = buffer[: end - start]
         _fill(content_fd, data, start)
@@ -192,10 +220,10 @@ def _by_chunk(regions: Iterable[Region], size: int) -> dict[int, list[Region]]:
 
 def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event | None) -> list[Result]:
     """hashlib lets other threads run while it hashes."""
-    stop = stop or threading.Event()
+    failed = threading.Event()  # not the caller's: what it does meanwhile has not failed
 
     def one(item: Item) -> Result:
-        if stop.is_set():
+        if failed.is_set() or (stop is not None and stop.is_set()):
             raise InterruptedByUserError("The sums were not taken to their end.")
         return work(item)
 
@@ -203,8 +231,12 @@ def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: thr
         try:
             return list(pool.map(one, items))
         except BaseException:
-            stop.set()
+            failed.set()
             raise
+
+
+def _chunk_digests(sums_fd: int, size: int) -> bytes:
+    return _read(sums_fd, _chunks_of(size) * CHUNK_DIGEST_BYTES, _chunks_of(size) * BLOCK_BYTES)
 
 
 def _chunks_of(size: int) -> int:
@@ -244,10 +276,12 @@ def _fill(fd: int, into: memoryview, offset: int) -> None:
     done = 0
     while done < len(into):
         count = os.preadv(fd, [into[done:]], offset + done)
-        if count == 0:
-            into[done:] = bytes(len(into) - done)  # past the end
-            return
         done += count
+        if count == 0 or (
+            done < len(into) and offset + done >= os.fstat(fd).st_size
+        ):  # O_DIRECT reads nothing from there
+            into[done:] = bytes(len(into) - done)
+            return
 
 
 def _write(fd: int, data: bytes | bytearray, offset: int) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ramet import process
 from ramet.errors import CorruptError, NotFoundError
+from ramet.instances import snapshot_check
 from ramet.instances.snapshot_check import check, held_intact, require_intact
-from ramet.model import PAGE_BYTES, SnapshotCheck, VmmProcess
+from ramet.linux.mounts import file_system_of
+from ramet.model import PAGE_BYTES, SnapshotCheck, State, VmmProcess
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import sums
 from ramet.store import names
@@ -91,10 +95,10 @@ def test_all_that_is_damaged_is_named(place: Place) -> None:
     flip(place.snapshot.memory, 255 * PAGE_BYTES)
     flip(place.snapshot.disk, 0)
     flip(place.snapshot.vmstate, 0)
-    found = only(place).damage
-    assert [damage.file for damage in found] == ["memory", "vmstate", "disk.raw"]
-    assert found[0].pages == ((0, 1), (255, 256))
-    assert found[0].text == "pages 0, 255 (2 in all) changed; the first bytes 0 to 4095."
+    found = {damage.file: damage for damage in only(place).damage}
+    assert set(found) == {"memory", "vmstate", "disk.raw"}
+    assert found["memory"].pages == ((0, 1), (255, 256))
+    assert found["memory"].text == "pages 0, 255 (2 in all) changed; the first bytes 0 to 4095."
 
 
 def test_memory_of_another_generation_is_not_the_snapshot_s(place: Place, tmp_path: Path) -> None:
@@ -118,6 +122,63 @@ def test_one_that_does_not_exist_is_refused_before_any_is_read(place: Place) -> 
 def test_what_is_not_ours_is_left_to_doctor(place: Place) -> None:
     (place.store.paths.snapshots / "notes").mkdir()
     assert only(place).whole
+
+
+def test_what_a_vmm_maps_is_read_from_the_disk_too(place: Place) -> None:
+    """Pages that are mapped stay in the page cache, and may be right where the disk is wrong."""
+    with OwnMapping(place.snapshot.memory) as mapped:
+        assert mapped.bytes[5 * PAGE_BYTES : 5 * PAGE_BYTES + 5] == b"guest"
+        read: list[int] = []
+        opened = snapshot_check._open_past_the_cache(place.snapshot.memory)
+        try:
+            read.append(fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_DIRECT)
+        finally:
+            os.close(opened)
+        if file_system_of(place.snapshot.dir).startswith(("ext4", "xfs", "btrfs")):
+            assert read == [os.O_DIRECT]
+        assert only(place).whole
+
+
+def test_a_size_that_is_no_whole_number_of_blocks_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"d" * (16 * 1024 + 1024))
+    fd = snapshot_check._open_past_the_cache(path)
+    with path.with_suffix(".sums").open("w+b") as stream, path.open("rb") as content:
+        try:
+            root = sums.update(content.fileno(), stream.fileno(), None)
+            assert sums.check(fd, stream.fileno(), root).none
+        finally:
+            os.close(fd)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["fifo", "symlink", "directory"])
+def test_what_is_no_sum_file_is_damage_and_keeps_no_other_from_being_looked_at(place: Place, kind: str) -> None:
+    path = place.snapshot.memory_sums
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "symlink":
+        path.symlink_to(place.snapshot.disk_sums)
+    else:
+        path.mkdir()
+    flip(place.snapshot.disk, 0)
+    assert {damage.file for damage in only(place).damage} == {"memory.sums", "disk.raw"}
+
+
+def test_a_snapshot_can_be_deleted_while_it_is_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a verb that frees it meanwhile would leave it for ever."""
+    place.change(snapshot=None, state=State.STOPPED)
+
+    def looking(*arguments: Any, **options: Any) -> sums.Damage:
+        place.store.delete_snapshot(place.snapshot_id, timeout_s=0.5)
+        monkeypatch.undo()
+        return compare(*arguments, **options)
+
+    compare = sums.check
+    monkeypatch.setattr(sums, "check", looking)
+    assert only(place).whole
+    assert not place.snapshot.dir.exists()
 
 
 # -- restore --verified -------------------------------------------------------------------------------------------

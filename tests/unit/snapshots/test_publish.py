@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from ramet.errors import NoSpaceError
 from ramet.model import MIB, InstanceRecord, Method, SnapshotFile, SnapshotKind
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
+from ramet.snapshots import sums
 from ramet.snapshots.capture import Captured
 from ramet.snapshots.publish import add_sums, adopt, derive_snapshot, describe, publish
 from tests.unit.children import run_in_child
@@ -178,3 +180,43 @@ def test_what_is_said_to_be_unchanged_is_not_looked_at(tmp_path: Path) -> None:
     files.memory_sums.unlink()
     files.disk_sums.unlink()
     assert add_sums(files, manifest, base=base, dirty=[(0, 4096)]).memory.root != manifest.memory.root
+
+
+def test_the_error_that_came_first_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that the other file's threads were told to stop because of it."""
+    manifest = fill(tmp_path / "work")
+    files = SnapshotPaths(dir=tmp_path / "work")
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+    update = sums.update
+
+    def failing(content_fd: int, sums_fd: int, *arguments: Any, **options: Any) -> str:
+        if os.path.samestat(os.fstat(content_fd), files.disk.stat()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert options["stop"].wait(10), "the other is told to stop"
+        return update(content_fd, sums_fd, *arguments, **options)
+
+    monkeypatch.setattr(sums, "update", failing)
+    with pytest.raises(NoSpaceError):
+        add_sums(files, manifest, base=None, dirty=None)
+
+
+def test_damaged_sums_of_a_base_are_not_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, manifest = published(tmp_path)
+    base.memory_sums.chmod(0o600)
+    base.memory_sums.write_bytes(b"")
+    fill(tmp_path / "next")
+    files = SnapshotPaths(dir=tmp_path / "next")
+    files.memory_sums.unlink()
+    files.disk_sums.unlink()
+    assert add_sums(files, manifest, base=base, dirty=()).memory.root == manifest.memory.root
+    assert "memory.sums are damaged" in caplog.text
+
+
+def test_a_fork_of_a_snapshot_that_has_lost_its_sums_has_them_again(tmp_path: Path, fork: InstanceRecord) -> None:
+    source, manifest = published(tmp_path)
+    whole = source.memory_sums.read_bytes()
+    source.memory_sums.unlink()
+    (tmp_path / "work").mkdir()
+    derive_snapshot(source, manifest, tmp_path / "work", fork=fork)
+    assert (tmp_path / "work/memory.sums").read_bytes() == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.errors import InterruptedByUserError
+from ramet.errors import CorruptError, InterruptedByUserError
 from ramet.model import MIB, PAGE_BYTES
 from ramet.snapshots import sums
 from tests.unit.layouts import BLOCK, Layout, allocated, layouts, write_layout
@@ -31,9 +32,15 @@ def opened(*paths: Path) -> Iterator[tuple[int, ...]]:
             os.close(fd)
 
 
-def take(content: Path, changed: list[sums.Region] | None = None, *, stop: threading.Event | None = None) -> str:
+def take(
+    content: Path,
+    changed: list[sums.Region] | None = None,
+    *,
+    base_root: str | None = None,
+    stop: threading.Event | None = None,
+) -> str:
     with opened(content, content.with_suffix(".sums")) as (content_fd, sums_fd):
-        return sums.update(content_fd, sums_fd, changed, stop=stop)
+        return sums.update(content_fd, sums_fd, changed, base_root=base_root, stop=stop)
 
 
 def check(content: Path, root: str) -> sums.Damage:
@@ -66,7 +73,7 @@ def test_sums_that_are_brought_up_to_date_are_those_of_a_file_that_was_read_whol
     tmp_path_factory: pytest.TempPathFactory, before: Layout, after: st.DataObject
 ) -> None:
     content = write_layout(tmp_path_factory.mktemp("sums") / "memory", before)
-    take(content)
+    base_root = take(content)
     blocks = -(-before.size // BLOCK)
     touched = after.draw(st.sets(st.integers(0, max(blocks - 1, 0)) if blocks else st.nothing()))
     with content.open("r+b") as stream:
@@ -80,7 +87,7 @@ def test_sums_that_are_brought_up_to_date_are_those_of_a_file_that_was_read_whol
     assert content.stat().st_size == before.size
     changed = [(block * BLOCK, (block + 1) * BLOCK) for block in touched]
     updated, updated_sums = (
-        take(content, after.draw(st.permutations(changed))),
+        take(content, after.draw(st.permutations(changed)), base_root=base_root),
         content.with_suffix(".sums").read_bytes(),
     )
     content.with_suffix(".sums").unlink()
@@ -156,7 +163,7 @@ def test_holes_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_only_what_changed_is_read(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take(content)
+    base_root = take(content)
     read: list[int] = []
 
     def counting(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -168,7 +175,7 @@ def test_only_what_changed_is_read(content: Path, monkeypatch: pytest.MonkeyPatc
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", counting)
     flip(content, MIB - 1)
-    root = take(content, [(MIB - PAGE_BYTES, MIB)])
+    root = take(content, [(MIB - PAGE_BYTES, MIB)], base_root=base_root)
     assert sum(read) == PAGE_BYTES
     monkeypatch.undo()
     assert check(content, root).none
@@ -176,11 +183,33 @@ def test_only_what_changed_is_read(content: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_said_not_to_have_changed_and_has_is_found(content: Path) -> None:
     """An in-place write into what a guest maps, for example (H02): the sums know the page from before."""
-    take(content)
+    base_root = take(content)
     flip(content, 0)
     flip(content, MIB)
-    root = take(content, [(MIB, MIB + PAGE_BYTES)])
+    root = take(content, [(MIB, MIB + PAGE_BYTES)], base_root=base_root)
     assert check(content, root).pages == (range(1),)
+
+
+@pytest.mark.parametrize("offset", [0, 16 * 255, 4 * sums.BLOCK_BYTES + 3])
+def test_damaged_sums_are_not_built_upon(content: Path, offset: int) -> None:
+    """Else what is right would be called wrong in every descendant."""
+    base_root = take(content)
+    flip(content.with_suffix(".sums"), offset)
+    with pytest.raises(CorruptError):
+        take(content, [(0, PAGE_BYTES)], base_root=base_root)
+
+
+def test_a_sector_that_cannot_be_read_is_told_of(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = take(content)
+
+    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if os.path.samestat(os.fstat(fd), content.stat()) and offset < MIB:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(fd, buffers, offset)
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", broken)
+    assert check(content, root) == sums.Damage(unreadable=(range(256),))
 
 
 def test_it_stops_when_it_is_told_to(content: Path) -> None:
