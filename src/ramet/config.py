@@ -66,12 +66,14 @@ def more_that_vmms_read() -> list[Path]:
     """``$RAMET_VMM_READS``: what VMMs may read and execute besides what they are known to need, separated by colons.
 
     Raises:
-        ConfigError: if one is not an absolute path.
+        ConfigError: if one is not an absolute path, or does not exist.
     """
     given = [Path(text) for text in os.environ.get("RAMET_VMM_READS", "").split(":") if text]
     for path in given:
         if not path.is_absolute():
             raise ConfigError(f"RAMET_VMM_READS must hold absolute paths, not {str(path)!r}.")
+        if not path.exists():
+            raise ConfigError(f"RAMET_VMM_READS names {path}, which does not exist.")
     return given
 
 

@@ -1,7 +1,7 @@
 """What a VMM may reach: its image and its own snapshot to read, its instance's ``work/``, ``run/`` and ``logs/`` to write.
 
-The kernel holds it to that (Landlock) from before its first instruction, so that one that was taken over cannot change another
-instance. What a kernel does not enforce is said: ``weaknesses``.
+The kernel holds it to that (Landlock) from before its first instruction: one that was taken over cannot open another instance's
+files. What a kernel does not enforce is said: ``weaknesses``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ T = TypeVar("T")
 
 SYSTEM: Final = tuple(
     Path(path)
-    for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/ld.so.preload", "/sys/devices/system")
+    for path in (
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/bin",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.preload",
+        "/etc/ld-musl-x86_64.path",
+        "/sys/devices/system",
+    )
 )
 STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
 KVM: Final = Path("/dev/kvm")
 HINT: Final = "If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
-TRUNCATE_ABI: Final = landlock.TRUNCATE_SINCE
-SIGNAL_ABI: Final = landlock.SCOPE_SINCE
 
 
 def starter(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Callable[[Callable[[], T]], T]:
@@ -46,13 +53,8 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     if spec.vmstate is not None:
         loaded.append(spec.vmstate)
     return landlock.Rules(
-        read=(
-            *SYSTEM,
-            *config.more_that_vmms_read(),
-            *_installation(Path(program).resolve()),
-            *loaded,
-            *(() if memory_is_written else (spec.memory,)),
-        ),
+        read=(*SYSTEM, *config.more_that_vmms_read(), *_installation(Path(program).resolve())),
+        load=(*loaded, *(() if memory_is_written else (spec.memory,))),
         use=(*DEVICES, *((KVM,) if kvm else ())),
         write=(spec.work_dir, spec.run_dir, spec.vmm_log.parent, *((spec.memory,) if memory_is_written else ())),
     )
@@ -61,17 +63,23 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
 def weaknesses() -> list[str]:
     """What the kernel does not keep a VMM that was taken over from doing to what is not its own, in words; the worst first."""
     if not config.confinement_wanted():
-        return ["anything that the user may do: RAMET_CONFINEMENT is off"]
+        return ["do anything that the user may do: RAMET_CONFINEMENT is off"]
     try:
         version = landlock.abi_version()
     except OSError as err:
-        return [f"anything that the user may do: the kernel has no Landlock ({err.strerror})"]
-    found = []
-    if version < TRUNCATE_ABI:
+        return [f"do anything that the user may do: the kernel has no Landlock ({err.strerror})"]
+    if not available():
+        return [f"do anything that the user may do: Landlock ABI {version} is too old"]
+    found = ["control other instances through their sockets, which it can connect to"]
+    if version < landlock.TRUNCATE_SINCE:
         found.append("truncate a file by its path")
-    if version < SIGNAL_ABI:
+    if version < landlock.SCOPE_SINCE:
         found.append("signal the processes of the same user")
-    return [*found, "connect to the sockets of the same user", "change modes and times of the same user's files"]
+    return [
+        *found,
+        "set the resource limits of the same user's processes, and so end them",
+        "change modes, times and extended attributes of the same user's files",
+    ]
 
 
 def available() -> bool:
@@ -92,7 +100,7 @@ def _installation(program: Path) -> Iterator[Path]:
         if store in program.parents:
             yield store
     for directory in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
-        if directory:
+        if directory.startswith("/"):
             yield Path(directory)
 
 

@@ -29,6 +29,7 @@ REMOVE_FILE, MAKE_REG, MAKE_SOCK = 1 << 5, 1 << 8, 1 << 9
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 ALL_OF_ABI_1: Final = (1 << 13) - 1
 READS: Final = EXECUTE | READ_FILE | READ_DIR
+LOADS: Final = READ_FILE
 USES: Final = READ_FILE | WRITE_FILE | IOCTL_DEV
 WRITES: Final = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | REMOVE_FILE | MAKE_REG | MAKE_SOCK
 FOR_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
@@ -49,14 +50,16 @@ _libc.prctl.restype = ctypes.c_int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What may be done, in and below each path; those that do not exist are left out. Everything else is refused.
+    """What may be done, in and below each path. Everything else is refused.
 
     Not handled by any version: stat(2), chmod(2), chown(2), utimensat(2), setxattr(2), flock(2), chdir(2), access(2), and
     whatever is done with descriptors that are open already.
     """
 
     read: tuple[Path, ...] = ()
-    """Read and executed."""
+    """Read and executed. One that cannot be looked at is left out, as one that does not exist is."""
+    load: tuple[Path, ...] = ()
+    """Read, not executed."""
     use: tuple[Path, ...] = ()
     """Devices: read, written, asked with ioctl(2)."""
     write: tuple[Path, ...] = ()
@@ -100,7 +103,10 @@ def _restrict_this_thread(rules: Rules) -> None:
     fields = 3 if version >= SCOPE_SINCE else 2 if version >= NET_SINCE else 1  # an older kernel knows no more of them
     ruleset = _syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, 8 * fields, 0, 0)
     try:
-        for paths, rights in ((rules.read, READS), (rules.use, USES), (rules.write, WRITES)):
+        for path in rules.read:
+            with suppress(OSError):
+                _allow(ruleset, path, READS & handled)
+        for paths, rights in ((rules.load, LOADS), (rules.use, USES), (rules.write, WRITES)):
             for path in paths:
                 with suppress(FileNotFoundError):
                     _allow(ruleset, path, rights & handled)

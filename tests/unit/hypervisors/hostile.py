@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PTRACE_ATTACH = 16
+PTRACE_SEIZE = 0x4206
 SYS_PROCESS_VM_WRITEV = 311
+Act = tuple[str, Callable[[], object]]
 
 
 class IoVec(ctypes.Structure):
@@ -29,12 +31,11 @@ def raised(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def acts(
-    own: Path, image: Path, mine: Path, victim: Path, pid: int, abstract: str
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Each act, and what is done for it; ``victim`` is another instance's directory, ``pid`` its VMM."""
+def acts(own: Path, image: Path, mine: Path, victim: Path, pid: int, address: int, abstract: str) -> Iterator[Act]:
+    """Each act, and what is done for it. ``victim`` is another instance's directory, with files 0 to 19, ``pid`` its VMM, which
+    has memory at ``address``.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    memory, disk = victim / "memory", victim / "disk.raw"
     yield "own: make", lambda: (own / "work/new").write_bytes(b"new")
     yield "own: write", lambda: (own / "work/disk.raw").open("r+b").write(b"mine")
     yield "own: truncate", lambda: os.truncate(own / "work/new", 1)
@@ -44,41 +45,45 @@ def acts(
     yield "own: listen", lambda: socket.socket(socket.AF_UNIX).bind(str(own / "run/own.sock"))
     yield "own: read the image", image.read_bytes
     yield "own: read the snapshot", mine.read_bytes
+    yield "own snapshot: execute", lambda: execute(mine)
     yield "own snapshot: write", lambda: mine.open("r+b")
     yield "own snapshot: truncate", lambda: os.truncate(mine, 0)
     yield "own record: write", lambda: (own / "instance.json").write_bytes(b"{}")
-    yield "own record: replace", lambda: (own / "work/disk.raw").rename(own / "instance.json")
+    yield "own record: replace", lambda: (own / "work/spare").rename(own / "instance.json")
     yield "image: write", lambda: image.open("r+b")
     yield "execute what was written", lambda: execute(own / "work/program")
-    yield "victim: read", memory.read_bytes
+    yield "victim: read", (victim / "0").read_bytes
     yield "victim: list", lambda: list(victim.iterdir())
-    yield "victim: write", lambda: memory.open("r+b")
-    yield "victim: append", lambda: disk.open("ab")
-    yield "victim: truncate", lambda: os.truncate(memory, 0)
-    yield "victim: open and truncate", lambda: memory.open("wb")
-    yield "victim: remove", memory.unlink
-    yield "victim: rename", lambda: memory.rename(victim / "moved")
-    yield "victim: take", lambda: memory.rename(own / "work/taken")
-    yield "victim: replace", lambda: (own / "work/disk.raw").replace(disk)
-    yield "victim: link", lambda: os.link(memory, own / "work/linked")
-    yield "victim: symlink", lambda: (own / "work/pointer").symlink_to(memory)
+    yield "victim: write", lambda: (victim / "1").open("r+b")
+    yield "victim: append", lambda: (victim / "2").open("ab")
+    yield "victim: truncate", lambda: os.truncate(victim / "3", 0)
+    yield "victim: open and truncate", lambda: (victim / "4").open("wb")
+    yield "victim: remove", (victim / "5").unlink
+    yield "victim: rename", lambda: (victim / "6").rename(victim / "moved")
+    yield "victim: take", lambda: (victim / "7").rename(own / "work/taken")
+    yield "victim: replace", lambda: (own / "work/other").replace(victim / "8")
+    yield "victim: link", lambda: os.link(victim / "9", own / "work/linked")
+    yield "victim: symlink", lambda: (own / "work/pointer").symlink_to(victim / "10")
     yield "victim: make", lambda: (victim / "planted").write_bytes(b"x")
-    yield "victim: make a directory", lambda: (victim / "planted").mkdir()
-    yield "victim: make a device", lambda: os.mknod(own / "work/disk", 0o060600, os.makedev(8, 0))
+    yield "victim: make a directory", lambda: (victim / "directory").mkdir()
+    yield "make a device", lambda: os.mknod(own / "work/disk", 0o060600, os.makedev(8, 0))
     yield "process: signal", lambda: os.kill(pid, 0)
-    yield "process: trace", lambda: raised(libc.ptrace(PTRACE_ATTACH, pid, 0, 0))
+    yield "process: trace", lambda: raised(libc.ptrace(PTRACE_SEIZE, pid, 0, 0))
     yield "process: read its memory", lambda: Path(f"/proc/{pid}/mem").open("rb").close()
-    yield "process: write its memory", lambda: write_into(libc, pid)
-    yield "process: its files", lambda: os.open(f"/proc/{pid}/root{memory}", os.O_RDWR)
+    yield "process: write its memory", lambda: write_into(libc, pid, address)
+    yield "process: its files", lambda: os.open(f"/proc/{pid}/root{victim / '11'}", os.O_RDWR)
     yield "process: abstract socket", lambda: socket.socket(socket.AF_UNIX).connect(f"\0{abstract}")
     yield "process: its socket", lambda: socket.socket(socket.AF_UNIX).connect(str(victim / "qmp.sock"))
+    yield "process: limits", lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
     yield "network: listen", lambda: listen_on_tcp()
-    yield "victim: mode", lambda: memory.chmod(0o666)
-    yield "victim: times", lambda: os.utime(memory, (1, 1))
+    yield "victim: mode", lambda: (victim / "12").chmod(0o666)
+    yield "victim: times", lambda: os.utime(victim / "13", (1, 1))
+    yield "victim: attributes", lambda: os.setxattr(victim / "14", "user.ramet", b"x")
 
 
 def execute(path: Path) -> None:
-    path.write_bytes(b"#!/bin/sh\n")
+    if not path.exists():
+        path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o700)
     subprocess.run([str(path)], check=True)
 
@@ -89,17 +94,17 @@ def listen_on_tcp() -> None:
     sock.listen()
 
 
-def write_into(libc: ctypes.CDLL, pid: int) -> None:
+def write_into(libc: ctypes.CDLL, pid: int, address: int) -> None:
     local = ctypes.create_string_buffer(8)
-    here, there = IoVec(ctypes.addressof(local), 8), IoVec(0, 8)
+    here, there = IoVec(ctypes.addressof(local), 8), IoVec(address, 8)
     libc.syscall.restype = ctypes.c_long
     raised(libc.syscall(SYS_PROCESS_VM_WRITEV, pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
 
 
-def main(own: str, image: str, mine: str, victim: str, pid: str, abstract: str) -> None:
+def main(own: str, image: str, mine: str, victim: str, pid: str, address: str, abstract: str) -> None:
     found: dict[str, str] = {}
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for name, act in acts(Path(own), Path(image), Path(mine), Path(victim), int(pid), abstract):
+    for name, act in acts(Path(own), Path(image), Path(mine), Path(victim), int(pid), int(address), abstract):
         try:
             act()
         except OSError as err:
