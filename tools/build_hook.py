@@ -5,6 +5,7 @@ Without one here the wheel is made all the same, and compiles the agent when an 
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,10 @@ class AgentHook(BuildHookInterface[Any]):
         if version == "editable":
             return
         made = self._made = Path(mkdtemp(prefix="ramet-wheel-"))
-        (made / "commit").write_text(f"{_commit()}\n")
-        build_data["force_include"][str(made / "commit")] = "ramet/commit"
+        commit = _commit()
+        if commit is not None:
+            (made / "commit").write_text(f"{commit}\n")
+            build_data["force_include"][str(made / "commit")] = "ramet/commit"
         programs = _programs()
         for name, data in programs.items():
             (made / name).write_bytes(data)
@@ -47,19 +50,25 @@ class AgentHook(BuildHookInterface[Any]):
 
 
 def _programs() -> dict[str, bytes]:
+    if platform.machine() != "x86_64":
+        return {}
     sys.path.insert(0, str(ROOT / "src"))
-    from ramet.errors import UnsupportedError
+    from ramet.errors import RametError
     from ramet.guests.agent_build import compile_programs
 
     try:
         return compile_programs()
-    except UnsupportedError as err:
+    except RametError as err:
         sys.stderr.write(f"ramet: the wheel has no compiled agent: {err}\n")
         return {}
 
 
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
+def _commit() -> str | None:
+    """Of this checkout, and not of one that an unpacked source archive happens to lie in."""
+    if not (ROOT / ".git").exists():
+        return None
+    ask = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

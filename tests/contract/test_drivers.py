@@ -19,7 +19,9 @@ from ramet.errors import LaunchError, RejectedError, VmmDiedError, VmmError
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, DirtySince, Driver, Hardware, LaunchSpec, SavesMemory
+from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.firecracker.driver import FirecrackerDriver
+from ramet.hypervisors.qemu import driver as qemu
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.linux import procfs
 from ramet.model import MIB, Accelerator, Ping, VmmProcess
@@ -183,6 +185,40 @@ def test_a_booted_vmm_can_write_into_no_memory_file(running: Machine) -> None:
         assert find_dirty(running.vmm, running.paths.memory) != []
         assert running.paths.memory.stat().st_size == MEMORY_MIB * MIB
         assert running.paths.memory.stat().st_blocks == 0
+
+
+@requires("landlock")
+def test_a_vmm_is_confined(
+    kind: Kind,
+    new_machine: Callable[[], Machine],
+    boot_files: BootFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """H70: a script in its place is refused what is another instance's, and becomes a VMM that boots."""
+    name, module = ("RAMET_QEMU", qemu) if isinstance(kind.driver, QemuDriver) else ("RAMET_FIRECRACKER", firecracker)
+    machine = new_machine()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"another instance's")
+    script = tmp_path / "programs/firecracker"
+    script.parent.mkdir()
+    script.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --version ] || {{ cat {victim} >&2; (: >>{victim}); : >{machine.paths.work}/own; }}\n'
+        f'exec {module.program()} "$@"\n'
+    )
+    script.chmod(0o700)
+    real = Path(module.program()).resolve()
+    monkeypatch.setenv(name, str(script))
+    monkeypatch.setenv("RAMET_VMM_READS", f"{script.parent}:{real}")
+    machine.boot(boot_files)
+    assert machine.ping().tick > 0
+    assert machine.paths.vmm_log.read_text().count("Permission denied") == 2
+    assert (machine.paths.work / "own").exists()
+    assert victim.read_bytes() == b"another instance's"
+    assert machine.vmm is not None
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{machine.vmm.pid}/status").read_text()
+    machine.end()
 
 
 def test_stop_and_resume_can_be_repeated_and_tell_the_truth(running: Machine) -> None:
