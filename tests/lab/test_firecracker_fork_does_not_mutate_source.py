@@ -72,7 +72,7 @@ def test_a_fork_does_not_mutate_its_source(host: Host) -> None:
     # 4. What must not change from here on.
     directory = snapshot_dir(host, "source")
     before = fingerprints(directory)
-    assert set(before) == {"memory", "vmstate", "disk.raw", "manifest.json"}
+    assert set(before) == {"memory", "memory.sums", "vmstate", "disk.raw", "disk.sums", "manifest.json"}
     assert before["memory"].allocated_bytes * 2 > MEMORY_MIB * MIB
     used_before_bytes = used_bytes(host.home)
 
