@@ -5,16 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-import ramet
-
-PACKAGE = Path(ramet.__file__).parent
+PACKAGE = Path(__file__).parent
 COMMIT_DIGITS = 12
 
 
-def full() -> str:
+def full(version: str) -> str:
     """``0.1.0 (1a2b3c4d5e6f)``; the version alone where nobody knows the commit."""
     commit = _packaged() or _checked_out(PACKAGE.parents[1] / ".git")
-    return f"{ramet.__version__} ({commit})" if commit else ramet.__version__
+    return f"{version} ({commit})" if commit else version
 
 
 def _packaged() -> str | None:

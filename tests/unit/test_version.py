@@ -22,12 +22,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_of_an_installation_without_one(root: Path) -> None:
-    assert version.full() == ramet.__version__
+    assert version.full(ramet.__version__) == ramet.__version__
 
 
 def test_of_a_wheel(root: Path) -> None:
     (root / "src/ramet/commit").write_text("0123456789ab\n")
-    assert version.full() == TOLD
+    assert version.full(ramet.__version__) == TOLD
 
 
 @pytest.mark.parametrize("kind", ["loose", "packed", "detached", "worktree"])
@@ -46,10 +46,10 @@ def test_of_a_checkout(root: Path, kind: str) -> None:
     elif kind != "detached":
         (common / "refs/heads").mkdir(parents=True)
         (common / "refs/heads/main").write_text(f"{COMMIT}\n")
-    assert version.full() == TOLD
+    assert version.full(ramet.__version__) == TOLD
 
 
 def test_of_a_repository_without_a_commit(root: Path) -> None:
     (root / ".git").mkdir()
     (root / ".git/HEAD").write_text("ref: refs/heads/main\n")
-    assert version.full() == ramet.__version__
+    assert version.full(ramet.__version__) == ramet.__version__

@@ -22,9 +22,9 @@ COMPLETION_VARIABLE = "_RAMET_COMPLETE"
 
 def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from ramet import version
+        from ramet import __version__, version
 
-        click.echo(f"ramet {version.full()}")
+        click.echo(f"ramet {version.full(__version__)}")
         ctx.exit()
 
 

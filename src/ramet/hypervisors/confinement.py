@@ -35,16 +35,22 @@ STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
 KVM: Final = Path("/dev/kvm")
-HINT: Final = "If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
 
 
 def starter(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Callable[[Callable[[], T]], T]:
-    """What calls a function so that a process which that starts is confined as ``spec``'s VMM is to be; or calls it as it is,
-    where the kernel has no Landlock or ``RAMET_CONFINEMENT=off``.
+    """A function that calls another in a thread that is confined as ``spec``'s VMM is to be; or as it is, where the kernel has no
+    Landlock or ``RAMET_CONFINEMENT=off``.
     """
     if not config.confinement_wanted() or not available():
         return _as_it_is
     return partial(landlock.call, rules(spec, program, kvm=kvm, memory_is_written=memory_is_written))
+
+
+def hint() -> str:
+    """What to do about a launch that failed because of this; nothing, where nothing is confined."""
+    if not config.confinement_wanted() or not available():
+        return ""
+    return " If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
 
 
 def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> landlock.Rules:
@@ -94,7 +100,7 @@ def _installation(program: Path) -> Iterator[Path]:
     """Where a program that is not installed in /usr has its libraries and data."""
     yield program
     if program.parent.name == "bin":
-        for name in ("lib", "lib64", "libexec", "share"):
+        for name in ("lib", "lib64", "libexec", "share/qemu"):
             yield program.parent.parent / name
     for store in STORES:
         if store in program.parents:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -68,8 +67,10 @@ def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
             )
             opened = list(_open_all(paths, damage, held))
         for one in opened:
-            with _telling(store, f"{called[0] if called else snapshot_id}: {one.name}", one) as progress:
-                damage += _compare(one, progress)
+            try:
+                damage += _compare(one, _telling(store, f"{called[0] if called else snapshot_id}: {one.name}", one))
+            except HostError as err:
+                damage.append(SnapshotDamage(file=one.sums_name, text=err.message))
         return SnapshotCheck(
             id=snapshot_id,
             names=called,
@@ -155,11 +156,18 @@ def held_intact(
         CorruptError: naming the pages that differ; or, from what is yielded, if another file was put in the place of one.
         HostError: if a file cannot be read.
     """
-    with ExitStack() as held, host_errors(f"check {memory} and {disk}"):
+    with ExitStack() as held:
         fds = {}
-        for path, expected in ((memory, manifest.memory), (disk, manifest.disk)):
-            sums_path = snapshot.memory_sums if path is memory else snapshot.disk_sums
-            one = _open(path, sums_path, expected, held, past_the_cache=False)
+        for path, sums_path, expected in (
+            (memory, snapshot.memory_sums, manifest.memory),
+            (disk, snapshot.disk_sums, manifest.disk),
+        ):
+            try:
+                one = _open(path, sums_path, expected, held, past_the_cache=False)
+            except _DamagedSumsError as err:
+                raise CorruptError(
+                    f"Snapshot {manifest.id} cannot be checked: {sums_path.name}: {err.message}", hint=OTHERS
+                ) from err
             fds[path] = one.fd
             damage = _compare(one, lambda _count: None)
             if damage:
@@ -168,11 +176,14 @@ def held_intact(
 
         def require_used(vmm: VmmProcess) -> None:
             manifests.check_device_state(snapshot, manifest)  # once more: the VMM has read it since
-            if not procfs.mappings_of_file(vmm.pid, Path(f"/proc/self/fd/{fds[memory]}")):
+            with host_errors("look at what the VMM uses"):
+                maps = procfs.mappings_of_file(vmm.pid, Path(f"/proc/self/fd/{fds[memory]}"))
+                opened = procfs.descriptors_of_file(vmm.pid, Path(f"/proc/self/fd/{fds[disk]}"))
+            if not maps:
                 raise CorruptError(
                     f"The VMM does not map the file that was checked: {memory} was replaced.", hint=OTHERS
                 )
-            if not procfs.descriptors_of_file(vmm.pid, Path(f"/proc/self/fd/{fds[disk]}")):
+            if not opened:
                 raise CorruptError(f"The VMM does not use the file that was checked: {disk} was replaced.", hint=OTHERS)
 
         yield require_used
@@ -190,13 +201,8 @@ def require_intact(snapshot: SnapshotPaths, manifest: Manifest) -> None:
 
 
 def _compare(one: _Opened, progress: Callable[[int], object]) -> list[SnapshotDamage]:
-    stop = threading.Event()
     with host_errors(f"compare {one.name} with {one.sums_name}"):
-        try:
-            found = sums.check(one.fd, one.sums_fd, one.root, stop=stop, progress=progress)
-        except BaseException:
-            stop.set()
-            raise
+        found = sums.check(one.fd, one.sums_fd, one.root, progress=progress)
     return list(_in_words(found, one.name, one.sums_name))
 
 
@@ -221,9 +227,8 @@ def _pairs(pages: Sequence[range]) -> tuple[tuple[int, int], ...]:
     return tuple((one.start, one.stop) for one in pages)
 
 
-@contextmanager
-def _telling(store: Store, what: str, one: _Opened) -> Iterator[Callable[[int], object]]:
-    """Says how much has been read, a few times a second."""
+def _telling(store: Store, what: str, one: _Opened) -> Callable[[int], object]:
+    """What says how much has been read, a few times a second."""
     total = max(one.allocated_bytes, 1)
     done, told_at = 0, 0.0
 
@@ -235,4 +240,4 @@ def _telling(store: Store, what: str, one: _Opened) -> Iterator[Callable[[int], 
             store.say(f"{what}, {min(done * 100 // total, 100)} %")
 
     store.say(what)
-    yield progress
+    return progress

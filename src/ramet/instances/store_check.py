@@ -223,6 +223,11 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
             found += _loose(path, PUBLISHED_MODE)
         else:
             found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
+    found += [
+        _Found(text=f"{path.name} is lost.", mend="Its next sleep and its forks have it again: ramet snapshot check")
+        for path in (paths.memory_sums, paths.disk_sums)
+        if not path.exists()
+    ]
     try:
         manifest = manifests.load(paths)
         manifests.check_files(paths, manifest)

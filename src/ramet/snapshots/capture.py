@@ -160,6 +160,8 @@ def _make_hole(path: Path, size_bytes: int) -> None:
 
 
 def _require_let_go(vmm: VmmProcess, path: Path) -> None:
+    if path.lstat().st_nlink != 1:
+        raise VmmError(f"{path} has a second name: what has it could change what is published.")
     holding = [one.fd for one in procfs.descriptors_of_file(vmm.pid, path)]
     if holding or procfs.mappings_of_file(vmm.pid, path):
         raise VmmError(f"The VMM (process {vmm.pid}) keeps {path} open or mapped: it cannot be published.")

@@ -28,11 +28,12 @@ def load(paths: SnapshotPaths) -> Manifest:
         raise NotFoundError(f"There is no snapshot {paths.dir.name!r}.", hint="`ramet snapshot ls` lists them.")
     try:
         manifest = atomic.read_json(paths.manifest, Manifest, format_version=MANIFEST_FORMAT_VERSION)
-        found = paths.manifest.read_bytes()
+        with host_errors(f"read {paths.manifest}"):
+            found = paths.manifest.read_bytes()
     except FileNotFoundError as err:
         raise CorruptError(f"Snapshot {paths.dir.name} has lost its manifest.", hint=_LOST) from err
     unsealed = found.replace(manifest.seal.encode(), UNSEALED.encode(), 1)
-    if manifest.seal == UNSEALED or sealed(unsealed) != found:
+    if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
         raise CorruptError(f"{paths.manifest} is not what was published: its seal does not fit.", hint=_LOST)
     manifest = msgspec.structs.replace(manifest, seal=UNSEALED)
     if manifest.id != paths.dir.name:

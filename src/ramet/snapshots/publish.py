@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from ramet.errors import CorruptError, NotFoundError, host_errors
+from ramet.errors import CorruptError, HostError, NotFoundError, host_errors
 from ramet.linux.extents import changed_since
 from ramet.model import InstanceRecord, Manifest, Method, SnapshotFile, SnapshotKind, VmmBuild
 from ramet.paths import SnapshotPaths
@@ -102,7 +102,7 @@ def _summed_bases(base: SnapshotPaths | None) -> tuple[_Base | None, _Base | Non
         return None, None
     try:
         manifest = manifests.load(base)
-    except (CorruptError, NotFoundError) as err:
+    except (CorruptError, NotFoundError, HostError) as err:
         log.warning("the sums of its base are not used: %s", err.message)
         return None, None
     memory = _Base(content=base.memory, sums=base.memory_sums, root=manifest.memory.root)
@@ -116,7 +116,10 @@ def _make_durable(path: Path) -> None:
 
 
 def _sum_up(
-    mine: tuple[Path, Path], base: _Base | None, changed: Sequence[sums.Region] | None, stop: threading.Event
+    mine: tuple[Path, Path],
+    base: _Base | None,
+    changed: Sequence[sums.Region] | None,
+    stop: threading.Event | None,
 ) -> str:
     """Sum up a file, given as it and its sum file; returns the root. Sums of a base that are damaged are no use: all is read."""
     content, into = mine
@@ -127,13 +130,13 @@ def _sum_up(
                 with base.content.open("rb") as stream:
                     changed = _differing(content_fd, stream.fileno())
             if changed is not None:
-                derive(base.sums, into, allow=ANY_METHOD)
-                with into.open("r+b", buffering=0) as stream:
-                    try:
+                try:
+                    derive(base.sums, into, allow=ANY_METHOD)
+                    with into.open("r+b", buffering=0) as stream:
                         return sums.update(content_fd, stream.fileno(), changed, base_root=base.root, stop=stop)
-                    except CorruptError as err:
-                        log.warning("%s are damaged (%s); all of %s is read", base.sums, err.message, content.name)
-                into.unlink()
+                except (CorruptError, HostError, OSError) as err:  # what is no fault of theirs will come again
+                    log.warning("%s are of no use (%s); all of %s is read", base.sums, err, content.name)
+                into.unlink(missing_ok=True)
         into.touch(mode=0o600, exist_ok=False)
         sums_fd = stack.enter_context(into.open("r+b", buffering=0)).fileno()
         return sums.update(content_fd, sums_fd, None, stop=stop)
@@ -181,7 +184,7 @@ def derive_snapshot(source: SnapshotPaths, manifest: Manifest, work: Path, *, fo
         else:  # the manifest keeps the root: if this is not it, a check will say so
             log.warning("snapshot %s has lost %s: it is made anew for its fork", manifest.id, sum_file.name)
             with host_errors(f"sum up {content}"):
-                _sum_up((content, mine), None, None, threading.Event())
+                _sum_up((content, mine), None, None, None)
     return adopt(manifest, fork=fork, memory=memory, disk=disk, vmstate=vmstate)
 
 

@@ -12,7 +12,6 @@ digest of another is not one.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
@@ -56,7 +55,7 @@ class Damage:
     unknown: tuple[range, ...] = ()
     """Pages of which nobody knows: their sums themselves are damaged."""
     unreadable: tuple[range, ...] = ()
-    """Pages that the disk does not give (EIO), or their sums."""
+    """Pages that the disk does not give, or whose sums it does not."""
     root_differs: bool = False
     """The chunk digests are not those of the manifest: of another snapshot, or damaged."""
 
@@ -92,7 +91,7 @@ def update(
     os.ftruncate(sums_fd, size_of(size))
     if changed is not None and _root(size, _chunk_digests(sums_fd, size)) != base_root:
         raise CorruptError("The sums do not have the root that their manifest knows.")
-    of_chunks = _by_chunk(map_data(content_fd) if changed is None else _joined(changed), size)
+    of_chunks = _by_chunk(map_data(content_fd) if changed is None else sorted(changed), size)
     _in_threads(partial(_update_chunk, content_fd, sums_fd, size), of_chunks.items(), stop)
     return _root(size, _chunk_digests(sums_fd, size))
 
@@ -102,27 +101,25 @@ def check(
     sums_fd: int,
     root: str,
     *,
-    stop: threading.Event | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Damage:
     """Compare a file with its sums, and those with their root. ``progress`` is told of each number of bytes that has been read,
     by one thread at a time.
 
     Raises:
-        OSError: what the kernel says; a sum file that is too short counts as damaged.
-        InterruptedByUserError: once ``stop`` is set.
+        OSError: if the digests of the MiBs cannot be read; a sum file that is too short counts as damaged.
     """
     size = os.fstat(content_fd).st_size
     count = _chunks_of(size)
-    tops = _chunk_digests(sums_fd, size)
+    chunk_digests = _chunk_digests(sums_fd, size)
     of_chunks = _by_chunk(map_data(content_fd), size)
-    for number in _summed(sums_fd, tops, count):  # also what is a hole now
+    for number in _summed(sums_fd, chunk_digests, count):  # also what is a hole now
         of_chunks.setdefault(number, [])
     telling = threading.Lock()
 
     def look(item: tuple[int, list[Region]]) -> tuple[int, set[int] | None, bool]:
         number, regions = item
-        top = tops[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES]
+        top = chunk_digests[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES]
         wrong, readable = None, True
         try:
             block = _read(sums_fd, BLOCK_BYTES, number * BLOCK_BYTES)
@@ -130,9 +127,7 @@ def check(
                 found = bytearray(BLOCK_BYTES)
                 _digest_regions(content_fd, found, number, regions)
                 wrong = {page for page in range(PAGES) if _of_page(found, page) != _of_page(block, page)}
-        except OSError as err:
-            if err.errno != errno.EIO:
-                raise
+        except OSError:  # a bad sector is EIO, ENODATA, EBADMSG, EUCLEAN, …
             readable = False
         if progress is not None:
             with telling:
@@ -142,7 +137,7 @@ def check(
     pages: list[int] = []
     unknown: list[range] = []
     unreadable: list[range] = []
-    for number, wrong, readable in _in_threads(look, sorted(of_chunks.items()), stop):
+    for number, wrong, readable in _in_threads(look, sorted(of_chunks.items()), None):
         first = number * PAGES
         if wrong is None:
             (unknown if readable else unreadable).append(range(first, min(first + PAGES, -(-size // PAGE_BYTES))))
@@ -152,7 +147,7 @@ def check(
         pages=_ranges(pages),
         unknown=tuple(unknown),
         unreadable=tuple(unreadable),
-        root_differs=_root(size, tops) != root,
+        root_differs=_root(size, chunk_digests) != root,
     )
 
 
@@ -165,10 +160,10 @@ def in_words(pages: Iterable[range], *, limit: int = 8) -> str:
     return f"page{'s' if total != 1 else ''} {', '.join(shown)}{more}" + (f" ({total} in all)" if total > 1 else "")
 
 
-def _summed(sums_fd: int, tops: bytes, count: int) -> Iterator[int]:
+def _summed(sums_fd: int, chunk_digests: bytes, count: int) -> Iterator[int]:
     """The chunks of which there are sums: a chunk digest, or what may be page digests."""
     for number in range(count):
-        if tops[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES] != NOTHING:
+        if chunk_digests[number * CHUNK_DIGEST_BYTES : (number + 1) * CHUNK_DIGEST_BYTES] != NOTHING:
             yield number
     for start, end in map_data(sums_fd):
         yield from range(start // BLOCK_BYTES, min(-(-end // BLOCK_BYTES), count))
@@ -216,7 +211,7 @@ def _buffer() -> memoryview:
 
 
 def _by_chunk(regions: Iterable[Region], size: int) -> dict[int, list[Region]]:
-    """Regions as whole pages, each in one chunk. The last page is as whoever maps the file sees it: what it lacks is zeros."""
+    """Regions, which are in order, as whole pages, each in one chunk. What the last page lacks is zeros, as for who maps it."""
     found: dict[int, list[Region]] = {}
     done = 0
     for start, end in regions:
@@ -302,17 +297,3 @@ def _write(fd: int, data: bytes | bytearray, offset: int) -> None:
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)
-
-
-def _joined(regions: Iterable[Region]) -> Iterator[Region]:
-    """Sorted, and none of them overlaps or touches another."""
-    last: Region | None = None
-    for start, end in sorted(regions):
-        if last is not None and start <= last[1]:
-            last = (last[0], max(last[1], end))
-            continue
-        if last is not None:
-            yield last
-        last = (start, end)
-    if last is not None:
-        yield last

@@ -150,8 +150,8 @@ class FirecrackerDriver:
                 spec.name,
                 lambda: _spawn(spec),
                 last_words=lambda: _own_log(log) + last_run(log),
-                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}. "
-                f"{confinement.HINT}",
+                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}."
+                f"{confinement.hint()}",
             ) as vmm,
             _connected(spec.run_dir, vmm) as monitor,
         ):

@@ -125,7 +125,7 @@ class QemuDriver:
             spec.name,
             lambda: _spawn(spec, extra_fds, tsc_khz),
             last_words=lambda: last_run(spec.vmm_log),
-            hint=f"The whole log is {spec.vmm_log}; its first line replays the command. {confinement.HINT}",
+            hint=f"The whole log is {spec.vmm_log}; its first line replays the command.{confinement.hint()}",
         )
 
 
