@@ -19,8 +19,9 @@ import pytest
 
 from ramet import Host
 from ramet.config import host_memory_mib
-from ramet.model import MIB, InstanceInfo
+from ramet.model import MIB, UNSEALED, InstanceInfo
 from ramet.process import wait_until
+from ramet.snapshots.manifest import sealed
 from tests import artifacts
 from tests.capabilities import requires
 from tests.vm.command_line import CommandLine, listing
@@ -287,11 +288,11 @@ def test_a_snapshot_that_does_not_fit_or_is_damaged(host: Host, ramet: CommandLi
         ("accelerator", "kvm", "kvm"),
         ("devices", "0" * 16, "device list"),
     ):
-        changed = json.loads(whole)
+        changed = json.loads(whole) | {"seal": UNSEALED}
         changed["vmm_build"][key] = value
-        overwrite(manifest, json.dumps(changed).encode())
+        overwrite(manifest, sealed(json.dumps(changed).encode()))
         assert named in refused(ramet, "restore", "web", status=INCOMPATIBLE)["message"]
-    for damage in (b"", b"{", b"\xff\xfe", whole.replace(b'"format_version": 1', b'"format_version": 9')):
+    for damage in (b"", b"{", b"\xff\xfe", whole.replace(b'"format_version": 2', b'"format_version": 9')):
         assert damage != whole
         overwrite(manifest, damage)
         for argv in (("restore", "web"), ("fork", "web"), ("stop", "web", "--discard-memory")):

@@ -54,15 +54,25 @@ def hint() -> str:
 
 
 def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> landlock.Rules:
-    """``memory_is_written``: the VMM opens its memory file for writing, wherever that is."""
-    loaded = [spec.boot.kernel, spec.boot.initrd] if spec.boot is not None else []
+    """``memory_is_written``: the VMM opens its memory file for writing, wherever that is.
+
+    Directories are named and not files: a rule keeps its inode, and so the blocks of a file that was deleted, until the VMM's
+    process is reaped, which some init processes never do (security/landlock/fs.c, get_inode_object).
+    """
+    loaded = {file.parent for file in (spec.boot.kernel, spec.boot.initrd)} if spec.boot is not None else set()
     if spec.vmstate is not None:
-        loaded.append(spec.vmstate)
+        loaded.add(spec.vmstate.parent)
+    written = [spec.work_dir, spec.run_dir, spec.vmm_log.parent]
+    if spec.work_dir not in spec.memory.parents:
+        if memory_is_written:
+            written.append(spec.memory)  # its own snapshot's, beside files that it may not write
+        else:
+            loaded.add(spec.memory.parent)
     return landlock.Rules(
         read=(*SYSTEM, *config.more_that_vmms_read(), *_installation(Path(program).resolve())),
-        load=(*loaded, *(() if memory_is_written else (spec.memory,))),
+        load=tuple(sorted(loaded)),
         use=(*DEVICES, *((KVM,) if kvm else ())),
-        write=(spec.work_dir, spec.run_dir, spec.vmm_log.parent, *((spec.memory,) if memory_is_written else ())),
+        write=tuple(written),
     )
 
 
