@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -243,3 +243,12 @@ def test_where_the_child_has_to_be_prepared_it_is_confined_too(
         signal.signal(signal.SIGHUP, old)
     assert done(found) & OWN == OWN
     assert "victim: write" not in done(found)
+
+
+def test_no_rule_is_of_a_file_that_will_be_deleted(place: Place) -> None:
+    """Its blocks would stay until the VMM's process is reaped: a host's init may never do that."""
+    found = confinement.rules(place.spec, PYTHON, kvm=False, memory_is_written=False)
+    assert [path for path in (*found.load, *found.write) if not path.is_dir()] == []
+    live = replace(place.spec, memory=place.spec.disk)
+    found = confinement.rules(live, PYTHON, kvm=False, memory_is_written=True)
+    assert [path for path in found.write if not path.is_dir()] == [], "what is below work/ needs no rule"
