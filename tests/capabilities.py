@@ -78,7 +78,7 @@ def _pagemap_scan() -> str | None:
 def _landlock() -> str | None:
     from ramet.hypervisors import confinement
 
-    return None if confinement.available() else "the kernel has no Landlock of ABI 2 or newer"
+    return confinement.why_not()
 
 
 PROBES: dict[str, Callable[[], str | None]] = {

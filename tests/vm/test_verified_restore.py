@@ -13,6 +13,7 @@ from ramet.hypervisors.base import LaunchSpec
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import PAGE_BYTES, InstanceInfo, SnapshotInfo, State, VmmProcess
 from ramet.snapshots import sums
+from tests.unit.snapshots.flipping import flip
 from tests.vm.guests import marks, set_marks, sh
 
 
@@ -20,17 +21,6 @@ def whole(host: Host) -> None:
     found = host.snapshot_check()
     assert found
     assert [one.damage for one in found if not one.whole] == []
-
-
-def flip(path: Path, offset: int) -> None:
-    mode = path.stat().st_mode & 0o777
-    path.chmod(0o600)
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        (byte,) = stream.read(1)
-        stream.seek(offset)
-        stream.write(bytes([byte ^ 1]))
-    path.chmod(mode)
 
 
 def slept_on(info: InstanceInfo) -> SnapshotInfo:

@@ -96,7 +96,7 @@ def restore(
 
     With --verified each page of memory and disk is compared with what the snapshot's sums say, in the very files that
     the VMM then maps and opens, before a vCPU runs. That reads all of them: without it a restore reads what the guest
-    touches.
+    touches. Of an instance that runs already nothing is compared.
     """
     if snapshot is not None and len(set(names)) > 1:
         raise ConfigError("--snapshot rolls back one instance, and there are several.", hint="Name one.")

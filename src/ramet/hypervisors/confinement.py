@@ -41,14 +41,14 @@ def starter(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: boo
     """A function that calls another in a thread that is confined as ``spec``'s VMM is to be; or as it is, where the kernel has no
     Landlock or ``RAMET_CONFINEMENT=off``.
     """
-    if not config.confinement_wanted() or not available():
+    if why_not() is not None:
         return _as_it_is
     return partial(landlock.call, rules(spec, program, kvm=kvm, memory_is_written=memory_is_written))
 
 
 def hint() -> str:
     """What to do about a launch that failed because of this; nothing, where nothing is confined."""
-    if not config.confinement_wanted() or not available():
+    if why_not() is not None:
         return ""
     return " If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
 
@@ -78,14 +78,10 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
 
 def weaknesses() -> list[str]:
     """What the kernel does not keep a VMM that was taken over from doing to what is not its own, in words; the worst first."""
-    if not config.confinement_wanted():
-        return ["do anything that the user may do: RAMET_CONFINEMENT is off"]
-    try:
-        version = landlock.abi_version()
-    except OSError as err:
-        return [f"do anything that the user may do: the kernel has no Landlock ({err.strerror})"]
-    if not available():
-        return [f"do anything that the user may do: Landlock ABI {version} is too old"]
+    why = why_not()
+    if why is not None:
+        return [f"do anything that the user may do: {why}"]
+    version = landlock.abi_version()
     found = ["control other instances through their sockets, which it can connect to"]
     if version < landlock.TRUNCATE_SINCE:
         found.append("truncate a file by its path")
@@ -98,12 +94,19 @@ def weaknesses() -> list[str]:
     ]
 
 
-def available() -> bool:
-    """Whether the kernel can confine VMMs."""
+def why_not() -> str | None:
+    """None if VMMs are confined here, else why they are not.
+
+    Raises:
+        ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
+    """
+    if not config.confinement_wanted():
+        return "RAMET_CONFINEMENT is off"
     try:
-        return landlock.abi_version() >= landlock.REFER_SINCE  # before it, a rename between directories is refused too
-    except OSError:
-        return False
+        landlock.abi_version()
+    except OSError as err:
+        return f"the kernel has no Landlock ({err.strerror})"
+    return None
 
 
 def _installation(program: Path) -> Iterator[Path]:

@@ -155,32 +155,23 @@ def _ptrace() -> Capability:
 
 def _confinement() -> Capability:
     """What is not enforced is said here, so that nobody takes it for more than it is."""
+    why_not = confinement.why_not()
     weak = f"a VMM that was taken over could still {'; '.join(confinement.weaknesses())}"
-    try:
-        version = abi_version()
-    except OSError as err:
+    if why_not is None:
         return Capability(
             name="confinement",
-            available=False,
-            why=f"the kernel has no Landlock: {err.strerror}",
-            meaning=weak,
-            mend="Linux 5.19 or newer with landlock in the lsm= list of its command line; 6.12 enforces most",
+            available=True,
+            why=f"Landlock ABI {abi_version()}",
+            meaning=f"a VMM reaches its own files alone; weak: {weak}",
         )
-    if not confinement.available():
-        return Capability(
-            name="confinement",
-            available=False,
-            why=f"Landlock ABI {version} refuses renames that VMMs need",
-            meaning=weak,
-            mend="Linux 5.19 or newer; 6.12 enforces most",
-        )
-    wanted = config.confinement_wanted()
     return Capability(
         name="confinement",
-        available=wanted,
-        why=f"Landlock ABI {version}" if wanted else "RAMET_CONFINEMENT=off",
-        meaning=f"a VMM reaches its own files alone; weak: {weak}" if wanted else weak,
-        mend=None if wanted else "unset RAMET_CONFINEMENT",
+        available=False,
+        why=why_not,
+        meaning=weak,
+        mend="Linux 5.13 or newer with landlock in the lsm= list of its command line; 6.12 enforces most"
+        if config.confinement_wanted()
+        else "unset RAMET_CONFINEMENT",
     )
 
 

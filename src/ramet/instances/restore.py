@@ -40,9 +40,6 @@ def restore(
     """
     with exclusive(store, name) as instance:
         if snapshot is None and reached(store, instance, Verb.RESTORE):
-            if verified and instance.record.mapped_snapshot is not None:
-                with store.reading(instance.record.mapped_snapshot) as paths:
-                    snapshot_check.require_intact(paths, manifests.load(paths))
             return
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record

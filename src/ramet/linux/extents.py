@@ -37,6 +37,11 @@ class Extent:
     def shared(self) -> bool:
         return bool(self.flags & FIEMAP_EXTENT_SHARED)
 
+    @property
+    def end(self) -> int:
+        """The first byte of the file behind it."""
+        return self.logical + self.length
+
 
 def fiemap(fd: int, *, sync: bool = True) -> list[Extent]:
     """All extents of a file in logical order; ``sync`` writes it back first, so that delayed allocation shows."""
@@ -56,7 +61,7 @@ def fiemap(fd: int, *, sync: bool = True) -> list[Extent]:
             found.append(Extent(logical=logical, physical=physical, length=length, flags=flags))
         if found[-1].flags & FIEMAP_EXTENT_LAST:
             return found
-        start = found[-1].logical + found[-1].length
+        start = found[-1].end
 
 
 def allocated_bytes(extents: Sequence[Extent]) -> int:
@@ -97,29 +102,29 @@ def changed_since(fd: int, base_fd: int) -> list[tuple[int, int]]:
     """
     ours, theirs = fiemap(fd), fiemap(base_fd)
     same: list[tuple[int, int]] = []
-    index = 0
-    for extent in ours:
-        end = extent.logical + extent.length
-        while index < len(theirs) and theirs[index].logical + theirs[index].length <= extent.logical:
-            index += 1
-        position = index
-        while position < len(theirs) and (other := theirs[position]).logical < end:
-            position += 1
-            if (
-                extent.shared
-                and other.shared  # some file systems make addresses up (SMB): there nothing is
-                and not (extent.flags | other.flags) & UNRELIABLE
-                and other.physical - other.logical == extent.physical - extent.logical
-            ):
-                low, high = max(extent.logical, other.logical), min(end, other.logical + other.length)
-                same.append((low, high))
+    mine = base = 0
+    while mine < len(ours) and base < len(theirs):
+        one, other = ours[mine], theirs[base]
+        low, high = max(one.logical, other.logical), min(one.end, other.end)
+        if low < high and _are_same_blocks(one, other):
+            same.append((low, high))
+        if one.end <= other.end:
+            mine += 1
+        else:
+            base += 1
     return _without(_spans(ours + theirs), same)
+
+
+def _are_same_blocks(one: Extent, other: Extent) -> bool:
+    """Both must say that they are shared: some file systems (SMB) make addresses up."""
+    reliable = not (one.flags | other.flags) & UNRELIABLE
+    return one.shared and other.shared and reliable and one.physical - one.logical == other.physical - other.logical
 
 
 def _spans(found: Sequence[Extent]) -> list[tuple[int, int]]:
     """What the extents of two files cover together, in order."""
     spans: list[tuple[int, int]] = []
-    for start, end in sorted((one.logical, one.logical + one.length) for one in found):
+    for start, end in sorted((one.logical, one.end) for one in found):
         if spans and start <= spans[-1][1]:
             spans[-1] = (spans[-1][0], max(spans[-1][1], end))
         else:

@@ -35,8 +35,8 @@ WRITES: Final = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | REMOVE_FILE | MAK
 FOR_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 """The rights that make sense for a file and not for a directory alone; the kernel refuses others (EINVAL)."""
 
-REFER_SINCE, TRUNCATE_SINCE, NET_SINCE, IOCTL_SINCE, SCOPE_SINCE = 2, 3, 4, 5, 6
-"""The ABI versions that brought them."""
+TRUNCATE_SINCE, NET_SINCE, IOCTL_SINCE, SCOPE_SINCE = 3, 4, 5, 6
+"""The ABI versions that brought them. Links and renames into another directory (REFER) are refused by all, handled or not."""
 BOTH_TCP: Final = 0b11
 BOTH_SCOPES: Final = 0b11
 """Abstract unix sockets, and signals, to processes outside."""
@@ -95,8 +95,8 @@ def call(rules: Rules, action: Callable[[], T]) -> T:
 def _restrict_this_thread(rules: Rules) -> None:
     version = abi_version()
     handled = ALL_OF_ABI_1
-    for bit, since in ((13, REFER_SINCE), (14, TRUNCATE_SINCE), (15, IOCTL_SINCE)):
-        handled |= (version >= since) << bit
+    for right, since in ((TRUNCATE, TRUNCATE_SINCE), (IOCTL_DEV, IOCTL_SINCE)):
+        handled |= right if version >= since else 0
     attributes = struct.pack(
         "=QQQ", handled, BOTH_TCP if version >= NET_SINCE else 0, BOTH_SCOPES if version >= SCOPE_SINCE else 0
     )

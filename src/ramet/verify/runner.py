@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ramet
+from ramet import __version__, version
 from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
@@ -169,7 +169,7 @@ def describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, s
     accelerator = "kvm" if capabilities["KVM"].available else "tcg"
     no_reflinks = needs.why_no_reflinks(host.home)
     return {
-        "ramet": ramet.__version__,
+        "ramet": version.full(__version__),
         "kernel": f"{os.uname().release} ({platform.machine()}, {os.cpu_count()} CPUs)",
         "vmm": f"{vmm}, {accelerator}",
         "guest": f"{memory_mib} MiB, image {IMAGE}",

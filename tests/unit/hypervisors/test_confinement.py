@@ -188,8 +188,7 @@ def test_a_kernel_without_landlock_starts_it_all_the_same_and_says_so(
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        (1, ["do anything"]),
-        (2, ["control other", "truncate a file", "signal the processes", "set the resource limits", "change modes"]),
+        (1, ["control other", "truncate a file", "signal the processes", "set the resource limits", "change modes"]),
         (3, ["control other", "signal the processes", "set the resource limits", "change modes"]),
         (7, ["control other", "set the resource limits", "change modes"]),
     ],
@@ -203,9 +202,19 @@ def test_what_a_version_does_not_enforce_is_named(
     assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))
 
 
-def test_a_setting_that_is_none_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMET_CONFINEMENT", "maybe")
-    with pytest.raises(ConfigError, match="RAMET_CONFINEMENT is 'maybe'"):
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("RAMET_CONFINEMENT", "maybe", "RAMET_CONFINEMENT is 'maybe'"),
+        ("RAMET_VMM_READS", "victim", "RAMET_VMM_READS must hold absolute paths, not 'victim'"),
+        ("RAMET_VMM_READS", "/usr:/nowhere", "RAMET_VMM_READS names /nowhere, which does not exist"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words):
         place.run()
 
 
@@ -213,12 +222,6 @@ def test_a_setting_that_is_none_is_refused(place: Place, monkeypatch: pytest.Mon
 def test_more_can_be_read_and_executed_if_the_user_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMET_VMM_READS", f"/usr:{place.victim}")
     assert done(place.run()) - OWN - READ - NEVER_HANDLED - set(SINCE) == {"victim: read", "victim: list"}
-    monkeypatch.setenv("RAMET_VMM_READS", "victim")
-    with pytest.raises(ConfigError, match="RAMET_VMM_READS must hold absolute paths, not 'victim'"):
-        place.run()
-    monkeypatch.setenv("RAMET_VMM_READS", "/nowhere")
-    with pytest.raises(ConfigError, match="RAMET_VMM_READS names /nowhere, which does not exist"):
-        place.run()
 
 
 @requires("landlock")

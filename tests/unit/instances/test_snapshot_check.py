@@ -22,16 +22,7 @@ from ramet.snapshots import sums
 from ramet.store import names
 from tests.unit.instances.place import OTHER, Place
 from tests.unit.linux.own_mapping import OwnMapping
-
-
-def flip(path: Path, offset: int) -> None:
-    path.chmod(0o600)
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        (byte,) = stream.read(1)
-        stream.seek(offset)
-        stream.write(bytes([byte ^ 4]))
-    path.chmod(0o400)
+from tests.unit.snapshots.flipping import flip
 
 
 def only(place: Place) -> SnapshotCheck:

@@ -131,6 +131,7 @@ BY_HAND: dict[str, tuple[Callable[[Place], object], str]] = {
         "which is no id",
     ),
     "a damaged record": (lambda place: place.paths.record.write_bytes(b"{"), "is damaged"),
+    "sums that are lost": (lambda place: place.snapshot.disk_sums.unlink(), "disk.sums is lost."),
     "a damaged manifest": (lambda place: damage(place.snapshot.manifest), "is damaged"),
     "a memory file of another size": (lambda place: damage(place.snapshot.memory), "memory has 20 bytes"),
     "a device state that was changed": (

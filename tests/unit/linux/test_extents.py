@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ramet.linux import extents
 from ramet.linux.extents import Extent
@@ -116,3 +117,46 @@ def test_fiemap_writes_back_first_if_asked(monkeypatch: pytest.MonkeyPatch, sync
     monkeypatch.setattr(extents, "ioctl", kernel)
     extents.fiemap(0, sync=sync)
     assert kernel.calls == [(0, extents.FIEMAP_FLAG_SYNC if sync else 0)]
+
+
+# -- what has changed since a file was derived --------------------------------------------------------------------
+
+
+FLAGS = st.sampled_from([SHARED, SHARED, SHARED, 0, SHARED | 0x800, SHARED | 0x2, SHARED | 0x200])
+"""Shared; not; and shared, they say, but unwritten, unknown or inline: whose blocks prove nothing."""
+
+
+@st.composite
+def files(draw: st.DrawFn) -> list[Extent]:
+    """The extents of a file of at most 24 blocks, on a disk of few blocks, so that many are the same."""
+    found: list[Extent] = []
+    position = 0
+    while position < 24 and draw(st.booleans()):
+        position += draw(st.integers(0, 3))
+        length = draw(st.integers(1, 6))
+        physical = position + draw(st.sampled_from([100, 100, 100, 130]))
+        found.append(
+            Extent(logical=position * BLOCK, physical=physical * BLOCK, length=length * BLOCK, flags=draw(FLAGS))
+        )
+        position += length
+    return found
+
+
+def by_block(found: Sequence[Extent]) -> dict[int, tuple[int, int]]:
+    """Where each block of a file lies, and its flags."""
+    return {
+        (one.logical + offset) // BLOCK: ((one.physical + offset) // BLOCK, one.flags)
+        for one in found
+        for offset in range(0, one.length, BLOCK)
+    }
+
+
+@given(ours=files(), theirs=files())
+def test_what_does_not_surely_lie_in_the_same_blocks_may_have_changed(ours: list[Extent], theirs: list[Extent]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extents, "fiemap", lambda fd: ours if fd == 1 else theirs)
+        found = extents.changed_since(1, 2)
+    mine, base = by_block(ours), by_block(theirs)
+    same = {block for block in mine if mine[block] == base.get(block) and mine[block][1] == SHARED}
+    blocks = [block for start, end in found for block in range(start // BLOCK, end // BLOCK)]
+    assert blocks == sorted((mine.keys() | base.keys()) - same)

@@ -194,6 +194,14 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_this_one(
     assert into.vmstate.read_bytes() == STATE
 
 
+def test_a_file_that_has_a_second_name_is_not_published(live: InstancePaths, into: SnapshotPaths, base: Path) -> None:
+    """A VMM that was taken over may link within ``work/``, and write through that name afterwards."""
+    monitor = PlayedMonitor(live.dir, after=lambda memory: os.link(memory, live.work / "kept"))
+    with pytest.raises(VmmError, match="has a second name"):
+        captured(monitor, live, into, base=base)
+    assert not into.memory.exists()
+
+
 def test_a_file_that_the_vmm_keeps_open_is_not_published(live: InstancePaths, into: SnapshotPaths, base: Path) -> None:
     """H68: neither a rename nor a mode takes a descriptor away."""
     kept: list[int] = []

@@ -17,6 +17,7 @@ from ramet.errors import CorruptError, InterruptedByUserError
 from ramet.model import MIB, PAGE_BYTES
 from ramet.snapshots import sums
 from tests.unit.layouts import BLOCK, Layout, allocated, layouts, write_layout
+from tests.unit.snapshots.flipping import flip
 
 BIG = 3 * MIB + 5 * PAGE_BYTES + 17
 """Four chunks, the last of them short, and half a page."""
@@ -46,14 +47,6 @@ def take(
 def check(content: Path, root: str) -> sums.Damage:
     with opened(content, content.with_suffix(".sums")) as (content_fd, sums_fd):
         return sums.check(content_fd, sums_fd, root)
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        (byte,) = stream.read(1)
-        stream.seek(offset)
-        stream.write(bytes([byte ^ 1]))
 
 
 @pytest.fixture
