@@ -97,7 +97,7 @@ class _Base:
 
 
 def _summed_bases(base: SnapshotPaths | None) -> tuple[_Base | None, _Base | None]:
-    """Memory and disk of a snapshot, as what others begin from; None for what has lost its sums, or cannot be believed."""
+    """Memory and disk of a snapshot, as what others begin from; None if it cannot be believed."""
     if base is None:
         return None, None
     try:
@@ -105,9 +105,10 @@ def _summed_bases(base: SnapshotPaths | None) -> tuple[_Base | None, _Base | Non
     except (CorruptError, NotFoundError, HostError) as err:
         log.warning("the sums of its base are not used: %s", err.message)
         return None, None
-    memory = _Base(content=base.memory, sums=base.memory_sums, root=manifest.memory.root)
-    disk = _Base(content=base.disk, sums=base.disk_sums, root=manifest.disk.root)
-    return memory if memory.sums.exists() else None, disk if disk.sums.exists() else None
+    return (
+        _Base(content=base.memory, sums=base.memory_sums, root=manifest.memory.root),
+        _Base(content=base.disk, sums=base.disk_sums, root=manifest.disk.root),
+    )
 
 
 def _make_durable(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -20,6 +21,7 @@ from ramet.model import PAGE_BYTES, SnapshotCheck, State, VmmProcess
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import sums
 from ramet.store import names
+from tests.unit.children import Mapper
 from tests.unit.instances.place import OTHER, Place
 from tests.unit.linux.own_mapping import OwnMapping
 from tests.unit.snapshots.flipping import flip
@@ -115,19 +117,33 @@ def test_what_is_not_ours_is_left_to_doctor(place: Place) -> None:
     assert only(place).whole
 
 
-def test_what_a_vmm_maps_is_read_from_the_disk_too(place: Place) -> None:
+def test_what_a_vmm_maps_is_read_from_the_disk_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that are mapped stay in the page cache, and may be right where the disk is wrong."""
+    direct: list[bool] = []
+
+    def looking(content_fd: int, *arguments: Any, **options: Any) -> sums.Damage:
+        direct.append(bool(fcntl.fcntl(content_fd, fcntl.F_GETFL) & os.O_DIRECT))
+        return compare(content_fd, *arguments, **options)
+
+    compare = sums.check
+    monkeypatch.setattr(sums, "check", looking)
     with OwnMapping(place.snapshot.memory) as mapped:
         assert mapped.bytes[5 * PAGE_BYTES : 5 * PAGE_BYTES + 5] == b"guest"
-        read: list[int] = []
-        opened = snapshot_check._open_past_the_cache(place.snapshot.memory)
-        try:
-            read.append(fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_DIRECT)
-        finally:
-            os.close(opened)
-        if file_system_of(place.snapshot.dir).startswith(("ext4", "xfs", "btrfs")):
-            assert read == [os.O_DIRECT]
         assert only(place).whole
+    if file_system_of(place.snapshot.dir).startswith(("ext4", "xfs", "btrfs")):
+        assert direct == [True, True]
+
+
+def test_sums_that_the_disk_does_not_give_are_damage(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keep no other snapshot from being looked at."""
+
+    def broken(*_arguments: Any, **_options: Any) -> sums.Damage:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sums, "check", broken)
+    found = only(place)
+    assert [damage.file for damage in found.damage] == ["memory.sums", "disk.sums"]
+    assert "Input/output error" in found.damage[0].text
 
 
 def test_a_size_that_is_no_whole_number_of_blocks_is_read_to_its_end(tmp_path: Path) -> None:
@@ -195,7 +211,12 @@ def test_a_file_that_is_swapped_after_it_was_checked_is_noticed(place: Place, tm
     memory, disk = tmp_path / "memory", tmp_path / "disk.raw"
     shutil.copyfile(place.snapshot.memory, memory)
     shutil.copyfile(place.snapshot.disk, disk)
-    with held_intact(place.snapshot, manifest, memory=memory, disk=disk) as require_used:
+    with (
+        Mapper(memory) as without_the_disk,
+        held_intact(place.snapshot, manifest, memory=memory, disk=disk) as require_used,
+    ):
+        with pytest.raises(CorruptError, match="does not use the file that was checked"):
+            require_used(without_the_disk.vmm)
         with pytest.raises(CorruptError, match="does not map the file that was checked"):
             require_used(ourselves())
         with OwnMapping(memory):

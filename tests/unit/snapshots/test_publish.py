@@ -188,17 +188,18 @@ def test_the_error_that_came_first_is_told(tmp_path: Path, monkeypatch: pytest.M
     files = SnapshotPaths(dir=tmp_path / "work")
     files.memory_sums.unlink()
     files.disk_sums.unlink()
-    update = sums.update
+    update, told = sums.update, list[bool]()
 
     def failing(content_fd: int, sums_fd: int, *arguments: Any, **options: Any) -> str:
         if os.path.samestat(os.fstat(content_fd), files.disk.stat()):
             raise OSError(errno.ENOSPC, "No space left on device")
-        assert options["stop"].wait(10), "the other is told to stop"
+        told.append(options["stop"].wait(10))
         return update(content_fd, sums_fd, *arguments, **options)
 
     monkeypatch.setattr(sums, "update", failing)
     with pytest.raises(NoSpaceError):
         add_sums(files, manifest, base=None, dirty=None)
+    assert told == [True], "the other is told to stop"
 
 
 def test_damaged_sums_of_a_base_are_not_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
