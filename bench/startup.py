@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,15 +12,21 @@ from pathlib import Path
 from bench.measure import Sample, Side, alternate, percentile, watch
 from bench.report import Row, Table, Target
 from bench.source import Source
+from ramet import process
+from ramet.hypervisors import confinement
+from ramet.hypervisors.base import Hardware, LaunchSpec
+from ramet.hypervisors.qemu import driver as qemu
+from ramet.model import Accelerator
 
 VERSION = "ramet --version"
+AS_IT_IS, CONFINED = "as it is", "confined as a VMM is"
 
 
 def measure(source: Source, *, commands: int, starts: int) -> list[Table]:
     """Wake a sleeping guest, run commands in it, run the program. Leaves it asleep."""
     source.host.restore(source.name)
     try:
-        return [_commands(source, commands), _starts(source, starts)]
+        return [_commands(source, commands), _starts(source, starts), _confined(source, 10 * starts)]
     finally:
         source.host.standby(source.name)
 
@@ -46,6 +53,46 @@ def _commands(source: Source, count: int) -> Table:
             Row(label="ping of the agent", values=found["ping"]),
             Row(label="  95 % within", values=[late["ping"]]),
         ],
+    )
+
+
+def _confined(source: Source, count: int) -> Table:
+    """What confinement adds to the start of a process: of one that does nothing, with the rules of a VMM."""
+    info = source.host.get(source.name)
+    assert info.live_disk is not None
+    work_dir = Path(info.live_disk).parent
+    spec = LaunchSpec(
+        name=source.name,
+        hardware=Hardware(memory_mib=info.memory_mib, cpus=info.cpus, accelerator=Accelerator.TCG),
+        memory=work_dir / "memory",
+        disk=Path(info.live_disk),
+        work_dir=work_dir,
+        run_dir=Path(info.run_dir),
+        vmm_log=Path(info.logs["vmm"]),
+        console_log=Path(info.logs["console"]),
+    )
+    confined = confinement.starter(spec, qemu.program(), kvm=False, memory_is_written=True)
+
+    def side(label: str, starter: process.Starter) -> Side:
+        def start() -> Sample:
+            clock = watch()
+            child = starter(lambda: subprocess.Popen(["/bin/true"], stdin=subprocess.DEVNULL))
+            seconds = clock.total()
+            child.wait()
+            return {label: seconds}
+
+        return start
+
+    found = alternate([side(AS_IT_IS, lambda start: start()), side(CONFINED, confined)], rounds=count)
+    added = statistics.median(found[CONFINED]) - statistics.median(found[AS_IT_IS])
+    return Table(
+        title="starting a process",
+        setting=confinement.why_not() or "Landlock",
+        rows=[
+            Row(label=AS_IT_IS, values=found[AS_IT_IS]),
+            Row(label=CONFINED, values=found[CONFINED], against=AS_IT_IS),
+        ],
+        targets=[Target(text="confinement, in ms added to a start,", limit=5, measured=1000 * added)],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ramet.model import Capability, StoreReport
 
 NOT_WHOLE_STATUS = 1
+MEANING_WIDTH = 100
+"""Columns."""
 
 
 @verb(
@@ -61,9 +64,12 @@ def _show_host(app: App, capabilities: list[Capability]) -> None:
     for capability in capabilities:
         word = output.coloured("yes") if capability.available else output.coloured("no") + " "
         output.line(f"{word}  {capability.name.ljust(width)}  {capability.why}")
-        output.line(f"{indent}{capability.meaning}")
+        about = [capability.meaning]
         if capability.mend and not capability.available:
-            output.line(f"{indent}Mend: {capability.mend}")
+            about.append(f"Mend: {capability.mend}")
+        for text in about:
+            for part in textwrap.wrap(text, MEANING_WIDTH, break_long_words=False, break_on_hyphens=False):
+                output.line(f"{indent}{part}")
 
 
 def _show_store(app: App, report: StoreReport) -> None:
