@@ -99,7 +99,11 @@ def _start(stack: ExitStack, asleep: Asleep, work: Path, state_fd: int) -> None:
     with ExitStack() as sockets:
         fds = [sockets.enter_context(listen_in(work, name)).fileno() for name in (QMP, CONSOLE, *AGENTS)]
         child = subprocess.Popen(
-            _argv(asleep, work, fds), stdin=subprocess.DEVNULL, pass_fds=[*fds, state_fd], start_new_session=True
+            _argv(asleep, work, fds),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[*fds, state_fd],
+            cwd=work,
+            start_new_session=True,
         )
     stack.callback(child.wait)
     stack.callback(child.kill)
@@ -114,7 +118,7 @@ def _argv(asleep: Asleep, work: Path, fds: Sequence[int]) -> list[str]:
         hardware=asleep.hardware,
         memory=mapped or Path("-"),
         disk=work / "disk.raw",
-        pidfile=work / "qemu.pid",
+        alive=Path("qemu.alive"),
         console_log=work / "console.log",
         sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
         boot=None,

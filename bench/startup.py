@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.measure import Sample, Side, alternate, percentile, watch
@@ -62,6 +62,7 @@ def _confined(source: Source, count: int) -> Table:
     assert info.live_disk is not None
     work_dir = Path(info.live_disk).parent
     spec = LaunchSpec(
+        instance_id=info.id,
         name=source.name,
         hardware=Hardware(memory_mib=info.memory_mib, cpus=info.cpus, accelerator=Accelerator.TCG),
         memory=work_dir / "memory",
@@ -71,7 +72,16 @@ def _confined(source: Source, count: int) -> Table:
         vmm_log=Path(info.logs["vmm"]),
         console_log=Path(info.logs["console"]),
     )
-    confined = confinement.starter(spec, qemu.program(), kvm=False, memory_is_written=True)
+    program = qemu.program()
+    confined = confinement.of(spec, program, kvm=False, memory_is_written=True)
+
+    def as_it_is(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        return start()
+
+    def with_files(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        with confined.lent():
+            confined.hand_over()
+            return confined.start(start)
 
     def side(label: str, starter: process.Starter) -> Side:
         def start() -> Sample:
@@ -83,11 +93,11 @@ def _confined(source: Source, count: int) -> Table:
 
         return start
 
-    found = alternate([side(AS_IT_IS, lambda start: start()), side(CONFINED, confined)], rounds=count)
+    found = alternate([side(AS_IT_IS, as_it_is), side(CONFINED, with_files)], rounds=count)
     added = statistics.median(found[CONFINED]) - statistics.median(found[AS_IT_IS])
     return Table(
         title="starting a process",
-        setting=confinement.why_not() or "Landlock",
+        setting=confinement.means(program, kvm=False),
         rows=[
             Row(label=AS_IT_IS, values=found[AS_IT_IS]),
             Row(label=CONFINED, values=found[CONFINED], against=AS_IT_IS),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +80,25 @@ def _pagemap_scan() -> str | None:
 def _landlock() -> str | None:
     from ramet.hypervisors import confinement
 
-    return confinement.why_not()
+    return confinement.why_no_landlock()
+
+
+def _seccomp() -> str | None:
+    from ramet.linux import seccomp
+
+    return seccomp.why_not()
+
+
+def _vmm_users() -> str | None:
+    from ramet.hypervisors import confinement
+
+    return confinement.why_no_users(any_python(), kvm=False)
+
+
+def any_python() -> str:
+    """A Python that every user may run, if there is one: the one that runs the tests may be in somebody's home."""
+    system = Path("/usr/bin/python3")
+    return str((system if system.exists() else Path(sys.executable)).resolve())
 
 
 PROBES: dict[str, Callable[[], str | None]] = {
@@ -92,6 +112,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "browser": _browser,
     "pagemap-scan": _pagemap_scan,
     "landlock": _landlock,
+    "seccomp": _seccomp,
+    "vmm-users": _vmm_users,
 }
 NEVER_REQUIRED = frozenset({"pagemap-scan"})
 """What ``--require=all`` does not mean: no package can bring it."""

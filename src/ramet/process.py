@@ -239,7 +239,7 @@ def spawn(
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
 
-    ``starter`` calls what starts it, in a confined thread for example.
+    ``starter`` calls what starts it, in a confined thread for example, whose user may limit it.
 
     Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script).
 
@@ -250,26 +250,31 @@ def spawn(
     try:
         with ExitStack() as stack:
             log_fd = _open_to_append(stack, log_path)
+            cwd_fd = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, cwd_fd)
             os.write(log_fd, os.fsencode(f"$ {shlex.join(argv)}\n"))
             stdout = log_fd if stdout_path is None else _open_to_append(stack, stdout_path)
             # Looked at before: what calls it may have given up /proc.
             prepare = _prepare_vmm if _needs_preparing() else None
-            child = starter(
-                lambda: subprocess.Popen(
+
+            def start() -> subprocess.Popen[bytes]:
+                child = subprocess.Popen(
                     list(argv),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=log_fd,
-                    cwd=cwd,
+                    cwd=f"/proc/self/fd/{cwd_fd}",  # whoever starts it may be closed out of what is above
                     env={**os.environ, VMM_MARK: str(mark)},
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,
                     preexec_fn=prepare,
                 )
-            )
+                _forbid_core_dumps(child, argv)
+                return child
+
+            child = starter(start)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
-    _forbid_core_dumps(child, argv)
     stat = _stat(child.pid)
     assert stat is not None, "a child is there, if only as a zombie, until we reap it"
     vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())
@@ -278,7 +283,7 @@ def spawn(
 
 
 def _open_to_append(stack: ExitStack, path: Path) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     return fd
 
@@ -458,11 +463,16 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def may_trace() -> bool:
-    """Whether we have CAP_SYS_PTRACE (capabilities(7)): root in a container often has not."""
+def has_capabilities(*numbers: int) -> bool:
+    """Whether this process has all of them in effect (capabilities(7)): root in a container often has not."""
     status = Path("/proc/self/status").read_text()
-    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_SYS_PTRACE & 1)
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    return all(effective >> number & 1 for number in numbers)
+
+
+def may_trace() -> bool:
+    """Whether we may read the memory of any process."""
+    return has_capabilities(CAP_SYS_PTRACE)
 
 
 def _needs_preparing() -> bool:

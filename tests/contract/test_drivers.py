@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ramet import process
-from ramet.errors import LaunchError, RejectedError, VmmDiedError, VmmError
+from ramet.errors import HostError, LaunchError, RejectedError, VmmDiedError, VmmError
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, DirtySince, Driver, Hardware, LaunchSpec, SavesMemory
@@ -65,6 +65,7 @@ class Machine:
         derive(disk, self.paths.disk, allow=ANY_METHOD)
         self.vmm: VmmProcess | None = None
         self.spec = LaunchSpec(
+            instance_id="0123456789ab",
             name="contract",
             hardware=Hardware(memory_mib=MEMORY_MIB, cpus=1, accelerator=kind.accelerator),
             memory=self.paths.memory,
@@ -338,10 +339,13 @@ def test_a_launch_that_fails_says_why_and_leaves_no_process(
         "kernel": (machine.driver.boot, replace(machine.spec, boot=replace(boot_files, kernel=gone))),
         "memory": (machine.driver.load, replace(machine.spec, vmstate=snapshot[0].vmstate, memory=gone)),
     }[missing]
-    with pytest.raises(LaunchError) as caught:
+    with pytest.raises((LaunchError, HostError)) as caught:
         launch(spec)
-    assert f"no-{missing}" in caught.value.log_tail + caught.value.message
-    assert caught.value.argv
+    said = caught.value.message
+    if isinstance(caught.value, LaunchError):
+        assert caught.value.argv
+        said += caught.value.log_tail
+    assert f"no-{missing}" in said
     assert vmms_of(machine) == []
 
 

@@ -75,7 +75,7 @@ def _lock_any(run_dir: Path) -> tuple[int, int] | None:
 def _try_lock(path: Path) -> int | None:
     with host_errors("lock a port of the guest's agent"):
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError as err:
             raise VmmDiedError(f"The instance's directory {path.parent} is gone.") from err
         try:

@@ -42,13 +42,16 @@ class BootFiles:
 class LaunchSpec:
     """Everything a driver needs to start a VMM; ``boot`` for a first boot, ``vmstate`` for a restore, never both."""
 
+    instance_id: str
     name: str
     hardware: Hardware
     memory: Path
     """Mapped MAP_PRIVATE; its size is the guest's RAM."""
     disk: Path
     work_dir: Path
-    """Of the live files that the VMM writes; beside them it makes its pid file or sockets in ``run_dir``, and its logs."""
+    """Of the live files that the VMM writes; beside them it makes its pid file or sockets in ``run_dir``, and its logs. Its
+    parent is the VMM's working directory: a path that a VMM is told is relative to it, or of a descriptor that it inherits.
+    """
     run_dir: Path
     vmm_log: Path
     console_log: Path
@@ -118,6 +121,7 @@ class Driver(Protocol):
         """Start a VMM that boots the guest; returns with the guest running.
 
         Raises:
+            HostError: if a file that it needs cannot be opened; nothing was started.
             LaunchError: with argv and the log; no process is left.
         """
 
@@ -125,6 +129,7 @@ class Driver(Protocol):
         """Start a VMM with the snapshot's device state and memory; returns with it loaded and its vCPUs stopped.
 
         Raises:
+            HostError: if a file that it needs cannot be opened; nothing was started.
             LaunchError: with argv and the log; no process is left.
         """
 

@@ -1,23 +1,43 @@
 """What a VMM may reach: its image and its own snapshot to read, its instance's ``work/``, ``run/`` and ``logs/`` to write.
 
-The kernel holds it to that (Landlock) from before its first instruction: one that was taken over cannot open another instance's
-files. What a kernel does not enforce is said: ``weaknesses``.
+The kernel holds it to that from before its first instruction, by three means that do not need each other: Landlock (files), a
+seccomp filter (sockets, modes, other processes) and, where Ramet runs as root, a user of its own. One that was taken over cannot
+reach another instance. What a kernel does not enforce is said: ``weaknesses``.
 """
 
 from __future__ import annotations
 
 import os
+import stat
+import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ramet import config
+from ramet import config, process
+from ramet.errors import host_errors
+from ramet.hypervisors import ownership
 from ramet.hypervisors.base import LaunchSpec
-from ramet.linux import landlock
+from ramet.linux import credentials, landlock, seccomp
 
 T = TypeVar("T")
 
+USERS: Final = range(0x7000_0000, 0x8000_0000)
+"""Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
+NEEDED_FOR_USERS: Final = (
+    credentials.CAP_CHOWN,
+    credentials.CAP_DAC_OVERRIDE,
+    credentials.CAP_FOWNER,
+    credentials.CAP_KILL,
+    credentials.CAP_SETGID,
+    credentials.CAP_SETUID,
+    process.CAP_SYS_PTRACE,
+)
+"""To start a process of another user, and to read its memory afterwards."""
 SYSTEM: Final = tuple(
     Path(path)
     for path in (
@@ -35,20 +55,138 @@ STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
 KVM: Final = Path("/dev/kvm")
+OFF: Final = "RAMET_CONFINEMENT is off"
+GROUP_READ_WRITE: Final = stat.S_IRGRP | stat.S_IWGRP
+OTHERS_READ_WRITE: Final = stat.S_IROTH | stat.S_IWOTH
 
 
-def starter(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Callable[[Callable[[], T]], T]:
-    """A function that calls another in a thread that is confined as ``spec``'s VMM is to be; or as it is, where the kernel has no
-    Landlock or ``RAMET_CONFINEMENT=off``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """How one VMM is confined."""
+
+    spec: LaunchSpec
+    user: int | None
+    """Whom it runs as; None: as we do."""
+    memory_is_written: bool
+    """It opens its memory file for writing, wherever that is."""
+    start: Callable[[Callable[[], subprocess.Popen[bytes]]], subprocess.Popen[bytes]]
+    """Calls what starts it in a thread that is confined as it is to be."""
+
+    def hand_over(self) -> None:
+        """Give its user what is the VMM's own: to be called just before it is started.
+
+        Raises:
+            HostError: if the file system does not know owners.
+        """
+        if self.user is not None:
+            with host_errors(f"give the VMM of {self.spec.name!r} its files"):
+                ownership.hand_over(self.spec, self.user)
+
+    def lent(self) -> AbstractContextManager[None]:
+        """For the time of its start, let its user open what is published: its image, its own snapshot."""
+        if self.user is None:
+            return nullcontext()
+        return ownership.lent(self.spec, self.user, memory_is_written=self.memory_is_written)
+
+
+def of(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Confinement:
+    """How ``spec``'s VMM is confined here: by whatever means there are; not at all with ``RAMET_CONFINEMENT=off``.
+
+    Raises:
+        ConfigError: if a setting is nonsense.
     """
-    if why_not() is not None:
-        return _as_it_is
-    return partial(landlock.call, rules(spec, program, kvm=kvm, memory_is_written=memory_is_written))
+    if not config.confinement_wanted():
+        return Confinement(spec=spec, user=None, memory_is_written=memory_is_written, start=_as_it_is)
+    allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
+    user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
+    filtered = seccomp.why_not() is None
+    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered)
+    return Confinement(spec=spec, user=user, memory_is_written=memory_is_written, start=start)
+
+
+def _confined(
+    allowed: landlock.Rules | None,
+    user: int | None,
+    groups: tuple[int, ...],
+    filtered: bool,
+    action: Callable[[], T],
+) -> T:
+    """Call ``action`` in a thread of its own that has given up the rest. A process that it starts has given it up for ever.
+
+    Nothing else of this process is restricted: all of it belongs to a thread.
+
+    Raises:
+        OSError: if the kernel refuses; ``action`` was not called then. Whatever ``action`` raises.
+    """
+
+    def restricted() -> T:
+        credentials.forbid_new_privileges()
+        if allowed is not None:  # its paths are opened by the user that we are
+            landlock.restrict_this_thread(allowed)
+        if user is not None:
+            credentials.become(user, groups)
+        if filtered:
+            seccomp.restrict_this_thread()
+        return action()
+
+    with credentials.dumpable_kept(), ThreadPoolExecutor(1, thread_name_prefix="confined") as pool:
+        return pool.submit(restricted).result()
+
+
+def user_number(instance_id: str) -> int:
+    """The user's number that belongs to an instance's id (hexadecimal digits)."""
+    return USERS.start + int(instance_id, 16) % len(USERS)
+
+
+def why_no_users(program: str, *, kvm: bool) -> str | None:
+    """None if each VMM gets a user of its own here, else why not: what it is about to run, or the host, does not let it.
+
+    Raises:
+        ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
+    """
+    if not config.confinement_wanted():
+        return OFF
+    if os.geteuid() != 0:
+        return "Ramet does not run as root"
+    if not process.has_capabilities(*NEEDED_FOR_USERS):
+        return "root lacks capabilities here, such as CAP_SYS_PTRACE"
+    if not credentials.ids_exist(USERS.start, USERS.stop - 1):
+        return "this user namespace has too few user ids"
+    out_of_reach = _out_of_others_reach(Path(program))
+    if out_of_reach is not None:
+        return f"{out_of_reach} is closed to other users, and {program} is to be executed"
+    if kvm and not (_groups() or _mode(KVM) & OTHERS_READ_WRITE == OTHERS_READ_WRITE):
+        return f"{KVM} is open to root alone"
+    return None
+
+
+def _out_of_others_reach(path: Path) -> Path | None:
+    """What keeps a user who owns nothing from executing a program: it, or a directory on the way."""
+    real = path.resolve()
+    if _mode(real) & 0o005 != 0o005:
+        return real
+    return next((parent for parent in real.parents if not _mode(parent) & 0o001), None)
+
+
+def _groups() -> tuple[int, ...]:
+    """The group that may use KVM, as distributions have it."""
+    try:
+        found = KVM.stat()
+    except OSError:
+        return ()
+    return (found.st_gid,) if found.st_mode & GROUP_READ_WRITE == GROUP_READ_WRITE else ()
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def hint() -> str:
     """What to do about a launch that failed because of this; nothing, where nothing is confined."""
-    if why_not() is not None:
+    if not config.confinement_wanted():
         return ""
     return " If it was refused a file that it needs: RAMET_VMM_READS=/that/directory, or RAMET_CONFINEMENT=off."
 
@@ -76,32 +214,54 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     )
 
 
-def weaknesses() -> list[str]:
+def weaknesses(program: str, *, kvm: bool) -> list[str]:
     """What the kernel does not keep a VMM that was taken over from doing to what is not its own, in words; the worst first."""
-    why = why_not()
-    if why is not None:
-        return [f"do anything that the user may do: {why}"]
-    version = landlock.abi_version()
-    found = ["control other instances through their sockets, which it can connect to"]
-    if version < landlock.TRUNCATE_SINCE:
-        found.append("truncate a file by its path")
-    if version < landlock.SCOPE_SINCE:
-        found.append("signal the processes of the same user")
-    return [
-        *found,
-        "set the resource limits of the same user's processes, and so end them",
-        "change modes, times and extended attributes of the same user's files",
-    ]
+    if not config.confinement_wanted():
+        return [f"do anything that the user may do: {OFF}"]
+    why_no_filter, why_same_user = seccomp.why_not(), why_no_users(program, kvm=kvm)
+    version = 0 if why_no_landlock() is not None else landlock.abi_version()
+    found = []
+    if why_same_user is not None:
+        if version == 0:
+            found.append(f"read and write the same user's files: {why_no_landlock()}")
+        if why_no_filter is not None:
+            found.append(f"control other instances through their sockets: {why_no_filter}")
+            found.append("set the resource limits of the same user's processes, and so end them")
+            found.append("change modes, times and extended attributes of the same user's files")
+            if 0 < version < landlock.TRUNCATE_SINCE:
+                found.append("truncate the same user's files by their paths")
+        if version < landlock.SCOPE_SINCE:
+            found.append("signal the processes of the same user")
+    elif version == 0:
+        found.append(f"read what every user may read: {why_no_landlock()}")
+    return found
+
+
+def means(program: str, *, kvm: bool) -> str:
+    """By what a VMM is confined here, in words."""
+    found = []
+    if why_no_landlock() is None:
+        found.append(f"Landlock ABI {landlock.abi_version()}")
+    if seccomp.why_not() is None:
+        found.append("a seccomp filter")
+    why_same_user = why_no_users(program, kvm=kvm)
+    found.append("a user of its own" if why_same_user is None else f"no user of its own ({why_same_user})")
+    return ", ".join(found)
 
 
 def why_not() -> str | None:
-    """None if VMMs are confined here, else why they are not.
+    """None if VMMs are confined here, by whatever means, else why they are not.
 
     Raises:
         ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
     """
     if not config.confinement_wanted():
-        return "RAMET_CONFINEMENT is off"
+        return OFF
+    return why_no_landlock()
+
+
+def why_no_landlock() -> str | None:
+    """None if the kernel has Landlock, else why it has not."""
     try:
         landlock.abi_version()
     except OSError as err:

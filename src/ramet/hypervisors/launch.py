@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ramet import process
 from ramet.errors import LaunchError, RametError, RejectedError
+from ramet.hypervisors.confinement import Confinement
 from ramet.model import VmmProcess
 from ramet.signals import signals_held
 
@@ -17,18 +19,18 @@ LOG_TAIL_BYTES = 3000
 @contextmanager
 def launched(
     vmm_name: str,
-    instance_name: str,
+    confined: Confinement,
     spawn: Callable[[], tuple[list[str], VmmProcess]],
     *,
     last_words: Callable[[], str],
     hint: str,
 ) -> Iterator[VmmProcess]:
-    """``spawn`` a VMM for the block; if that fails, kill it and say why with its ``last_words``.
+    """``spawn`` a VMM for the block, in which it opens its files; if that fails, kill it and say why with its ``last_words``.
 
     Raises:
         LaunchError: for every RametError of the block; no process is left, nor is one after any other exception.
     """
-    with ExitStack() as held:
+    with confined.lent(), ExitStack() as held:
         held.enter_context(signals_held())
         command, vmm = spawn()
         try:
@@ -39,7 +41,7 @@ def launched(
             process.kill_and_wait(vmm)
             reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
             raise LaunchError(
-                f"{vmm_name} did not come up for {instance_name!r}: {err.message}{reply}",
+                f"{vmm_name} did not come up for {confined.spec.name!r}: {err.message}{reply}",
                 argv=command,
                 status=status,
                 log_tail=last_words()[-LOG_TAIL_BYTES:],
@@ -48,6 +50,18 @@ def launched(
         except BaseException:
             process.kill_and_wait(vmm)
             raise
+
+
+def inherited(stack: ExitStack, path: Path) -> tuple[int, Path]:
+    """A descriptor of a file for a VMM to inherit, and the path by which it opens the file through that: it may be closed out of
+    the directories above (open(2), O_PATH; proc(5), /proc/PID/fd).
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd, Path(f"/proc/self/fd/{fd}")
 
 
 def last_run(vmm_log: Path) -> str:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ramet.errors import host_errors
+from ramet.hypervisors.confinement import user_number
 from ramet.instances.context import Store
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths
 from ramet.signals import signals_held
-from ramet.store import atomic, names
+from ramet.store import atomic, layout, names
 from ramet.store.layout import discard
+
+
+def new_id(store: Store) -> str:
+    """An id for a new instance, whose VMM's user is no other instance's."""
+    taken = {user_number(path.name) for path in store.paths.instances.iterdir() if layout.is_id(path.name)}
+    return next(one for one in iter(layout.new_id, None) if user_number(one) not in taken)
 
 
 def make_directories(directory: Path) -> None:

@@ -71,6 +71,7 @@ def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmsta
     """What the driver needs to know of an instance."""
     paths = instance.paths
     return LaunchSpec(
+        instance_id=instance.record.id,
         name=instance.record.name,
         hardware=instance.store.hardware(instance.record),
         memory=memory,

@@ -26,7 +26,7 @@ from ramet.model import MIB, Accelerator, Hypervisor, InstanceRecord, State
 from ramet.paths import InstancePaths
 from ramet.store import names
 from ramet.store.chores import Kind
-from ramet.store.layout import new_id, work_in_progress
+from ramet.store.layout import work_in_progress
 from ramet.store.locks import locked
 
 DISK_LABEL = "ramet-data"
@@ -62,7 +62,7 @@ def create(
     built, _ = images.resolve(store.paths.images, image)
     mkfs = process.find_program("mkfs.ext4", package="e2fsprogs")
     record = InstanceRecord(
-        id=new_id(),
+        id=birth.new_id(store),
         name=name,
         state=State.CREATED,
         created_at_unix_s=time.time(),

@@ -11,9 +11,9 @@ from ramet.guests import image as images
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
-from ramet.linux.landlock import abi_version
+from ramet.instances.choice import choose
 from ramet.linux.pagemap import has_pagemap_scan
-from ramet.model import MIB, Capability
+from ramet.model import MIB, Accelerator, Capability, Hypervisor
 from ramet.paths import StorePaths
 from ramet.store.derive import probe_reflink
 
@@ -155,24 +155,36 @@ def _ptrace() -> Capability:
 
 def _confinement() -> Capability:
     """What is not enforced is said here, so that nobody takes it for more than it is."""
+    program, by_kvm = _what_would_run()
     why_not = confinement.why_not()
-    weak = f"a VMM that was taken over could still {'; '.join(confinement.weaknesses())}"
+    weaknesses = confinement.weaknesses(program, kvm=by_kvm)
+    weak = f"a VMM that was taken over could still {'; '.join(weaknesses)}" if weaknesses else ""
     if why_not is None:
         return Capability(
             name="confinement",
             available=True,
-            why=f"Landlock ABI {abi_version()}",
-            meaning=f"a VMM reaches its own files alone; weak: {weak}",
+            why=confinement.means(program, kvm=by_kvm),
+            meaning=f"a VMM reaches its own files alone{f'; weak: {weak}' if weak else ''}",
         )
     return Capability(
         name="confinement",
         available=False,
-        why=why_not,
+        why=f"{why_not}; {confinement.means(program, kvm=by_kvm)}" if config.confinement_wanted() else why_not,
         meaning=weak,
         mend="Linux 5.13 or newer with landlock in the lsm= list of its command line; 6.12 enforces most"
         if config.confinement_wanted()
         else "unset RAMET_CONFINEMENT",
     )
+
+
+def _what_would_run() -> tuple[str, bool]:
+    """The VMM's program that a new instance would get, and whether with KVM; any program, where there is none."""
+    try:
+        chosen = choose(None, None)
+    except RametError:
+        return "/bin/sh", False
+    program = qemu.program() if chosen.hypervisor is Hypervisor.QEMU else firecracker.program()
+    return program, chosen.accelerator is Accelerator.KVM
 
 
 def _room(paths: StorePaths) -> Capability:

@@ -177,7 +177,7 @@ def _derive_all(
     for index, name in enumerate(plan.names):
         store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
         take = last_takes_files and index == len(plan.names) - 1
-        record = _new_record(plan.source, name, manifest)
+        record = _new_record(store, plan.source, name, manifest)
         announce(record.id)
         method = _derive_one(store, record, files, manifest, take_files=take) or method
         ids.append(record.id)
@@ -218,7 +218,7 @@ def _from_disk(store: Store, announce: Announce, plan: _Plan) -> Forked:
     ids: list[str] = []
     method: Method | None = None
     for name in plan.names:
-        record = _new_record(plan.source, name, None)
+        record = _new_record(store, plan.source, name, None)
         announce(record.id)
         with (
             locked(store.paths.locks, f"instance-{record.id}"),
@@ -284,12 +284,12 @@ def _start(store: Store, made: Forked) -> None:
             restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
 
 
-def _new_record(source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:
+def _new_record(store: Store, source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:
     ancestor = Ancestor(
         instance_id=source.id, name=source.name, snapshot_id=manifest.id if manifest is not None else None
     )
     return InstanceRecord(
-        id=new_id(),
+        id=birth.new_id(store),
         name=name,
         state=State.STOPPED if manifest is None else State.STANDBY,
         created_at_unix_s=time.time(),

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, StateError, host_errors
+from ramet.hypervisors import ownership
+from ramet.hypervisors.confinement import user_number
 from ramet.instances import live_files, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
@@ -136,7 +138,7 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
         return [_Found(text="It has no record.", mend=where)]
     except CorruptError as err:
         return [_Found(text=err.message, mend="ramet rm --force removes it, by its name or its id.")]
-    found = list(_loose(paths.dir, PRIVATE_MODE))
+    found = list(_loose(paths.dir, PRIVATE_MODE, ownership.PASSABLE))
     if names.lookup(store.paths.instance_names, record.name) != instance_id:
         found.append(
             _Found(
@@ -219,10 +221,10 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
         return []  # deleted meanwhile
     found = list(_loose(paths.dir, PRIVATE_MODE))
     for path in sorted(paths.dir.iterdir()):
-        if path.name in PUBLISHED and path.is_file() and not path.is_symlink():
-            found += _loose(path, PUBLISHED_MODE)
-        else:
+        if path.name not in PUBLISHED or not path.is_file() or path.is_symlink():
             found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
+        elif path not in (paths.memory, paths.vmstate):
+            found += _loose(path, PUBLISHED_MODE)
     found += [
         _Found(text=f"{path.name} is lost.", mend="Its next sleep and its forks have it again: ramet snapshot check")
         for path in (paths.memory_sums, paths.disk_sums)
@@ -233,6 +235,8 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
         manifests.check_files(paths, manifest)
     except (CorruptError, NotFoundError) as err:
         return [*found, _Found(text=err.message, mend=err.hint or "Remove it: ramet snapshot rm")]
+    for path in (paths.memory, paths.vmstate):  # its instance's VMM opens them
+        found += _loose(path, PUBLISHED_MODE, owner=user_number(manifest.instance_id))
     records, damaged = store.readable_records()
     try:
         referrers = store.referrers(records)
@@ -253,13 +257,13 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     return found
 
 
-def _loose(path: Path, mode: int) -> Iterator[_Found]:
-    """Whether others may do more with a file of ours than they must."""
+def _loose(path: Path, mode: int, *also: int, owner: int | None = None) -> Iterator[_Found]:
+    """Whether others may do more with a file than they must: it is ours, or ``owner``'s, and its mode one of those."""
     status = path.lstat()
     now = stat.S_IMODE(status.st_mode)
-    if status.st_uid != os.geteuid():
+    if status.st_uid not in (os.geteuid(), owner):
         yield _Found(text=f"{path.name} belongs to uid {status.st_uid}.", mend=f"chown it: {path}")
-    elif now != mode:
+    elif now not in (mode, *also):
         yield _Found(
             text=f"{path.name} is {now:04o}, not {mode:04o}.",
             mend="Its mode is set.",

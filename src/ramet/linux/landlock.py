@@ -8,21 +8,16 @@ import ctypes
 import os
 import stat
 import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
-
-T = TypeVar("T")
+from typing import Final, NoReturn
 
 SYS_LANDLOCK_CREATE_RULESET: Final = 444
 SYS_LANDLOCK_ADD_RULE: Final = 445
 SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
-PR_SET_NO_NEW_PRIVS: Final = 38
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
 REMOVE_FILE, MAKE_REG, MAKE_SOCK = 1 << 5, 1 << 8, 1 << 9
@@ -44,8 +39,6 @@ BOTH_SCOPES: Final = 0b11
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 4)]
 _libc.syscall.restype = ctypes.c_long
-_libc.prctl.argtypes = [ctypes.c_int, *([ctypes.c_ulong] * 4)]
-_libc.prctl.restype = ctypes.c_int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,24 +68,12 @@ def abi_version() -> int:
     return _syscall(SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION, 0)
 
 
-def call(rules: Rules, action: Callable[[], T]) -> T:
-    """Call ``action`` in a thread of its own under ``rules``, and no_new_privs. A process that it starts has them for ever.
-
-    Nothing else of this process is restricted: both belong to a thread (credentials(7)).
+def restrict_this_thread(rules: Rules) -> None:
+    """Put this thread, and whatever it starts from now on, under ``rules``, for ever. It must have no_new_privs.
 
     Raises:
-        OSError: if the kernel refuses; ``action`` was not called then. Whatever ``action`` raises.
+        OSError: if the kernel refuses; nothing is restricted then.
     """
-
-    def restricted() -> T:
-        _restrict_this_thread(rules)
-        return action()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="landlock") as pool:
-        return pool.submit(restricted).result()
-
-
-def _restrict_this_thread(rules: Rules) -> None:
     version = abi_version()
     handled = ALL_OF_ABI_1
     for right, since in ((TRUNCATE, TRUNCATE_SINCE), (IOCTL_DEV, IOCTL_SINCE)):
@@ -110,8 +91,6 @@ def _restrict_this_thread(rules: Rules) -> None:
             for path in paths:
                 with suppress(FileNotFoundError):
                     _allow(ruleset, path, rights & handled)
-        if _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            _raise_last_error()
         _syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, 0)
     finally:
         os.close(ruleset)

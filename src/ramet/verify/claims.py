@@ -101,6 +101,14 @@ CLAIMS: dict[str, Claim] = {
             continuous=True,
         ),
         Claim(
+            id="vmm-confined",
+            title="the kernel confines every VMM",
+            claim="A VMM has no_new_privs, Ramet's filter of system calls beside its own, and, where Ramet runs as root, no "
+            "capability and a user that no other VMM has.",
+            fails_if="a VMM may do what the user may do who started it",
+            hazards=("H70",),
+        ),
+        Claim(
             id="source-memory-unchanged",
             title="the source's memory file is byte-identical throughout",
             claim="Inode, size, mode, links and SHA-256 of the source's memory file never change.",

@@ -135,6 +135,35 @@ def guest_memory_mappings(pid: int, *, min_bytes: int = LARGE_MAPPING_BYTES) -> 
     return [m for m in mappings if "w" in m.perms and sizes.get((m.dev, m.ino), 0) >= min_bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privileges:
+    """What the kernel lets a process do at most (proc(5), /proc/PID/status)."""
+
+    user: int
+    capabilities: int
+    """A bit for each that is in effect."""
+    no_new_privileges: bool
+    filters: int | None
+    """Filters of system calls; None where the kernel does not count them (before Linux 5.10)."""
+
+
+def privileges(pid: int) -> Privileges:
+    """Of the process's main thread.
+
+    Raises:
+        OSError: if it has ended.
+    """
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    fields = {name: value.split() for name, _, value in lines}
+    filters = fields.get("Seccomp_filters")
+    return Privileges(
+        user=int(fields["Uid"][1]),
+        capabilities=int(fields["CapEff"][0], 16),
+        no_new_privileges=fields.get("NoNewPrivs") == ["1"],
+        filters=int(filters[0]) if filters else None,
+    )
+
+
 # -- disk ---------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ from ramet.verify.world import CutShortError, World
 
 CLOCK_TOLERANCE_S = 2.0
 WATCH_EVERY_S = 0.002
+FILTERS = 2
+"""A VMM's own filter of system calls, and the one that it is started with."""
 MANY = 5
 """How many of the same problem are told."""
 BROKEN = (SnapshotError, VmmError, GuestError)
@@ -153,6 +155,31 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
         + (f"reads {reads}" if reads else "has none of them open or mapped"),
         enforced=True,
     )
+
+
+def confined(world: World, role: str, *, at: str) -> None:
+    """What the kernel lets a live VMM do at most, were it taken over. What it does not refuse here is told as weak (H70)."""
+    pid = _pid(world.info(role))
+    has = evidence.privileges(pid)
+    problems = [] if has.no_new_privileges else [f"process {pid} can gain privileges: it has no no_new_privs"]
+    if has.filters is not None and has.filters < FILTERS:
+        problems.append(f"process {pid} has {has.filters} filters of system calls, not its own and Ramet's")
+    others = {user: other for other, user in world.users.items() if other != role}
+    world.users[role] = has.user
+    weak = []
+    if has.user == os.geteuid():
+        weak.append("it runs as we do" if has.user else f"it is root (capabilities {has.capabilities:x})")
+    elif has.user in others:
+        problems.append(f"process {pid} runs as user {has.user}, as {others[has.user]}'s VMM does")
+    elif has.capabilities:
+        problems.append(f"process {pid} has capabilities ({has.capabilities:x})")
+    if has.filters is None:
+        weak.append("the kernel does not count filters of system calls")
+    whom = f"user {has.user}, no capability" if not has.capabilities else f"user {has.user}"
+    found = f"process {pid}: {whom}, no_new_privs, {has.filters} filters of system calls" + (
+        f"; weak: {', '.join(weak)}" if weak else ""
+    )
+    world.ledger.look("vmm-confined", f"{at}: {role}", problems, found=found, enforced=not weak)
 
 
 @contextmanager

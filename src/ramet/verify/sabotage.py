@@ -84,6 +84,13 @@ SABOTAGES: dict[str, Sabotage] = {
             hypervisors=(Hypervisor.QEMU,),
         ),
         Sabotage(
+            name="unconfined",
+            summary="the fork's VMM is started without confinement",
+            scenario="base",
+            caught_by=("vmm-confined",),
+            strikes={Point.FORK_RESTORING: strikes.set_free, Point.FORK_RESTORED: strikes.unwrap_vmm},
+        ),
+        Sabotage(
             name="other-disk",
             summary="the fork gets a disk that is not the source's",
             scenario="base",

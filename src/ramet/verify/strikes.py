@@ -18,6 +18,7 @@ from ramet.model import PAGE_BYTES, Hypervisor
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
+CONFINEMENT = "RAMET_CONFINEMENT"
 VMM_PROGRAMS = {
     Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
     Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
@@ -363,24 +364,41 @@ def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
     )
     script.chmod(0o700)
     world.notes["vmm-script"] = str(script)
-    for name, value in ((variable, str(script)), ("RAMET_CONFINEMENT", "off")):  # confined it would be refused
-        world.notes[f"{name}-before"] = os.environ.get(name, "")
-        os.environ[name] = value
+    _set_environment(world, variable, str(script))
+    set_free(world)  # confined it would be refused
 
 
 def unwrap_vmm(world: World) -> None:
-    """Take the script away again; nothing happens if there is none."""
+    """Take the script away again, if there is one, and confine VMMs as before."""
     script = world.notes.pop("vmm-script", None)
-    if script is None:
-        return
-    variable, _ = VMM_PROGRAMS[world.hypervisor]
-    Path(script).unlink(missing_ok=True)
-    for name in (variable, "RAMET_CONFINEMENT"):
-        before = world.notes.pop(f"{name}-before")
-        if before:
-            os.environ[name] = before
-        else:
-            del os.environ[name]
+    if script is not None:
+        variable, _ = VMM_PROGRAMS[world.hypervisor]
+        Path(script).unlink(missing_ok=True)
+        _put_environment_back(world, variable)
+    confine_again(world)
+
+
+def set_free(world: World) -> None:
+    """VMMs are started without confinement."""
+    _set_environment(world, CONFINEMENT, "off")
+
+
+def confine_again(world: World) -> None:
+    """VMMs are confined as before."""
+    _put_environment_back(world, CONFINEMENT)
+
+
+def _set_environment(world: World, name: str, value: str) -> None:
+    world.notes[f"{name}-before"] = os.environ.get(name, "")
+    os.environ[name] = value
+
+
+def _put_environment_back(world: World, name: str) -> None:
+    before = world.notes.pop(f"{name}-before", None)
+    if before:
+        os.environ[name] = before
+    elif before is not None:
+        del os.environ[name]
 
 
 def share_disk(world: World) -> None:

@@ -91,6 +91,8 @@ class World:
     snapshot_names: dict[str, str] = field(default_factory=dict)
     fill_bytes: int = 0
     randomness: dict[str, set[str]] = field(default_factory=dict)
+    users: dict[str, int] = field(default_factory=dict)
+    """Whom each role's VMM last ran as."""
     boots: dict[str, Ping] = field(default_factory=dict)
     """What the agent said before the sleep, by role; so are the following."""
     identities: dict[str, Identity] = field(default_factory=dict)

@@ -38,7 +38,7 @@ def acts(own: Path, image: Path, mine: Path, victim: Path, pid: int, address: in
     libc = ctypes.CDLL(None, use_errno=True)
     yield "own: make", lambda: (own / "work/new").write_bytes(b"new")
     yield "own: write", lambda: (own / "work/disk.raw").open("r+b").write(b"mine")
-    yield "own: truncate", lambda: os.truncate(own / "work/new", 1)
+    yield "own: truncate", lambda: (own / "work/new").open("r+b").truncate(1)
     yield "own: rename", lambda: (own / "work/new").rename(own / "work/newer")
     yield "own: remove", lambda: (own / "work/newer").unlink()
     yield "own: log", lambda: (own / "logs/console.log").open("ab").write(b"said")
@@ -98,7 +98,8 @@ def write_into(libc: ctypes.CDLL, pid: int, address: int) -> None:
     local = ctypes.create_string_buffer(8)
     here, there = IoVec(ctypes.addressof(local), 8), IoVec(address, 8)
     libc.syscall.restype = ctypes.c_long
-    raised(libc.syscall(SYS_PROCESS_VM_WRITEV, pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
+    one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    raised(libc.syscall(SYS_PROCESS_VM_WRITEV, pid, ctypes.byref(here), one, ctypes.byref(there), one, none))
 
 
 def main(own: str, image: str, mine: str, victim: str, pid: str, address: str, abstract: str) -> None:

@@ -21,7 +21,7 @@ def build(*, boot: bool = False, memory: str = "/store/work/memory", read_only: 
         hardware=HARDWARE,
         memory=Path(memory),
         disk=Path("/store/work/disk.raw"),
-        pidfile=Path("/store/run/qemu.pid"),
+        alive=Path("run/qemu.alive"),
         console_log=Path("/store/logs/console.log"),
         sockets=SOCKETS,
         boot=BootFiles(kernel=Path("/k"), initrd=Path("/i"), cmdline="quiet") if boot else None,

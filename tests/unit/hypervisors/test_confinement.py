@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,22 +22,37 @@ from ramet import process
 from ramet.errors import ConfigError
 from ramet.hypervisors import confinement
 from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
-from ramet.linux import landlock, procfs
+from ramet.linux import credentials, landlock, procfs, seccomp
 from ramet.model import Accelerator
-from tests.capabilities import requires
+from tests.capabilities import any_python, requires
 
-PYTHON = str(Path(sys.executable).resolve())
+PYTHON = any_python()
 PROGRAM = Path(__file__).with_name("hostile.py")
+INSTANCE_ID = "0123456789ab"
 OWN = {"own: make", "own: write", "own: truncate", "own: rename", "own: remove", "own: log", "own: listen"}
 READ = {"own: read the image", "own: read the snapshot"}
-NEVER_HANDLED = {
+OTHERS_OF_THE_SAME_USER = {
     "victim: mode",
     "victim: times",
     "victim: attributes",
     "process: its socket",
     "process: limits",
 }
-"""What no version of Landlock keeps the same user from doing; ``weaknesses`` says so."""
+"""What no version of Landlock keeps the same user from doing."""
+FILTERED = OTHERS_OF_THE_SAME_USER | {
+    "own snapshot: execute",
+    "own snapshot: truncate",
+    "execute what was written",
+    "victim: truncate",
+    "victim: link",
+    "victim: symlink",
+    "make a device",
+    "process: trace",
+    "process: write its memory",
+    "process: abstract socket",
+    "network: listen",
+}
+"""What the filter of system calls refuses by itself; execution, because it takes a change of mode."""
 SINCE = {
     "own snapshot: truncate": landlock.TRUNCATE_SINCE,
     "victim: truncate": landlock.TRUNCATE_SINCE,
@@ -43,6 +60,7 @@ SINCE = {
     "process: signal": landlock.SCOPE_SINCE,
     "process: abstract socket": landlock.SCOPE_SINCE,
 }
+MEANS = ("landlock", "seccomp", "user")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +79,24 @@ class Place:
         said_path = self.spec.vmm_log.with_name("said")
         for path in (said_path, self.spec.run_dir / "own.sock"):
             path.unlink(missing_ok=True)
-        arguments = [own, self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid]
+        arguments = [self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid]
         arguments += [stack_of(self.victim_pid), self.abstract]
-        vmm = process.spawn(
-            [PYTHON, "-I", str(PROGRAM), *map(str, arguments)],
-            log_path=self.spec.vmm_log,
-            stdout_path=said_path,
-            pass_fds=(),
-            cwd=own,
-            mark=self.spec.run_dir,
-            starter=confinement.starter(self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written),
-        )
-        try:
-            assert process.wait_gone(vmm, 60)
-        finally:
-            process.kill_and_wait(vmm)
+        confined = confinement.of(self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written)
+        with confined.lent():
+            confined.hand_over()
+            vmm = process.spawn(
+                [PYTHON, "-I", "work/hostile.py", ".", *map(str, arguments)],
+                log_path=self.spec.vmm_log,
+                stdout_path=said_path,
+                pass_fds=(),
+                cwd=own,
+                mark=self.spec.run_dir,
+                starter=confined.start,
+            )
+            try:
+                assert process.wait_gone(vmm, 60)
+            finally:
+                process.kill_and_wait(vmm)
         said = said_path.read_text()
         assert said, self.spec.vmm_log.read_text()
         found: dict[str, str] = json.loads(said)
@@ -83,27 +104,36 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    own, image, snapshot, victim = (tmp_path / name for name in ("own", "image", "snapshot", "victim"))
-    for directory in (own, own / "work", own / "run", own / "logs", image, snapshot, victim):
-        directory.mkdir()
-    for path in (own / "instance.json", own / "work/disk.raw", image / "kernel", image / "initrd"):
-        path.write_bytes(b"content")
-    for path in (snapshot / "memory", own / "work/spare", own / "work/other"):
-        path.write_bytes(b"#!/bin/sh\n")
-    for number in range(15):
-        (victim / str(number)).write_bytes(b"victim's")
-    abstract = f"ramet-test-{secrets.token_hex(4)}"
+def place() -> Iterator[Place]:
+    """All of it open to every user, as a store is not: what is refused is refused by the confinement."""
     with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramet-test-")))
+        root.chmod(0o755)
+        own, image, snapshot, victim = (root / name for name in ("own", "image", "snapshot", "victim"))
+        for directory in (own, own / "work", own / "run", own / "logs", image, snapshot, victim):
+            directory.mkdir()
+        shutil.copyfile(PROGRAM, own / "work/hostile.py")
+        for path in (own / "instance.json", own / "work/disk.raw", image / "kernel", image / "initrd"):
+            path.write_bytes(b"content")
+        for path in (snapshot / "memory", own / "work/spare", own / "work/other"):
+            path.write_bytes(b"#!/bin/sh\n")
+        for number in range(15):
+            (victim / str(number)).write_bytes(b"victim's")
+        for path in (own / "instance.json", image / "kernel", image / "initrd", snapshot / "memory"):
+            path.chmod(0o400)
+        abstract = f"ramet-test-{secrets.token_hex(4)}"
         for address in (str(victim / "qmp.sock"), f"\0{abstract}"):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.bind(address)
             sock.listen()
+        for path in (victim, *victim.iterdir()):
+            path.chmod(0o777)
         sleeper = subprocess.Popen(["sleep", "600"])
         stack.callback(sleeper.wait)
         stack.callback(sleeper.kill)
         yield Place(
             spec=LaunchSpec(
+                instance_id=INSTANCE_ID,
                 name="web",
                 hardware=Hardware(memory_mib=128, cpus=1, accelerator=Accelerator.TCG),
                 memory=snapshot / "memory",
@@ -112,12 +142,26 @@ def place(tmp_path: Path) -> Iterator[Place]:
                 run_dir=own / "run",
                 vmm_log=own / "logs/vmm.log",
                 console_log=own / "logs/console.log",
-                boot=BootFiles(kernel=image / "kernel", initrd=PROGRAM, cmdline=""),
+                boot=BootFiles(kernel=image / "kernel", initrd=image / "initrd", cmdline=""),
             ),
             victim=victim,
             victim_pid=sleeper.pid,
             abstract=abstract,
         )
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *wanted: str) -> None:
+    """Of the means of confinement, leave those that are named."""
+    if "landlock" not in wanted:
+        monkeypatch.setattr(landlock, "abi_version", absent)
+    if "seccomp" not in wanted:
+        monkeypatch.setattr(seccomp, "why_not", lambda: "there is none")
+    if "user" not in wanted:
+        monkeypatch.setattr(confinement, "why_no_users", lambda *_args, **_kw: "there is none")
+
+
+def absent() -> int:
+    raise OSError(95, "Operation not supported")
 
 
 def stack_of(pid: int) -> int:
@@ -134,16 +178,77 @@ def done(found: dict[str, str]) -> set[str]:
     return {act for act, result in found.items() if result == "done"}
 
 
+def assert_untouched(place: Place, *, but: frozenset[str] = frozenset()) -> None:
+    files = {path.name for path in place.victim.iterdir()} - {"qmp.sock"}
+    assert files == set(map(str, range(15)))
+    assert {name for name in files if (place.victim / name).read_bytes() != b"victim's"} == but
+
+
+@requires("landlock", "seccomp")
+@pytest.mark.parametrize("users", [pytest.param(True, marks=requires("vmm-users"), id="a user of its own"), False])
+def test_a_hostile_program_reaches_nothing_but_its_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch, users: bool
+) -> None:
+    only(monkeypatch, "landlock", "seccomp", *(("user",) if users else ()))
+    found = place.run()
+    may_signal = landlock.abi_version() < landlock.SCOPE_SINCE and not users
+    assert done(found) == OWN | READ | ({"process: signal"} if may_signal else set()), found
+    assert_untouched(place)
+
+
 @requires("landlock")
-def test_a_hostile_program_reaches_nothing_but_its_own(place: Place) -> None:
+def test_landlock_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "landlock")
     found = place.run()
     version = landlock.abi_version()
     beyond = {act for act, since in SINCE.items() if version < since}
-    assert done(found) == OWN | READ | NEVER_HANDLED | beyond, found
-    files = {path.name for path in place.victim.iterdir()} - {"qmp.sock"}
-    assert files == set(map(str, range(15)))
-    changed = {name for name in files if (place.victim / name).read_bytes() != b"victim's"}
-    assert changed == ({"3"} if "victim: truncate" in beyond else set())
+    assert done(found) == OWN | READ | OTHERS_OF_THE_SAME_USER | beyond, found
+    assert_untouched(place, but=frozenset({"3"} if "victim: truncate" in beyond else set()))
+
+
+@requires("seccomp")
+def test_the_filter_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "seccomp")
+    found = place.run()
+    assert done(found) & FILTERED == set(), found
+    assert {"victim: write", "process: signal"} <= done(found), "files and signals are Landlock's"
+
+
+@requires("vmm-users")
+def test_a_user_of_its_own_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a store that is open to all, but for its files' modes."""
+    only(monkeypatch, "user")
+    for path in (place.victim, *place.victim.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o600)
+    found = place.run()
+    of_its_own = {"execute what was written", "own snapshot: execute", "victim: symlink"}
+    of_every_user = {"victim: list", "network: listen", "process: abstract socket"}
+    assert done(found) == OWN | READ | of_its_own | of_every_user | {
+        "own snapshot: write",
+        "own snapshot: truncate",
+    } & (done(found)), found
+    assert_untouched(place)
+
+
+@requires("vmm-users")
+def test_what_is_published_is_its_instances_and_read_only(place: Place) -> None:
+    user = confinement.user_number(INSTANCE_ID)
+    place.run(memory_is_written=True)
+    memory = place.spec.memory.stat()
+    assert (memory.st_uid, memory.st_mode & 0o777) == (user, 0o400), "and writable only while the VMM starts"
+    assert place.spec.boot is not None
+    assert place.spec.boot.kernel.stat().st_mode & 0o777 == 0o444
+    assert place.spec.disk.stat().st_uid == user
+    assert (place.spec.work_dir.parent / "instance.json").stat().st_uid == os.geteuid()
+
+
+@requires("vmm-users")
+def test_a_link_that_was_planted_among_its_files_is_not_given_away(place: Place) -> None:
+    secret = place.victim / "0"
+    (place.spec.work_dir / "linked").hardlink_to(secret)
+    (place.spec.work_dir / "pointing").symlink_to(secret)
+    place.run()
+    assert secret.stat().st_uid == os.geteuid()
 
 
 @requires("landlock")
@@ -155,51 +260,97 @@ def test_a_memory_file_that_the_vmm_opens_for_writing_is_all_that_is_added(place
     }
 
 
-@requires("landlock")
 def test_without_confinement_the_same_program_does_its_worst(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the test above would prove nothing."""
+    """Or the tests above would prove nothing."""
     monkeypatch.setenv("RAMET_CONFINEMENT", "off")
     found = place.run()
     assert {act for act, result in found.items() if result != "done"} <= beyond_root(), found
-    assert confinement.weaknesses() == ["do anything that the user may do: RAMET_CONFINEMENT is off"]
+    assert confinement.weaknesses(PYTHON, kvm=False) == ["do anything that the user may do: RAMET_CONFINEMENT is off"]
 
 
-@requires("landlock")
 def test_we_ourselves_are_not_confined_by_starting_one_that_is(place: Place) -> None:
     place.run()
     (place.victim / "0").write_bytes(b"ours")
+    (place.victim / "1").chmod(0o600)
     os.kill(place.victim_pid, signal.SIGCONT)
     status = Path("/proc/self/status").read_text()
     assert "NoNewPrivs:\t0" in status
+    assert "Seccomp:\t0" in status
+    assert ctypes.CDLL(None).prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
 
 
-def test_a_kernel_without_landlock_starts_it_all_the_same_and_says_so(
+def test_a_kernel_without_any_means_starts_it_all_the_same_and_says_so(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent() -> int:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(landlock, "abi_version", absent)
+    only(monkeypatch)
     assert "victim: write" in done(place.run())
-    (weakness,) = confinement.weaknesses()
-    assert weakness.startswith("do anything that the user may do: the kernel has no Landlock")
+    weaknesses = confinement.weaknesses(PYTHON, kvm=False)
+    assert weaknesses[0].startswith("read and write the same user's files: the kernel has no Landlock")
+    assert len(weaknesses) == 5
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"),
+    ("means", "version", "expected"),
     [
-        (1, ["control other", "truncate a file", "signal the processes", "set the resource limits", "change modes"]),
-        (3, ["control other", "signal the processes", "set the resource limits", "change modes"]),
-        (7, ["control other", "set the resource limits", "change modes"]),
+        (("landlock",), 1, ["control other", "set the resource", "change modes", "truncate", "signal the processes"]),
+        (("landlock",), 3, ["control other", "set the resource", "change modes", "signal the processes"]),
+        (("landlock",), 7, ["control other", "set the resource", "change modes"]),
+        (("landlock", "seccomp"), 2, ["signal the processes"]),
+        (("landlock", "seccomp"), 6, []),
+        (("landlock", "seccomp", "user"), 1, []),
+        (("seccomp", "user"), 1, ["read what every user may read"]),
     ],
 )
-def test_what_a_version_does_not_enforce_is_named(
-    version: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+def test_what_a_kernel_does_not_enforce_is_named(
+    means: tuple[str, ...], version: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(landlock, "abi_version", lambda: version)
-    found = confinement.weaknesses()
-    assert len(found) == len(expected)
+    monkeypatch.setattr(seccomp, "why_not", lambda: None)
+    monkeypatch.setattr(confinement, "why_no_users", lambda *_args, **_kw: None)
+    only(monkeypatch, *means)
+    found = confinement.weaknesses(PYTHON, kvm=False)
+    assert len(found) == len(expected), found
     assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("not root", "does not run as root"),
+        ("no capability", "lacks capabilities"),
+        ("few ids", "too few user ids"),
+        ("a closed program", "is closed to other users"),
+        ("a closed KVM", "is open to root alone"),
+    ],
+)
+@requires("vmm-users")
+def test_why_a_vmm_has_no_user_of_its_own_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: str
+) -> None:
+    program, kvm = PYTHON, what == "a closed KVM"
+    if what == "not root":
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    elif what == "no capability":
+        monkeypatch.setattr(confinement, "NEEDED_FOR_USERS", (63,))
+    elif what == "few ids":
+        (tmp_path / "uid_map").write_text("0 100000 65536\n")
+        monkeypatch.setattr(credentials, "UID_MAP", tmp_path / "uid_map")
+    elif what == "a closed program":
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o700)
+        program = shutil.copy("/bin/true", str(closed))
+    else:
+        (tmp_path / "kvm").touch(mode=0o600)
+        monkeypatch.setattr(confinement, "KVM", tmp_path / "kvm")
+    why = confinement.why_no_users(program, kvm=kvm)
+    assert why is not None
+    assert words in why
+
+
+def test_users_are_of_the_range_that_nobody_gives_out() -> None:
+    for instance_id in ("000000000000", "ffffffffffff", INSTANCE_ID):
+        assert confinement.user_number(instance_id) in confinement.USERS
+    assert confinement.user_number("000000000001") != confinement.user_number("000000000002")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +372,7 @@ def test_a_setting_that_is_none_is_refused(
 @requires("landlock")
 def test_more_can_be_read_and_executed_if_the_user_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMET_VMM_READS", f"/usr:{place.victim}")
-    assert done(place.run()) - OWN - READ - NEVER_HANDLED - set(SINCE) == {"victim: read", "victim: list"}
+    assert done(place.run()) - OWN - READ - set(SINCE) == {"victim: read", "victim: list"}
 
 
 @requires("landlock")

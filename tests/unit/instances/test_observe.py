@@ -30,7 +30,7 @@ def test_a_vmm_that_a_killed_stop_has_ended_was_not_lost(
     paths = store.paths.instance(INSTANCE)
     for directory in (paths.dir, paths.work, paths.run, paths.logs):
         directory.mkdir()
-    (paths.run / "qemu.pid").write_text("1\n")  # QEMU removes it if it ends in order
+    (paths.run / "qemu.alive").touch()  # QEMU removes it if it ends in order
     made = record(vmm=GONE, pending=pending)
     atomic.write_json(paths.record, made)
     seen = observe.look(store, made)

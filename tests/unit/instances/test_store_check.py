@@ -11,12 +11,14 @@ import msgspec
 import pytest
 
 from ramet import process
+from ramet.hypervisors.confinement import user_number
 from ramet.instances.store_check import check
 from ramet.model import UNSEALED, State, VmmProcess
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
+from tests.capabilities import requires
 from tests.unit.instances.place import INSTANCE, OTHER, Place
 
 
@@ -186,6 +188,21 @@ def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
     assert problem.text == "Nothing refers to it."
     assert f"--snapshot {place.snapshot_id}" in problem.mend
     assert place.snapshot.dir.is_dir()
+
+
+@requires("root")
+def test_what_its_vmm_opens_may_belong_to_its_vmms_user_and_nothing_else(place: Place) -> None:
+    user = user_number(place.record.id)
+    place.paths.dir.chmod(0o711)
+    for path in (place.snapshot.memory, place.snapshot.vmstate):
+        os.chown(path, user, user)
+    assert place.problems() == ()
+    os.chown(place.snapshot.memory, user + 1, -1)
+    os.chown(place.snapshot.disk, user, -1)
+    assert {problem.text for problem in place.problems()} == {
+        f"memory belongs to uid {user + 1}.",
+        f"disk.raw belongs to uid {user}.",
+    }
 
 
 def test_a_snapshot_that_a_command_is_about_to_delete_is_right(place: Place) -> None:

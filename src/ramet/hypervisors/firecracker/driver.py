@@ -10,8 +10,8 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -20,8 +20,9 @@ from ramet import process
 from ramet.errors import UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
+from ramet.hypervisors.confinement import Confinement
 from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
-from ramet.hypervisors.launch import last_run, launched
+from ramet.hypervisors.launch import inherited, last_run, launched
 from ramet.linux import procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import VSOCK_SOCKET
@@ -108,13 +109,14 @@ class FirecrackerDriver:
     def boot(self, spec: LaunchSpec) -> VmmProcess:
         if spec.boot is None:
             raise ValueError("boot() needs boot files")
-        with self._launched(spec) as (vmm, monitor):
+        files = (spec.boot.kernel, spec.boot.initrd)
+        with self._launched(spec, files) as (vmm, monitor, (kernel, initrd)):
             disk = str(spec.disk.relative_to(spec.work_dir.parent))
             for path, body in _configuration(spec.hardware, disk=disk).items():
                 monitor.request("PUT", path, body)
             boot_source = {
-                "kernel_image_path": str(spec.boot.kernel),
-                "initrd_path": str(spec.boot.initrd),
+                "kernel_image_path": str(kernel),
+                "initrd_path": str(initrd),
                 "boot_args": f"{spec.boot.cmdline} {BOOT_ARGS}",
             }
             monitor.request("PUT", "/boot-source", boot_source)
@@ -124,8 +126,8 @@ class FirecrackerDriver:
     def load(self, spec: LaunchSpec) -> VmmProcess:
         if spec.vmstate is None:
             raise ValueError("load() needs a vmstate")
-        with self._launched(spec) as (vmm, monitor):
-            monitor.load_snapshot(vmstate=str(spec.vmstate), memory=str(spec.memory), tracking=tracking_option())
+        with self._launched(spec, (spec.vmstate, spec.memory)) as (vmm, monitor, (vmstate, memory)):
+            monitor.load_snapshot(vmstate=str(vmstate), memory=str(memory), tracking=tracking_option())
             _require_private(vmm, spec.memory)
             return vmm
 
@@ -142,45 +144,55 @@ class FirecrackerDriver:
         return "Firecracker exiting successfully" in said and TRIPLE_FAULT not in said
 
     @contextmanager
-    def _launched(self, spec: LaunchSpec) -> Iterator[tuple[VmmProcess, FirecrackerMonitor]]:
-        log = spec.vmm_log
-        with (
-            launched(
-                "Firecracker",
-                spec.name,
-                lambda: _spawn(spec),
-                last_words=lambda: _own_log(log) + last_run(log),
-                hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}."
-                f"{confinement.hint()}",
-            ) as vmm,
-            _connected(spec.run_dir, vmm) as monitor,
-        ):
-            yield vmm, monitor
+    def _launched(
+        self, spec: LaunchSpec, files: tuple[Path, ...]
+    ) -> Iterator[tuple[VmmProcess, FirecrackerMonitor, list[Path]]]:
+        """A Firecracker, its monitor, and the paths by which it opens ``files``."""
+        log, path = spec.vmm_log, program()
+        confined = confinement.of(spec, path, kvm=True, memory_is_written=False)
+        with ExitStack() as stack:
+            with host_errors(f"open the files of {spec.name!r}"):
+                opened = [inherited(stack, file) for file in files]
+            vmm = stack.enter_context(
+                launched(
+                    "Firecracker",
+                    confined,
+                    lambda: _spawn(path, confined, [fd for fd, _ in opened]),
+                    last_words=lambda: _own_log(log) + last_run(log),
+                    hint=f"The whole log is {self.log_of(log)}, its command line and what it said on stderr {log}."
+                    f"{confinement.hint()}",
+                )
+            )
+            monitor = stack.enter_context(_connected(spec.run_dir, vmm))
+            yield vmm, monitor, [by_descriptor for _, by_descriptor in opened]
 
 
-def _spawn(spec: LaunchSpec) -> tuple[list[str], VmmProcess]:
+def _spawn(path: str, confined: Confinement, fds: Sequence[int]) -> tuple[list[str], VmmProcess]:
+    spec = confined.spec
     directory = spec.work_dir.parent
     logs = spec.vmm_log.parent
     with host_errors(f"prepare {directory}"):
         for name in (API_SOCKET, VSOCK_SOCKET):
             (spec.run_dir / name).unlink(missing_ok=True)
         for name in (LOG, METRICS):  # Firecracker writes from the start of what it is given
-            (logs / name).write_bytes(b"")
+            (logs / name).unlink(missing_ok=True)
+            (logs / name).touch(mode=0o600, exist_ok=False)
     command = [
-        program(),
+        path,
         *("--id", re.sub(r"[^A-Za-z0-9-]", "-", spec.name)[:64]),
         *("--api-sock", f"{spec.run_dir.name}/{API_SOCKET}"),
         *("--log-path", f"{logs.name}/{LOG}", "--level", "Info"),
         *("--metrics-path", f"{logs.name}/{METRICS}"),
     ]
+    confined.hand_over()
     vmm = process.spawn(
         command,
         log_path=spec.vmm_log,
-        pass_fds=(),
+        pass_fds=fds,
         cwd=directory,
         mark=spec.run_dir,
         stdout_path=spec.console_log,
-        starter=confinement.starter(spec, command[0], kvm=True, memory_is_written=False),
+        starter=confined.start,
     )
     return command, vmm
 

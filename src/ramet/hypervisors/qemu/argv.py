@@ -65,15 +65,17 @@ def build_argv(
     hardware: Hardware,
     memory: Path,
     disk: Path,
-    pidfile: Path,
+    alive: Path,
     console_log: Path,
     sockets: Sockets,
     boot: BootFiles | None,
     read_only_memory: bool = False,
     tsc_khz: int | None = None,
 ) -> list[str]:
-    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``.
+    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``. All paths are used as given.
 
+    ``alive`` is a socket that nobody talks to: QEMU unlinks what it has bound when it exits in order (util/qemu-sockets.c,
+    socket_listen_cleanup) and leaves it when it is killed. A pid file would tell as much, but its path is resolved from the root.
     ``read_only_memory``: the memory file is opened read-only, and is guest RAM all the same. ``readonly=on`` alone would make a
     ROM of it; QEMU knows ``rom=off`` since 8.2 (e92666b0ba4c, "backends/hostmem-file: Add 'rom' property").
     ``tsc_khz`` tells a booting kernel what it cannot measure (tsc.py).
@@ -87,7 +89,7 @@ def build_argv(
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
         *("-sandbox", SANDBOX),
-        *("-pidfile", str(pidfile)),
+        *("-chardev", f"socket,id=alive,path={escape(alive)},server=on,wait=off"),
         *("-object", f"memory-backend-file,id=ram0,{backend}"),
         *("-drive", f"file={escape(disk)},format=raw,if=none,id=d0"),
         *("-chardev", f"socket,id=qmp,fd={sockets.qmp},server=on,wait=off"),

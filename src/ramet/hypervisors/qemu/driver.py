@@ -7,13 +7,15 @@ import logging
 import os
 import re
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from ramet import process
 from ramet.errors import UnsupportedError, host_errors
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
-from ramet.hypervisors.launch import last_run, launched
+from ramet.hypervisors.confinement import Confinement
+from ramet.hypervisors.launch import inherited, last_run, launched
 from ramet.hypervisors.qemu import argv as qemu_argv
 from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
 from ramet.hypervisors.qemu.tsc import host_tsc_khz
@@ -23,7 +25,7 @@ from ramet.paths import AGENT_PORTS, CONSOLE_SOCKET
 
 log = logging.getLogger("ramet.qemu")
 PACKAGE = "qemu-system-x86"
-PIDFILE = "qemu.pid"
+ALIVE = "qemu.alive"
 LOAD_DEADLINE_S = 30.0
 READ_ONLY_MEMORY_SINCE = (8, 2)
 """The ``rom`` property of memory-backend-file (argv.py)."""
@@ -113,55 +115,73 @@ class QemuDriver:
         return vmm_log
 
     def ended_by_guest(self, run_dir: Path, vmm_log: Path) -> bool:
-        """QEMU removes its pid file when it exits in order and leaves it when it is killed; a signal is named in its log."""
-        if (run_dir / PIDFILE).exists():
+        """QEMU unlinks the socket that it has made when it exits in order; a signal is named in its log."""
+        if (run_dir / ALIVE).exists():
             return False
         return "terminating on signal" not in last_run(vmm_log)
 
     def _launched(self, spec: LaunchSpec, *, extra_fds: tuple[int, ...]) -> AbstractContextManager[VmmProcess]:
-        tsc_khz = _tsc_khz(spec)
+        path, tsc_khz = program(), _tsc_khz(spec)
+        confined = confinement.of(
+            spec,
+            path,
+            kvm=spec.hardware.accelerator is Accelerator.KVM,
+            memory_is_written=not opens_memory_read_only(path),
+        )
         return launched(
             "QEMU",
-            spec.name,
-            lambda: _spawn(spec, extra_fds, tsc_khz),
+            confined,
+            lambda: _spawn(path, confined, extra_fds, tsc_khz),
             last_words=lambda: last_run(spec.vmm_log),
-            hint=f"The whole log is {spec.vmm_log}; its first line replays the command.{confinement.hint()}",
+            hint=f"The whole log is {spec.vmm_log}; its first line is the command.{confinement.hint()}",
         )
 
 
-def _spawn(spec: LaunchSpec, extra_fds: tuple[int, ...], tsc_khz: int | None) -> tuple[list[str], VmmProcess]:
+def _spawn(
+    path: str, confined: Confinement, extra_fds: tuple[int, ...], tsc_khz: int | None
+) -> tuple[list[str], VmmProcess]:
     """Make the sockets and start QEMU with them; returns its command line too."""
+    spec = confined.spec
+    directory = spec.work_dir.parent
+    fds = [*extra_fds]
+
+    def told(file: Path) -> Path:
+        """As QEMU is told of it."""
+        if directory in file.parents:
+            return file.relative_to(directory)
+        fd, by_descriptor = inherited(stack, file)
+        fds.append(fd)
+        return by_descriptor
+
     with ExitStack() as stack:
         with host_errors(f"make the sockets in {spec.run_dir}"):
-            (spec.run_dir / PIDFILE).unlink(missing_ok=True)
+            (spec.run_dir / ALIVE).unlink(missing_ok=True)
             names = (QMP_SOCKET, CONSOLE_SOCKET, *(f"agent{port}.sock" for port in range(AGENT_PORTS)))
-            fds = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
-        path = program()
+            sockets = [stack.enter_context(listen_in(spec.run_dir, name)).fileno() for name in names]
+        with host_errors(f"open the files of {spec.name!r}"):
+            boot = spec.boot and replace(spec.boot, kernel=told(spec.boot.kernel), initrd=told(spec.boot.initrd))
+            memory = told(spec.memory)
         command = qemu_argv.build_argv(
             path,
             name=spec.name,
             hardware=spec.hardware,
-            memory=spec.memory,
-            disk=spec.disk,
-            pidfile=spec.run_dir / PIDFILE,
-            console_log=spec.console_log,
-            sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
-            boot=spec.boot,
-            read_only_memory=opens_memory_read_only(path),
+            memory=memory,
+            disk=told(spec.disk),
+            alive=told(spec.run_dir / ALIVE),
+            console_log=told(spec.console_log),
+            sockets=qemu_argv.Sockets(qmp=sockets[0], console=sockets[1], agents=tuple(sockets[2:])),
+            boot=boot,
+            read_only_memory=not confined.memory_is_written,
             tsc_khz=tsc_khz,
         )
+        confined.hand_over()
         vmm = process.spawn(
             command,
             log_path=spec.vmm_log,
-            pass_fds=[*fds, *extra_fds],
-            cwd=spec.work_dir,
+            pass_fds=[*sockets, *fds],
+            cwd=directory,
             mark=spec.run_dir,
-            starter=confinement.starter(
-                spec,
-                path,
-                kvm=spec.hardware.accelerator is Accelerator.KVM,
-                memory_is_written=not opens_memory_read_only(path),
-            ),
+            starter=confined.start,
         )
         return command, vmm
 

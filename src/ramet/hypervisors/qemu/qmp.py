@@ -51,6 +51,7 @@ class QmpMonitor:
         """
         with signals_held():  # a loop that is half made complains when it is collected
             self._loop = asyncio.new_event_loop()
+        self._run_dir = run_dir
         self._timeout_s = deadline_s
         self._loop.set_exception_handler(_log_leftover)
         self._client = QMPClient("ramet")
@@ -109,8 +110,12 @@ class QmpMonitor:
         return msgspec.convert(self.command("query-status"), _Status).running
 
     def save_device_state(self, path: Path) -> None:
-        """``xen-save-devices-state``: device state without RAM; ``live=false`` keeps the vCPUs stopped."""
-        self.command("xen-save-devices-state", filename=str(path), live=False)
+        """``xen-save-devices-state``: device state without RAM; ``live=false`` keeps the vCPUs stopped.
+
+        Raises:
+            ValueError: for a path outside of the instance's directory, QEMU's working directory.
+        """
+        self.command("xen-save-devices-state", filename=str(path.relative_to(self._run_dir.parent)), live=False)
 
     def load_device_state(self, fd: int) -> None:
         """Load device state from a descriptor that QEMU inherited under the same number; the vCPUs stay stopped.

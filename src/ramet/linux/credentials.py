@@ -1,0 +1,76 @@
+"""Users and groups of one thread (credentials(7)): the kernel keeps them per thread, and only the C library makes all threads
+change theirs together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+SYS_SETGROUPS, SYS_SETRESUID, SYS_SETRESGID = 116, 117, 119
+"""Of x86-64."""
+PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
+UID_MAP: Final = Path("/proc/self/uid_map")
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 3, 5, 6, 7
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
+_libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *([ctypes.c_ulong] * 4)]
+_libc.prctl.restype = ctypes.c_int
+
+
+def ids_exist(first: int, last: int) -> bool:
+    """Whether this user namespace knows all user ids from ``first`` to ``last`` (user_namespaces(7))."""
+    for line in UID_MAP.read_text().splitlines():
+        inside, _, count = map(int, line.split())
+        if inside <= first and last < inside + count:
+            return True
+    return False
+
+
+def become(user: int, groups: Sequence[int]) -> None:
+    """Make this thread, and whatever it starts, run as ``user``, with a group of that number and ``groups`` besides. It has no
+    capability any more and cannot go back.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    packed = struct.pack(f"={len(groups)}I", *groups)
+    for number, *arguments in (
+        (SYS_SETGROUPS, len(groups), packed, 0),
+        (SYS_SETRESGID, user, user, user),
+        (SYS_SETRESUID, user, user, user),
+    ):
+        if _libc.syscall(number, *arguments) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"become user {user}: {os.strerror(error)}")
+
+
+def forbid_new_privileges() -> None:
+    """No program that this thread starts has more rights than it has, set-user-ID or not (prctl(2), PR_SET_NO_NEW_PRIVS).
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    if _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"no_new_privs: {os.strerror(error)}")
+
+
+@contextmanager
+def dumpable_kept() -> Iterator[None]:
+    """A thread that changes its user makes the whole process one that cannot be traced (prctl(2), PR_SET_DUMPABLE): put that back
+    when the block, and the thread, have ended.
+    """
+    before = _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        if before == 1:
+            _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)

@@ -1,0 +1,178 @@
+"""seccomp(2) filters: a thread gives up system calls, for itself and for whatever it starts.
+
+What Landlock does not handle is refused here, whoever the user is: another process's socket cannot be connected to, a file that
+is not opened cannot be changed. What is refused answers EPERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+MACHINE: Final = "x86_64"
+SYS_SECCOMP: Final = 317
+SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 1 << 2
+"""Without it kernels before 5.16 turn a mitigation on that makes a VMM slower (Documentation/admin-guide/hw-vuln/spectre.rst)."""
+SECCOMP_RET_ALLOW: Final = 0x7FFF0000
+SECCOMP_RET_ERRNO: Final = 0x00050000
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+X32_SYSCALL_BIT: Final = 0x40000000
+BPF_LD_W_ABS, BPF_JEQ, BPF_JGE, BPF_RET = 0x20, 0x15, 0x35, 0x06
+NR_OFFSET, ARCH_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
+"""In struct seccomp_data; of an argument the lower half is looked at."""
+ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")
+
+REFUSED: Final[Mapping[str, int]] = {
+    # others' sockets, by path or by abstract name
+    "connect": 42,
+    # files that are not opened: modes, owners, times, attributes, sizes, names
+    "truncate": 76,
+    "link": 86,
+    "symlink": 88,
+    "chmod": 90,
+    "fchmod": 91,
+    "chown": 92,
+    "fchown": 93,
+    "lchown": 94,
+    "utime": 132,
+    "mknod": 133,
+    "setxattr": 188,
+    "lsetxattr": 189,
+    "fsetxattr": 190,
+    "removexattr": 197,
+    "lremovexattr": 198,
+    "fremovexattr": 199,
+    "utimes": 235,
+    "mknodat": 259,
+    "fchownat": 260,
+    "futimesat": 261,
+    "linkat": 265,
+    "symlinkat": 266,
+    "fchmodat": 268,
+    "utimensat": 280,
+    "open_by_handle_at": 304,
+    "fchmodat2": 452,
+    "setxattrat": 463,
+    "removexattrat": 466,
+    "file_setattr": 469,
+    # other processes
+    "ptrace": 101,
+    "setpriority": 141,
+    "ioprio_set": 251,
+    "migrate_pages": 256,
+    "move_pages": 279,
+    "process_vm_readv": 310,
+    "process_vm_writev": 311,
+    "kcmp": 312,
+    "pidfd_send_signal": 424,
+    "pidfd_open": 434,
+    "pidfd_getfd": 438,
+    "process_madvise": 440,
+    "process_mrelease": 448,
+    # the kernel's keyrings, and its larger surfaces that no VMM needs
+    "add_key": 248,
+    "request_key": 249,
+    "keyctl": 250,
+    "perf_event_open": 298,
+    "bpf": 321,
+    "userfaultfd": 323,
+    # its own filters do not see what goes through these rings
+    "io_uring_setup": 425,
+    "io_uring_enter": 426,
+    "io_uring_register": 427,
+    # other namespaces and mounts, where they could be asked for without root
+    "unshare": 272,
+    "setns": 308,
+    "mount": 165,
+    "chroot": 161,
+    "pivot_root": 155,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "mount_setattr": 442,
+}
+"""System calls of x86-64, by number (arch/x86/entry/syscalls/syscall_64.tbl)."""
+ALLOWED_ONLY_WITH: Final[Mapping[str, tuple[int, Sequence[tuple[int, int]]]]] = {
+    "socket": (41, ((0, socket.AF_UNIX),)),
+    "prlimit64": (302, ((0, 0), (1, resource.RLIMIT_CORE))),
+}
+"""Number, and which argument (0 is the first) must have what value, one of them at least: no network, and nobody's limits but its
+own. The size of core dumps is what we limit of a VMM from the thread that has started it.
+"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
+_libc.syscall.restype = ctypes.c_long
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def why_not() -> str | None:
+    """None if filters of ours can be set here, else why not."""
+    if platform.machine() != MACHINE:
+        return f"this machine is {platform.machine()}, and the filter is written for {MACHINE}"
+    try:
+        return None if "errno" in ACTIONS.read_text().split() else "the kernel's seccomp cannot answer with an errno"
+    except OSError as err:
+        return f"the kernel has no seccomp filters ({err.strerror})"
+
+
+def restrict_this_thread() -> None:
+    """Refuse all of the above from now on. The thread must have no_new_privs.
+
+    Raises:
+        OSError: if the kernel refuses; nothing is restricted then.
+    """
+    code = assemble()
+    program = _Program(len(code) // 8, code)
+    result = _libc.syscall(
+        SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
+    )
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"seccomp: {os.strerror(number)}")
+
+
+def assemble() -> bytes:
+    """The filter as the kernel takes it: struct sock_filter, one after the other."""
+    refuse = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.EPERM)
+    allow = _instruction(BPF_RET, value=SECCOMP_RET_ALLOW)
+    code = [
+        _instruction(BPF_LD_W_ABS, value=ARCH_OFFSET),
+        _instruction(BPF_JEQ, value=AUDIT_ARCH_X86_64, otherwise_skip=0, skip=1),
+        refuse,
+        _instruction(BPF_LD_W_ABS, value=NR_OFFSET),
+        _instruction(BPF_JGE, value=X32_SYSCALL_BIT, otherwise_skip=1),
+        refuse,
+    ]
+    for number in REFUSED.values():
+        code += [_instruction(BPF_JEQ, value=number, otherwise_skip=1), refuse]
+    for number, alternatives in ALLOWED_ONLY_WITH.values():
+        check = [
+            instruction
+            for index, value in alternatives
+            for instruction in (
+                _instruction(BPF_LD_W_ABS, value=ARGUMENTS_OFFSET + 8 * index),
+                _instruction(BPF_JEQ, value=value, otherwise_skip=1),
+                allow,
+            )
+        ]
+        code += [_instruction(BPF_JEQ, value=number, otherwise_skip=len(check) + 1), *check, refuse]
+    return b"".join([*code, allow])
+
+
+def _instruction(code: int, *, value: int, skip: int = 0, otherwise_skip: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, skip, otherwise_skip, value)

@@ -1,0 +1,100 @@
+"""The filter of system calls: its numbers are the kernel's, and what it refuses is refused with EPERM, whatever else is."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import resource
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ramet.linux import credentials, seccomp
+from tests.capabilities import requires
+
+HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+NEWER_THAN_THE_HEADERS = {"fchmodat2", "setxattrat", "removexattrat", "file_setattr"}
+
+
+@requires("gcc")
+def test_the_numbers_are_the_kernels() -> None:
+    known = dict(re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text()))
+    wanted = {name: str(number) for name, number in seccomp.REFUSED.items()}
+    wanted |= {name: str(number) for name, (number, _) in seccomp.ALLOWED_ONLY_WITH.items()}
+    missing = {name for name in wanted if name not in known}
+    assert missing <= NEWER_THAN_THE_HEADERS
+    assert {name: known[name] for name in wanted if name not in missing} == {
+        name: number for name, number in wanted.items() if name not in missing
+    }
+
+
+def filtered(action: Callable[[], object]) -> object:
+    """What came of an action in a thread with the filter: its result, or its errno."""
+    found: list[object] = []
+
+    def run() -> None:
+        credentials.forbid_new_privileges()
+        seccomp.restrict_this_thread()
+        try:
+            found.append(action())
+        except OSError as err:
+            found.append(errno.errorcode[err.errno or 0])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@requires("seccomp")
+def test_what_is_refused_is_refused_by_the_filter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+
+    def call(number: int) -> str:
+        ctypes.set_errno(0)
+        return "done" if libc.syscall(number, -1, -1, -1, -1) >= 0 else errno.errorcode[ctypes.get_errno()]
+
+    assert filtered(lambda: [name for name, number in seccomp.REFUSED.items() if call(number) != "EPERM"]) == []
+    assert filtered(lambda: path.chmod(0o700)) == "EPERM"
+    assert path.read_bytes() == b"content"
+
+
+@requires("seccomp")
+def test_what_a_vmm_needs_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+
+    def needs() -> str:
+        with path.open("r+b") as stream:
+            stream.truncate(3)
+        path.rename(tmp_path / "other")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "socket"))
+            sock.listen()
+        resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE))
+        child = subprocess.Popen(["true"])
+        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+        return str(child.wait())
+
+    assert filtered(needs) == "0"
+    assert filtered(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)) == "EPERM"
+    assert filtered(lambda: socket.socket(socket.AF_INET)) == "EPERM"
+
+
+def test_another_machine_and_a_kernel_without_it_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "ACTIONS", tmp_path / "missing")
+    assert "no seccomp filters" in str(seccomp.why_not())
+    (tmp_path / "old").write_text("kill trap allow\n")
+    monkeypatch.setattr(seccomp, "ACTIONS", tmp_path / "old")
+    assert "cannot answer with an errno" in str(seccomp.why_not())
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert "riscv64" in str(seccomp.why_not())
