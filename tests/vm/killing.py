@@ -1,4 +1,5 @@
-"""``python -m tests.vm.killing --at 17 -- standby web``: a ``ramet`` command that is ended, or whose VMMs are, before a step.
+"""``python -m tests.vm.killing --at 17 -- standby web``: a ``ramet`` command that is ended, or whose VMMs are, before a step; or
+whose step fails, as on a disk that is full or broken.
 
 A step is whatever changes something outside the process, in the order in which it happens: a file that is opened for writing,
 renamed, linked, deleted, written or made durable, a program that is started, a signal, a connection, a message. They are found
@@ -9,6 +10,7 @@ copy or of a message are one step, and so is the deletion of all sockets.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -35,12 +37,27 @@ NAMES = (
 BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.posix_spawn"}
 FICLONE = 0x40049409
+WRITING = (
+    "open",
+    "rename",
+    "link",
+    "mkdir",
+    "fsync",
+    "fdatasync",
+    "write",
+    "copy",
+    "clone",
+    "ftruncate",
+    "fchmod",
+    "chmod",
+)
+"""The steps that a full or broken disk makes fail; it does not keep anything from being deleted."""
 
 
 class Steps:
     """Counts them, and strikes before one."""
 
-    def __init__(self, home: Path, *, at: int | None, strike: Callable[[], None]) -> None:
+    def __init__(self, home: Path, *, at: int | None, strike: Callable[[str], None]) -> None:
         self.names: list[str] = []
         self._home = str(home)
         self._at = at
@@ -57,8 +74,10 @@ class Steps:
             self.names.append(name)
             if len(self.names) - 1 == self._at:
                 self._is_inside = True
-                self._strike()
-                self._is_inside = False
+                try:
+                    self._strike(name)
+                finally:
+                    self._is_inside = False
 
     def audited(self, event: str, arguments: tuple[Any, ...]) -> None:
         """An audit hook (sys.addaudithook)."""
@@ -131,6 +150,11 @@ def is_a_piece(name: str) -> bool:
     )
 
 
+def is_writing(name: str) -> bool:
+    """Whether a step of that name needs the disk to be well."""
+    return name.partition(" ")[0] in WRITING
+
+
 def peer(sock: socket.socket) -> str:
     try:
         return Path(str(sock.getpeername())).name
@@ -149,15 +173,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.vm.killing")
     parser.add_argument("--at", type=int, help="the number of the step; without it all are made")
     parser.add_argument("--vmms", action="store_true", help="kill the VMMs there, and let the command go on")
+    parser.add_argument("--errno", choices=("ENOSPC", "EIO"), help="let the step fail, and the command go on")
     parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
     parser.add_argument("--struck", type=Path, help="make this file when the step was reached")
     parser.add_argument("argv", nargs="+")
     options = parser.parse_args()
     home = Path(os.environ["RAMET_HOME"])
 
-    def strike() -> None:
+    def strike(name: str) -> None:
+        if options.errno is not None and not is_writing(name):
+            return  # it has made other steps this time
         if options.struck is not None:
             options.struck.touch()
+        if options.errno is not None:
+            number = getattr(errno, options.errno)
+            raise OSError(number, os.strerror(number))
         if options.vmms:
             end_vmms(home)
         else:

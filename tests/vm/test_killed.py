@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -49,18 +50,19 @@ def test_a_verb_that_is_killed_between_any_two_steps(
 ) -> None:
     verb = VERBS[name]
     prepare(host, command, verb)
-    status, steps = killed(command, verb, at=None, whom=whom)
-    assert status == 0
+    done = cut_short(command, verb)
+    assert done.status == 0
+    steps = done.steps
     outcomes: Counter[str] = Counter()
     hit = 0
     points = chosen(len(steps), whom)
     for at in points:
         prepare(host, command, verb)
-        status, _ = killed(command, verb, at=at, whom=whom)
-        print(f"{name}: {whom} killed before step {at} ({steps[at]}): status {status}")
-        hit += (command.home.parent / "struck").exists()
+        killed = cut_short(command, verb, at=at, options=["--vmms"] if whom == "VMMs" else [])
+        print(f"{name}: {whom} killed before step {at} ({steps[at]}): status {killed.status}")
+        hit += killed.struck
         if whom == "ramet":
-            assert status in (-signal.SIGKILL, 0), "it may have had fewer steps to make this time, and succeeds"
+            assert killed.status in (-signal.SIGKILL, 0), "it may have had fewer steps to make this time, and succeeds"
         outcomes[check_after(host, command, verb)] += 1
         if at % REPEATED == 0 if WHOLE else (whom == "ramet" and at == points[0]):
             prepare(host, command, verb)
@@ -92,15 +94,29 @@ def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
         command.text(*verb.first)
 
 
-def killed(command: CommandLine, verb: Verb, *, at: int | None, whom: str) -> tuple[int, list[str]]:
-    """Let the verb come to a step; its status, and the steps that it made if it came to its end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """What came of a verb that was to be cut short."""
+
+    status: int
+    stderr: str
+    steps: list[str]
+    """Those that it made, if it came to its end."""
+    struck: bool
+
+
+def cut_short(command: CommandLine, verb: Verb, *, at: int | None = None, options: Sequence[str] = ()) -> Interrupted:
+    """Let the verb come to a step, and what ``options`` say happen there."""
     listed = command.home.parent / "steps"
     struck = command.home.parent / "struck"
     for path in (listed, struck):
         path.unlink(missing_ok=True)
-    options = [*(["--at", str(at)] if at is not None else []), *(["--vmms"] if whom == "VMMs" else [])]
+    where = ["--at", str(at)] if at is not None else []
     done = subprocess.run(
-        [sys.executable, "-m", "tests.vm.killing", *options, "--steps", listed, "--struck", struck, "--", *verb.argv],
+        [
+            *(sys.executable, "-m", "tests.vm.killing", *where, *options),
+            *("--steps", str(listed), "--struck", str(struck), "--", *verb.argv),
+        ],
         cwd=Path(__file__).parents[2],
         env=command.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -110,11 +126,12 @@ def killed(command: CommandLine, verb: Verb, *, at: int | None, whom: str) -> tu
     err = done.stderr.decode()
     assert done.returncode != INTERNAL_STATUS, err
     assert "Traceback" not in err, err
-    return done.returncode, listed.read_text().splitlines() if listed.exists() else []
+    steps = listed.read_text().splitlines() if listed.exists() else []
+    return Interrupted(status=done.returncode, stderr=err, steps=steps, struck=struck.exists())
 
 
-def check_after(host: Host, command: CommandLine, verb: Verb) -> str:
-    """All that is promised, with what the next command finds; returns what became of ``web``."""
+def check_after(host: Host, command: CommandLine, verb: Verb, *, then: Callable[[], object] = lambda: None) -> str:
+    """All that is promised, with what the next command finds, and ``then`` once ``web`` runs; returns what had become of it."""
     if verb.argv[0] == "stop":
         wait_until(lambda: is_settled(host), 30, what="the guest to go down, or to run on")
     listed = {info["name"]: info for info in command.json("ls")}
@@ -126,6 +143,7 @@ def check_after(host: Host, command: CommandLine, verb: Verb) -> str:
     became = f"{state.value if state else 'absent'}{f' ({failure.value})' if failure else ''}"
     if state is not None:
         recover(host, verb)
+        then()
     check_owners(host)
     report = host.check_store()
     assert report.whole, report

@@ -1,0 +1,81 @@
+"""A disk that is full (ENOSPC) or broken (EIO) at any step of any verb: the error says so, the verb has not happened, the guest
+runs on as before, and the next snapshot lacks nothing (H12).
+
+The steps are those that a verb is seen to make (``killing.py``), and each fails once. In ``make test`` a few of each verb's are
+tried, with RAMET_TEST_ALL=1 all are. Real disks that are full are in ``test_full_disk.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from ramet import Host
+from ramet.model import State
+from tests.artifacts import TOLD
+from tests.file_systems import WHOLE
+from tests.vm.command_line import CommandLine
+from tests.vm.cut_short import VERBS, Verb, check_guest
+from tests.vm.killing import is_writing
+from tests.vm.test_killed import Interrupted, check_after, command, cut_short, prepare
+
+__all__ = ["command"]
+SAMPLE = 2
+"""How many steps of each verb ``make test`` tries."""
+ERRORS = ("ENOSPC", "EIO")
+pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
+
+
+@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_whose_disk_fails_at_any_step(
+    host: Host, command: CommandLine, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    verb = VERBS[name]
+    prepare(host, command, verb)
+    done = cut_short(command, verb)
+    assert done.status == 0
+    writing = [at for at, step in enumerate(done.steps) if is_writing(step)]
+    points = writing if WHOLE else writing[len(writing) // (2 * SAMPLE) :: max(len(writing) // SAMPLE, 1)]
+    outcomes: Counter[str] = Counter()
+    hit = 0
+    for count, at in enumerate(points):
+        error = ERRORS[count % 2]
+        prepare(host, command, verb)
+        failed = cut_short(command, verb, at=at, options=["--errno", error])
+        print(f"{name}: {error} at step {at} ({done.steps[at]}): status {failed.status}: {failed.stderr.strip()}")
+        hit += failed.struck
+        if failed.status != 0:
+            check_told(failed, error)
+        became = check_after(host, command, verb, then=lambda: sleep_and_wake(host, verb))
+        expected = verb.after if failed.status == 0 else verb.before
+        assert became == (expected.value if expected else "absent") or is_half_way(verb, became), became
+        outcomes[f"{'done all the same' if failed.status == 0 else 'not done'}, {became}"] += 1
+    assert hit >= len(points) * 0.8, "most were struck"
+    told = ", ".join(f"{state} {count}" for state, count in outcomes.items())
+    record_property(TOLD, f"{name}: {len(writing)} writing steps, the disk failed at {len(points)} of them: {told}")
+
+
+def check_told(failed: Interrupted, error: str) -> None:
+    """The error is one of ours, and says what the kernel said."""
+    assert failed.stderr.count("ramet: error: ") == 1, failed.stderr
+    what = os.strerror(getattr(errno, error))
+    assert what in failed.stderr or "no room" in failed.stderr.lower(), failed.stderr
+
+
+def is_half_way(verb: Verb, became: str) -> bool:
+    """What a verb cannot take back: a guest that was told to go down, and a removal, which goes on."""
+    return verb.argv[0] in ("stop", "rm") and became in ("stopped", "absent")
+
+
+def sleep_and_wake(host: Host, verb: Verb) -> None:
+    """No page that the guest has dirtied is missing from the next snapshot."""
+    if verb.before not in (State.RUNNING, State.STANDBY):
+        return
+    host.standby("web")
+    host.restore("web")
+    check_guest(host, "web")
