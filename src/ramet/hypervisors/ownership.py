@@ -69,6 +69,15 @@ def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[No
                 path.chmod(PUBLISHED)
 
 
+def give_like(path: Path, directory: Path) -> None:
+    """Make a file that was just made in a live VMM's directory its user's.
+
+    Raises:
+        OSError: if the file system refuses.
+    """
+    _give(path, directory.stat().st_uid, only_if_single=True)
+
+
 def _give(path: Path, user: int, *, only_if_single: bool = False) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

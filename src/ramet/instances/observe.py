@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ramet import process
-from ramet.errors import GuestError, VmmError
+from ramet.errors import GuestError, RametError, VmmError
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State
@@ -33,14 +33,28 @@ def is_live(record: InstanceRecord) -> bool:
 
 @contextmanager
 def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Locked]:
-    """Lock an instance for a verb and bring its record up to what is true.
+    """Lock an instance for a verb and bring its record up to what is true; again if the verb fails half-way.
 
     Raises:
         LockedError: if another command keeps it for ``timeout_s``.
     """
     instance_id = store.find(name)
     with locked(store.paths.locks, f"instance-{instance_id}", timeout_s=timeout_s):
-        yield Locked(store, settle(store, store.read(instance_id)))
+        instance = Locked(store, settle(store, store.read(instance_id)))
+        try:
+            yield instance
+        except RametError:
+            if instance.record.pending is not None:
+                _settle_after_failure(instance)
+            raise
+
+
+def _settle_after_failure(instance: Locked) -> None:
+    """What the next command would do first; the error that is on its way is what is told."""
+    try:
+        settle(instance.store, instance.store.read(instance.record.id))
+    except RametError as err:
+        log.info("%s: the next command tidies up: %s", instance.record.name, err)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import HostError, UnsupportedError, VmmDiedError, VmmError, host_errors
+from ramet.hypervisors import ownership
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
 from ramet.linux import procfs, procmem
 from ramet.linux.extents import map_data
@@ -103,6 +104,8 @@ def capture_by_vmm(
         method = derive(base, live.next_memory, allow=ANY_METHOD) if base is not None else None
         if method is None:
             _make_hole(live.next_memory, size_bytes)
+        with host_errors(f"give the VMM {live.next_memory}"):
+            ownership.give_like(live.next_memory, live.work)
         before_request()
         with _reading(vmm):
             before_bytes = procfs.bytes_written(vmm.pid)

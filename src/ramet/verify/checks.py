@@ -121,9 +121,9 @@ class Ledger:
 
 
 def overall(results: Sequence[CheckResult]) -> Verdict:
-    """FAIL if any check failed; INCONCLUSIVE if a required one could not be decided, or there are none; else PASS."""
+    """FAIL if any check failed; INCONCLUSIVE if a required one could not be decided, or none passed; else PASS."""
     verdicts = {result.verdict for result in results}
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL
     undecided = any(result.verdict is Verdict.INCONCLUSIVE and result.required for result in results)
-    return Verdict.INCONCLUSIVE if undecided or not results else Verdict.PASS
+    return Verdict.INCONCLUSIVE if undecided or Verdict.PASS not in verdicts else Verdict.PASS

@@ -21,7 +21,7 @@ class MappedMemory:
     problems: tuple[str, ...]
     found: str
     enforced: bool
-    """It holds no descriptor that can write to a published file, be it its own snapshot's."""
+    """It holds no descriptor that can write to what it maps: the kernel would refuse a shared mapping."""
 
 
 def files_of(info: InstanceInfo) -> list[Path]:
@@ -95,11 +95,12 @@ def mapped_memory(
     reached = evidence.reach(pid, mapped)
     writable = [one for one in reached if one.can_write]
     published = [one for one in writable if one.file.path.parent.name != "work"]
-    note = "; it holds a writable descriptor on its own snapshot: held, not enforced" if published else ""
+    whose = "its own snapshot" if published else "its own live file"
+    note = f"; it holds a writable descriptor on {whose}: held, not enforced" if writable else ""
     inodes = ", ".join(dict.fromkeys(str(file.ino) for file in mapped))
     ways = ", ".join(dict.fromkeys(one.way for one in reached))
     found = f"process {pid}: {mib(mapped_bytes)} of its own inode {inodes}, private ({ways}){note}"
-    return MappedMemory(problems=tuple(problems), found=found, enforced=not published)
+    return MappedMemory(problems=tuple(problems), found=found, enforced=not writable)
 
 
 def can_write(pid: int, files: Sequence[evidence.FileId]) -> list[str]:

@@ -61,9 +61,7 @@ def own_inodes(world: World, role: str, other: str) -> None:
         for path in sorted(mine.iterdir())
         if (theirs / path.name).exists()
     ]
-    world.ledger.look(
-        "fork-own-inodes", "forked", problems, found=f"inodes, source / fork: {', '.join(pairs)}", enforced=True
-    )
+    world.ledger.look("fork-own-inodes", "forked", problems, found=f"inodes, source / fork: {', '.join(pairs)}")
 
 
 def modes(world: World, roles: Sequence[str]) -> None:
@@ -71,7 +69,7 @@ def modes(world: World, roles: Sequence[str]) -> None:
     directories = [world.snapshot_dir(role) for role in roles]
     problems = [problem for directory in directories for problem in isolation.loose_modes(directory)]
     count = sum(1 for directory in directories for _ in directory.iterdir())
-    world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400", enforced=True)
+    world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400")
 
 
 def source_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:

@@ -68,8 +68,20 @@ def run_all_sabotages(
     say("a run that nobody sabotages, for comparison")
     scenarios = tuple(dict.fromkeys(one.scenario for one in chosen))
     sound = runner.run(home, hypervisor=hypervisor, memory_mib=memory_mib, scenarios=scenarios)
-    committed = dict(_commit([name for name, why in why_not.items() if why is None], setting, say))
+    committed: dict[str, _Run] = {}
+
+    def commit(names: Sequence[str], workers: int) -> None:
+        for name, run in _commit(names, setting, say, workers=workers):
+            committed[name] = run
+            row = _row(SABOTAGES[name], None, run, sound.failed())
+            say(f"{name}: {'caught' if row.caught else 'MISSED' if row.missed else 'cut short'}")
+
+    commit([name for name, why in why_not.items() if why is None], _workers(setting.memory_mib))
     rows = [_row(one, why_not[one.name], committed.get(one.name), sound.failed()) for one in chosen]
+    again = [row.sabotage for row in rows if row.unknown]
+    if again:  # a busy host may have cut them short: once more, one at a time
+        commit(again, 1)
+        rows = [_row(one, why_not[one.name], committed.get(one.name), sound.failed()) for one in chosen]
     return Matrix(
         host=runner.describe(host, Hypervisor(hypervisor), memory_mib),
         rows=tuple(rows),
@@ -109,14 +121,14 @@ def _workers(memory_mib: int) -> int:
     return max(min(AT_ONCE_MAX, os.cpu_count() or 1, room), 1)
 
 
-def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator[tuple[str, _Run]]:
+def _commit(names: Sequence[str], setting: Setting, say: runner.Say, *, workers: int) -> Iterator[tuple[str, _Run]]:
     """Each sabotage and what came of it, in the order in which they end."""
     waiting = list(reversed(names))
     begun = 0
-    workers: list[_Worker] = []
+    at_work: list[_Worker] = []
     try:
-        workers += (_Worker(setting) for _ in range(min(_workers(setting.memory_mib), len(names))))
-        idle = list(workers)
+        at_work += (_Worker(setting) for _ in range(min(workers, len(names))))
+        idle = list(at_work)
         busy: dict[Connection, _Worker] = {}
         while waiting or busy:
             while waiting and idle:
@@ -132,9 +144,9 @@ def _commit(names: Sequence[str], setting: Setting, say: runner.Say) -> Iterator
                 idle.append(worker)
     finally:
         with signals_held():  # each removes what it has made first
-            for worker in workers:
+            for worker in at_work:
                 worker.stop()
-            for worker in workers:
+            for worker in at_work:
                 worker.wait()
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ramet import __version__, version
@@ -14,7 +15,7 @@ from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor
 from ramet.signals import signals_held
-from ramet.verify import needs, strikes
+from ramet.verify import abandoned, needs, strikes
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
 from ramet.verify.reports.results import Report, ScenarioRun
@@ -76,8 +77,11 @@ def run(
         runs.append(
             _run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep, is_first=not runs)
         )
+    about = describe(host, Hypervisor(hypervisor), memory_mib)
+    if len(chosen) < len(SCENARIOS):
+        about["scenarios"] = f"{', '.join(one.name for one in chosen)}: {len(chosen)} of {len(SCENARIOS)}"
     return Report(
-        host=describe(host, Hypervisor(hypervisor), memory_mib),
+        host=about,
         scenarios=tuple(runs),
         sabotage=sabotage,
         seconds=time.monotonic() - began,
@@ -96,6 +100,7 @@ def prepare(home: Path, memory_mib: int, say: Say) -> Host:
             hint=f"Use {MEMORY_MIN_MIB}M or more.",
         )
     host = Host(home)
+    abandoned.remove(host, say)
     if not any(IMAGE in tags for _, tags in host.image_list()):
         say(f"building the guest image {IMAGE}")
         host.image_build(IMAGE)
@@ -135,7 +140,11 @@ def _run_one(
         strike=strike,
     )
     left: list[str] = []
+    if keep:
+        world.tag = f"{abandoned.KEPT}{world.tag}"
+    at_work = ExitStack()
     try:
+        at_work.enter_context(abandoned.at_work(host, world.tag))
         scenario.run(world)
     except RametError as err:
         if is_first and all(step.unseen is not None for step in world.steps) and not isinstance(err, CutShortError):
@@ -152,6 +161,9 @@ def _run_one(
             if not keep:
                 say(f"{scenario.name}: removing what was made")
                 left = world.remove_all()
+            elif world.names:
+                say(f"{scenario.name}: kept; to remove it: ramet rm --force {' '.join(world.names.values())}")
+            at_work.close()
     return ScenarioRun(
         name=scenario.name,
         summary=scenario.summary,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ramet.errors import HostError
 from ramet.instances import observe
 from ramet.instances.context import Store
 from ramet.model import Failure, State, VmmProcess
 from ramet.store import atomic
+from tests.unit.instances.place import Place
 from tests.unit.snapshots.published import INSTANCE, record
 
 GONE = VmmProcess(pid=1, start_time_ticks=1, boot_id="another boot")
@@ -38,3 +41,28 @@ def test_a_vmm_that_a_killed_stop_has_ended_was_not_lost(
     assert (seen.state, seen.failure) == (settled.state, settled.failure) == (state, failure)
     assert settled.pending is None
     assert store.read(INSTANCE) == settled
+
+
+def fail_half_way(place: Place, meanwhile: Callable[[], object]) -> None:
+    """A verb that has begun, and fails."""
+    with observe.exclusive(place.store, "web") as instance, instance.pending("restore"):
+        meanwhile()
+        raise HostError("It was refused.")
+
+
+def test_a_verb_that_fails_leaves_nothing_to_tidy_up(place: Place) -> None:
+    with pytest.raises(HostError, match="refused"):
+        fail_half_way(place, place.paths.memory.touch)
+    assert place.store.read(place.record.id).pending is None
+    assert place.problems() == ()
+
+
+def test_if_that_fails_too_the_first_error_is_told_and_the_next_command_tidies_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise HostError("The disk is gone.")
+
+    with pytest.raises(HostError, match="refused"):
+        fail_half_way(place, lambda: monkeypatch.setattr(observe, "settle", fail))
+    assert place.store.read(place.record.id).pending == "restore"

@@ -6,6 +6,7 @@ import pytest
 
 from ramet.verify.checks import CheckResult, Ledger, Strength, Verdict, overall
 from ramet.verify.claims import CLAIMS
+from ramet.verify.reports.results import Report, ScenarioRun
 
 ONCE, CONTINUOUS = "fork-wakes", "source-memory-unchanged"
 
@@ -78,6 +79,21 @@ def test_what_is_not_required_does_not_make_the_whole_inconclusive() -> None:
 
 def test_nothing_at_all_is_inconclusive() -> None:
     assert overall([]) is Verdict.INCONCLUSIVE
+
+
+def test_where_nothing_could_be_looked_at_nothing_has_passed_required_or_not() -> None:
+    ledger = Ledger("swapped", ["swapped-pages-are-kept"])
+    ledger.undecided("swapped-pages-are-kept", "the host has no swap", required=False)
+    assert overall(ledger.results()) is Verdict.INCONCLUSIVE
+    report = Report(
+        host={},
+        scenarios=(
+            ScenarioRun(name="swapped", summary="", results=ledger.results(), steps=(), cut_short=None, left_behind=()),
+        ),
+        sabotage=None,
+        seconds=1.0,
+    )
+    assert report.exit_status == 2
 
 
 def test_a_check_of_another_scenario_cannot_be_entered() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree as Xml
+
+import pytest
 
 from ramet.verify.checks import Ledger
 from ramet.verify.reports import junit
 from ramet.verify.reports.conversion import encode
 from ramet.verify.reports.results import Matrix, MatrixRow, Report, ScenarioRun
 from ramet.verify.reports.text import render
+from ramet.verify.sabotage import SABOTAGES
 from ramet.verify.survey import Step
 
 
@@ -55,7 +59,8 @@ def test_the_text_says_what_failed_and_fits() -> None:
     text = render(report(fail=True, sabotage="in-place-diff"), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "fork: SHA-256 a became b" in text
-    assert text.splitlines()[-1] == "FAIL: 1 passed, 1 failed, 1 inconclusive, in 12.3 s"
+    assert "\nFAIL: 1 passed, 1 failed, 1 inconclusive, in 12.3 s\n" in text
+    assert text.splitlines()[-1] == "The sabotage in-place-diff was NOT caught by source-restores."
     assert "sabotage     in-place-diff" in text
     assert "\x1b" not in text
     assert "\x1b" in render(report(), color=True)
@@ -76,6 +81,25 @@ def test_the_matrix_tells_caught_from_missed_and_from_not_applicable() -> None:
     assert "must fail: x, z" in text
     assert "1 of 2 caught" in text
     assert json.loads(encode(matrix))["sabotages"][1]["caught"] is False
+
+
+def test_a_sabotage_whose_run_was_cut_short_is_neither_caught_nor_missed() -> None:
+    cut = MatrixRow(sabotage="d", summary="breaks d", must_fail=("x",), failed=(), cut_short="The guest said nothing.")
+    caught = MatrixRow(sabotage="a", summary="breaks a", must_fail=("x",), failed=("x",), cut_short="It ended the VMM.")
+    matrix = Matrix(host={}, rows=(caught, cut), seconds=1.0)
+    assert (matrix.missed, matrix.unknown, matrix.exit_status) == ((), ("d",), 2)
+    text = render(matrix)
+    assert "MISSED" not in text
+    assert "unknown, cut short twice: d" in text
+    assert "The guest said nothing." in text
+
+
+def test_the_run_of_one_sabotage_says_by_what_it_was_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = replace(SABOTAGES["in-place-diff"], caught_by=("source-memory-unchanged",))
+    monkeypatch.setitem(SABOTAGES, "in-place-diff", memory)
+    last = render(report(fail=True, sabotage="in-place-diff")).splitlines()[-1]
+    assert last == "The sabotage in-place-diff was caught, as it should be, by source-memory-unchanged."
+    assert render(report()).splitlines()[-1].startswith("PASS: ")
 
 
 def test_junit_has_a_case_for_each_check() -> None:

@@ -36,7 +36,9 @@ def test_a_sabotage_that_there_is_not_is_refused_before_any_is_committed(tmp_pat
 class EmptyHost:
     """A store in which there is nothing."""
 
-    home = Path("/nowhere")
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "locks").mkdir()
 
     def exists(self, name: str) -> bool:
         return False
@@ -60,11 +62,11 @@ def played(name: str, *, works: bool, error: RametError | None) -> Scenario:
 
 
 @pytest.fixture
-def scenarios(monkeypatch: pytest.MonkeyPatch) -> dict[str, Scenario]:
+def scenarios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Scenario]:
     """What there is to run, over no host."""
     found: dict[str, Scenario] = {}
     monkeypatch.setattr(catalogue, "SCENARIOS", found)
-    monkeypatch.setattr(runner, "prepare", lambda *_: EmptyHost())
+    monkeypatch.setattr(runner, "prepare", lambda *_: EmptyHost(tmp_path))
     monkeypatch.setattr(runner, "describe", lambda *_: {})
     return found
 
@@ -92,3 +94,14 @@ def test_a_scenario_that_cannot_go_on_is_no_error_even_if_it_is_the_first(
 ) -> None:
     scenarios["first"] = played("first", works=False, error=CutShortError("The guest says nothing."))
     assert run(tmp_path).scenarios[0].cut_short == "The guest says nothing."
+
+
+def test_a_run_that_chose_its_scenarios_says_how_many_it_left_out(
+    scenarios: dict[str, Scenario], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scenarios["first"] = played("first", works=True, error=None)
+    scenarios["second"] = played("second", works=True, error=None)
+    monkeypatch.setattr(runner, "SCENARIOS", scenarios)
+    assert "scenarios" not in run(tmp_path).host
+    (tmp_path / "locks").rmdir()
+    assert run(tmp_path, scenarios=["second"]).host["scenarios"] == "second: 1 of 2"

@@ -44,10 +44,11 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """1 for a FAIL, 2 if it did not get to its end without one, else 0."""
+        """1 for a FAIL, 2 if it did not get to its end without one or nothing could be looked at, else 0."""
         if self.verdict is Verdict.FAIL:
             return 1
-        return 2 if self.cut_short else 0
+        has_passed = any(result.verdict is Verdict.PASS for result in self.results)
+        return 2 if self.cut_short or not has_passed else 0
 
     def failed(self) -> tuple[str, ...]:
         """The checks that failed, by claim."""
@@ -70,6 +71,16 @@ class MatrixRow:
     def caught(self) -> bool:
         return set(self.must_fail) <= set(self.failed)
 
+    @property
+    def missed(self) -> bool:
+        """It was committed, and nothing noticed."""
+        return not self.caught and self.not_applicable is None and self.cut_short is None
+
+    @property
+    def unknown(self) -> bool:
+        """Its run did not get to where it would have been noticed."""
+        return not self.caught and self.not_applicable is None and self.cut_short is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
@@ -83,9 +94,18 @@ class Matrix:
 
     @property
     def missed(self) -> tuple[str, ...]:
-        return tuple(row.sabotage for row in self.rows if not row.caught and row.not_applicable is None)
+        return tuple(row.sabotage for row in self.rows if row.missed)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Those of which nobody can say: their runs were cut short, twice."""
+        return tuple(row.sabotage for row in self.rows if row.unknown)
 
     @property
     def exit_status(self) -> int:
-        """0 if every sabotage that can be committed here was caught by the checks that name it."""
-        return 1 if self.missed else 0
+        """0 if every sabotage that can be committed here was caught by the checks that name it, 1 if one was missed, 2 if of one
+        nobody can say.
+        """
+        if self.missed:
+            return 1
+        return 2 if self.unknown else 0

@@ -8,6 +8,7 @@ import click
 
 from ramet.verify.checks import CheckResult, Verdict
 from ramet.verify.reports.results import Matrix, Report
+from ramet.verify.sabotage import SABOTAGES
 
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
@@ -38,7 +39,7 @@ def _render_report(report: Report, columns: int, color: bool) -> str:
     for key, value in about.items():
         first, *rest = _wrapped(value, columns, ABOUT_INDENT)
         lines += [f"{key:<{ABOUT_INDENT}}{first.strip()}", *rest]
-    lines += ["", _total(report, color)]
+    lines += ["", _total(report, color), *_wrapped(_of_the_sabotage(report), columns, 0)]
     return "\n".join(lines)
 
 
@@ -64,6 +65,17 @@ def _total(report: Report, color: bool) -> str:
     )
 
 
+def _of_the_sabotage(report: Report) -> str:
+    """Whether it was caught; nothing, where there was none."""
+    if report.sabotage is None:
+        return ""
+    must_fail = SABOTAGES[report.sabotage].caught_by
+    not_failed = [claim for claim in must_fail if claim not in report.failed()]
+    if not_failed:
+        return f"The sabotage {report.sabotage} was NOT caught by {', '.join(not_failed)}."
+    return f"The sabotage {report.sabotage} was caught, as it should be, by {', '.join(must_fail)}."
+
+
 def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
     """Which sabotage was caught by which checks."""
     lines = []
@@ -71,7 +83,9 @@ def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
         if row.not_applicable is not None:
             word, tint = "not here", "yellow"
         else:
-            word, tint = ("caught", "green") if row.caught else ("MISSED", "red")
+            word, tint = (
+                ("caught", "green") if row.caught else ("MISSED", "red") if row.missed else ("unknown", "yellow")
+            )
         painted = click.style(word.ljust(8), fg=tint) if color else word.ljust(8)
         lines.append(f"{painted}  {row.sabotage}: {row.summary}")
         told = row.not_applicable or f"failed: {', '.join(row.failed) or 'nothing'}"
@@ -82,6 +96,8 @@ def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
     lines += [f"undecided without sabotage: {what}" for what in matrix.undecided]
     here = [row for row in matrix.rows if row.not_applicable is None]
     lines += ["", f"{sum(row.caught for row in here)} of {len(here)} caught, in {matrix.seconds:.1f} s"]
+    lines += [f"MISSED: {', '.join(matrix.missed)}"] if matrix.missed else []
+    lines += [f"unknown, cut short twice: {', '.join(matrix.unknown)}"] if matrix.unknown else []
     return "\n".join(lines)
 
 

@@ -1,0 +1,86 @@
+"""What runs of the verifier have left that were killed: the next run takes it away."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ramet.errors import RametError, host_errors
+from ramet.instances.host import Host
+from ramet.linux import ofdlock
+
+KEPT = "kept-"
+"""Before the tag of a run whose instances were asked to be kept."""
+_OURS = re.compile(r"verify-([0-9a-f]{6})-")
+
+
+@contextmanager
+def at_work(host: Host, tag: str) -> Iterator[None]:
+    """Hold the lock of the run ``tag`` for the block: as long as it is held, what has its tag is not taken away.
+
+    Raises:
+        HostError: if it cannot be made.
+    """
+    path = _lock(host, tag)
+    with host_errors(f"lock {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        ofdlock.try_lock(fd)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def remove(host: Host, say: Callable[[str], None]) -> None:
+    """Remove the instances and named snapshots of runs that nobody is at any more.
+
+    Raises:
+        RametError: if one cannot be removed; it is tried again by the next run.
+    """
+    tags: dict[str, None] = {}
+    named = [name for snapshot in host.snapshots() for name in snapshot.names]
+    instances = [info.name for info in host.list()]
+    for name in (*instances, *named):
+        found = _OURS.match(name)
+        if found is not None:
+            tags[found[1]] = None
+    for tag in tags:
+        if _is_at_work(_lock(host, tag)):
+            continue
+        say(f"removing what a run that was killed has left (verify-{tag})")
+        mine = f"verify-{tag}-"
+        for name in instances:
+            if name.startswith(mine):
+                _unless_gone(host.exists, name, lambda name: host.remove(name, force=True))
+        for name in named:
+            if name.startswith(mine):
+                host.snapshot_remove(name)
+        _lock(host, tag).unlink(missing_ok=True)
+
+
+def _unless_gone(exists: Callable[[str], bool], name: str, act: Callable[[str], object]) -> None:
+    """Another run may be at the same."""
+    try:
+        act(name)
+    except RametError:
+        if exists(name):
+            raise
+
+
+def _lock(host: Host, tag: str) -> Path:
+    return host.home / "locks" / f"verify-{tag}"
+
+
+def _is_at_work(lock: Path) -> bool:
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not ofdlock.try_lock(fd)
+    finally:
+        os.close(fd)
