@@ -14,6 +14,7 @@ objects that a caller needs to act. A message says what was tried, what happened
       HostError                        8
         CommandError(argv, status, stderr_tail)  8
         NoSpaceError                   9
+        RoomError(fits, wanted)        9
       VmmError                        10
         LaunchError(argv, status, log_tail)     10
         RejectedError(request, reply)           10
@@ -140,6 +141,18 @@ class NoSpaceError(HostError):
 
     code = "no-space"
     exit_status = 9
+
+
+class RoomError(HostError):
+    """Fewer forks fit, in memory or on disk, than were asked for."""
+
+    code = "no-room"
+    exit_status = 9
+
+    def __init__(self, message: str, *, fits: int, wanted: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.fits = fits
+        self.wanted = wanted
 
 
 class VmmError(RametError):

@@ -340,6 +340,19 @@ class ForkReport(Value, frozen=True, kw_only=True):
     instances: tuple[InstanceInfo, ...]
     source_pause_s: float | None
     method: Method | None
+    failures: tuple[ForkFailure, ...] = ()
+    """Those that could not be made, or did not come up, and are gone; where that was not to undo all."""
+
+
+class ForkFailure(Value, frozen=True, kw_only=True):
+    """A fork that there is not, and why."""
+
+    name: str
+    code: str
+    """The error's, as in ``errors.py``."""
+    exit_status: int
+    message: str
+    hint: str | None = None
 
 
 class Capability(Value, frozen=True, kw_only=True):

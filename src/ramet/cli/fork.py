@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import click
 
-from ramet.cli import completion, output
+from ramet.cli import completion, failures, output
 from ramet.cli.context import App, verb
-from ramet.errors import ConfigError
+from ramet.errors import ConfigError, RametError
+
+BAR_WIDTH = 30
 
 
 @verb(
@@ -23,15 +26,26 @@ from ramet.errors import ConfigError
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-n", "--count", type=int, metavar="N", help="How many. Without names they are SOURCE-1, SOURCE-2, …")
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")
+@click.option("--partial", is_flag=True, help="Keep those that could be made, if not all could.")
 @click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), help="Another one, for a stopped source.")
-def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start: bool, hypervisor: str | None) -> None:
+def fork(
+    app: App,
+    source: str,
+    names: tuple[str, ...],
+    count: int | None,
+    start: bool,
+    partial: bool,
+    hypervisor: str | None,
+) -> int:
     """Fork an instance or a snapshot into one or many new instances.
 
     SOURCE is an instance, or snapshot:ID-or-name. A fork wakes with the memory and the disk of its source and an
-    identity of its own; nothing that it does can reach the source or a sibling. All are made, or none. Forks of a
-    sleeping or running source sleep, forks of a stopped one are stopped, unless --start. A running source is paused for
-    the capture and runs on, whatever happens. With --json: an object with the instances, the source's pause and the
-    copy method.
+    identity of its own; nothing that it does can reach the source or a sibling. Forks of a sleeping or running source
+    sleep, forks of a stopped one are stopped, unless --start. A running source is paused for the capture and runs on,
+    whatever happens. Several are made, and started, at once. All are made, or none: also if the first one shows that
+    not all fit, in memory or on disk. With --partial those that could be made stay, each other one is told, and the
+    status is the first one's. With --json: an object with the instances, the failures, the source's pause and the copy
+    method.
     """
     from ramet.model import Hypervisor
 
@@ -41,18 +55,42 @@ def fork(app: App, source: str, names: tuple[str, ...], count: int | None, start
         raise ConfigError(f"-n {count} does not fit {len(names)} names.", hint="Give as many names, or none.")
     host = app.host()
     began = time.monotonic()
-    with app.working(f"Forking {source}"):
+    with app.working(f"Forking {source}") as say:
         report = host.fork(
-            source, names, count=count, start=start, hypervisor=Hypervisor(hypervisor) if hypervisor else None
+            source,
+            names,
+            count=count,
+            start=start,
+            hypervisor=Hypervisor(hypervisor) if hypervisor else None,
+            partial=partial,
+            on_result=_counted(say, source, count or len(names) or 1),
         )
+    status = next((failure.exit_status for failure in report.failures), 0)
     if app.json:
         output.json(report)
-        return
+        return status
     took = output.duration(time.monotonic() - began)
     for info in report.instances:
         output.line(f"{info.name}: {output.coloured(info.state)} (forked from {source})")
+    for failure in report.failures:
+        failures.say(f"{failure.name}: {failure.message}", failure.hint)
     files = "disk and memory" if all(info.snapshot for info in report.instances) else "disk"
-    how = f", {files} by {report.method}" if report.method else ""
+    how = f", {files} by {report.method}" if report.method and report.instances else ""
     pause = report.source_pause_s
     paused = f"; {source} was paused for {output.duration(pause)}" if pause is not None else ""
-    output.line(f"{len(report.instances)} made in {took}{how}{paused}")
+    wanted = f" of {len(report.instances) + len(report.failures)}" if report.failures else ""
+    output.line(f"{len(report.instances)}{wanted} made in {took}{how}{paused}")
+    return status
+
+
+def _counted(say: Callable[[str], None], source: str, wanted: int) -> Callable[[str, RametError | None], None]:
+    """Tells how far it has come, for a person who waits."""
+    ended = 0
+
+    def count(_name: str, _error: RametError | None) -> None:
+        nonlocal ended
+        ended += 1
+        filled = BAR_WIDTH * ended // wanted
+        say(f"forking {source} [{'#' * filled}{' ' * (BAR_WIDTH - filled)}] {ended} of {wanted}")
+
+    return count

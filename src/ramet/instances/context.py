@@ -23,7 +23,7 @@ from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
-from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.paths import InstancePaths, SnapshotPaths, StorePaths
 from ramet.signals import signals_held
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Chore, Kind
@@ -39,8 +39,11 @@ COLLECT_TIMEOUT_S = 5.0
 class Store:
     """One open store. Cheap to make; holds no lock and no descriptor between calls."""
 
-    def __init__(self, home: Path | None = None, *, progress: Progress | None = None) -> None:
-        self.paths = open_store(home or config.default_home())
+    def __init__(
+        self, home: Path | None = None, *, progress: Progress | None = None, paths: StorePaths | None = None
+    ) -> None:
+        """``paths``: of a store that is open already."""
+        self.paths = paths or open_store(home or config.default_home())
         self._progress = progress
         self.note: str | None = None
         """What a verb wants to add to its success, such as "already running"."""
@@ -49,6 +52,10 @@ class Store:
         """Report progress, where someone listens."""
         if self._progress:
             self._progress(text)
+
+    def silent(self) -> Store:
+        """The same store, for work that is one of many pieces: it says nothing."""
+        return Store(paths=self.paths)
 
     def driver(self, hypervisor: Hypervisor) -> Driver:
         """The driver of a hypervisor."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,10 @@ import msgspec
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
 from ramet.instances import birth, choice, guest, naming
+from ramet.instances.batch import Announce, Batch, OnResult
 from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
-from ramet.instances.power import start as start_instance
-from ramet.instances.restore import restore
 from ramet.instances.taking import captured, keep_as_base
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
@@ -35,7 +34,6 @@ from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +41,10 @@ class Forked:
     """What a fork made."""
 
     ids: tuple[str, ...]
+    failures: Mapping[str, RametError]
+    """By name; with ``partial`` alone."""
     source_pause_s: float | None
     method: Method | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """Everything that is known before anything is touched."""
-
-    source: InstanceRecord
-    names: tuple[str, ...]
 
 
 def fork(
@@ -63,18 +55,28 @@ def fork(
     count: int | None,
     start: bool,
     hypervisor: Hypervisor | None = None,
+    partial: bool = False,
+    on_result: OnResult = lambda _name, _error: None,
 ) -> Forked:
     """Fork ``source`` (an instance, or ``snapshot:ID-or-name``) into one or many; see ``Host.fork``."""
     for name in names:
         naming.check_new_name(name)
+    pause_s = None
     with _all_or_nothing(store) as announce:
+        batch = Batch(
+            store,
+            announce=announce,
+            take_back=lambda ids: _undo(store, ids),
+            start=start,
+            partial=partial,
+            on_result=on_result,
+        )
         if source.startswith("snapshot:"):
-            made = _from_snapshot(store, announce, store.find_snapshot(source), names, count, hypervisor)
+            _from_snapshot(store, batch, store.find_snapshot(source), names, count, hypervisor)
         else:
-            made = _from_instance(store, announce, source, names, count, hypervisor)
-        if start:
-            _start(store, made)
-    return made
+            pause_s = _from_instance(store, batch, source, names, count, hypervisor)
+        batch.start()
+    return Forked(ids=batch.ids, failures=batch.failures, source_pause_s=pause_s, method=batch.method)
 
 
 def _require_same(source: str, made_by: Hypervisor, asked: Hypervisor | None) -> None:
@@ -95,45 +97,48 @@ def _require_same(source: str, made_by: Hypervisor, asked: Hypervisor | None) ->
 
 def _from_snapshot(
     store: Store,
-    announce: Announce,
+    batch: Batch,
     snapshot_id: str,
     names: Sequence[str],
     count: int | None,
     hypervisor: Hypervisor | None,
-) -> Forked:
+) -> None:
     with store.reading(snapshot_id) as paths:
         manifest = manifests.load(paths)
         _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
         manifests.check_files(paths, manifest)
         owner = _owner_of(store, manifest)
         chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
-        return _derive_all(store, announce, _Plan(source=owner, names=chosen), paths, manifest)
+        _derive_all(store, batch, owner, chosen, paths, manifest)
 
 
 def _from_instance(
     store: Store,
-    announce: Announce,
+    batch: Batch,
     source: str,
     names: Sequence[str],
     count: int | None,
     hypervisor: Hypervisor | None,
-) -> Forked:
+) -> float | None:
+    """Returns for how long a running source was paused."""
     with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
         chosen = naming.names_of_forks(store, record.name, names, count)
         if record.state is State.STOPPED:
-            return _from_disk(store, announce, _Plan(source=_with_vmm(store, record, hypervisor), names=chosen))
+            _from_disk(store, batch, _with_vmm(store, record, hypervisor), chosen)
+            return None
         _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
             with store.reading(snapshot_of(record)) as paths:
                 manifest = manifests.load(paths)
                 manifests.check_files(paths, manifest)
-                return _derive_all(store, announce, _Plan(source=record, names=chosen), paths, manifest)
-    return _from_live(store, announce, source, chosen)
+                _derive_all(store, batch, record, chosen, paths, manifest)
+            return None
+    return _from_live(store, batch, source, chosen)
 
 
-def _from_live(store: Store, announce: Announce, source: str, names: tuple[str, ...]) -> Forked:
-    """Pause the source, capture it, let it run on, and make the forks from the capture."""
+def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...]) -> float:
+    """Pause the source, capture it, let it run on, and make the forks from the capture; returns how long the pause was."""
     with exclusive(store, source) as instance:
         record = instance.record
         if not is_live(record):
@@ -153,35 +158,32 @@ def _from_live(store: Store, announce: Announce, source: str, names: tuple[str, 
                     taken = stack.enter_context(captured(instance, monitor))
                 pause_s = time.monotonic() - began
             manifest = taken.summed_up()
-            plan = _Plan(source=record, names=names)
             files, take = taken.files, True
             if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:  # the source's next diff needs it
                 files, take = store.paths.snapshot(manifest.id), False
                 stack.enter_context(store.publishing(manifest.id))
                 publish(taken.files.dir, files, manifest)
                 keep_as_base(instance, manifest)
-            made = _derive_all(store, announce, plan, files, manifest, last_takes_files=take)
-            return Forked(ids=made.ids, source_pause_s=pause_s, method=made.method)
+            _derive_all(store, batch, record, names, files, manifest, last_takes_files=take)
+            return pause_s
 
 
 def _derive_all(
     store: Store,
-    announce: Announce,
-    plan: _Plan,
+    batch: Batch,
+    source: InstanceRecord,
+    names: Sequence[str],
     files: SnapshotPaths,
     manifest: Manifest,
     *,
     last_takes_files: bool = False,
-) -> Forked:
-    ids, method = [], None
-    for index, name in enumerate(plan.names):
-        store.say(f"forking {plan.source.name}: {name} ({index + 1} of {len(plan.names)})")
-        take = last_takes_files and index == len(plan.names) - 1
-        record = _new_record(store, plan.source, name, manifest)
-        announce(record.id)
-        method = _derive_one(store, record, files, manifest, take_files=take) or method
-        ids.append(record.id)
-    return Forked(ids=tuple(ids), source_pause_s=None, method=method)
+) -> None:
+    records = [_new_record(store, source, name, manifest) for name in names]
+
+    def derive_one(record: InstanceRecord, is_last: bool) -> Method | None:
+        return _derive_one(store, record, files, manifest, take_files=is_last and last_takes_files)
+
+    batch.make(records, derive_one)
 
 
 def _derive_one(
@@ -210,16 +212,13 @@ def _derive_one(
     return mine.memory.method
 
 
-def _from_disk(store: Store, announce: Announce, plan: _Plan) -> Forked:
+def _from_disk(store: Store, batch: Batch, source: InstanceRecord, names: Sequence[str]) -> None:
     """Forks of a stopped source: its disk alone; they boot afresh."""
-    live = store.paths.instance(plan.source.id).disk
+    live = store.paths.instance(source.id).disk
     if not live.exists():
-        raise ConflictError(f"{plan.source.name!r} has no disk to fork.")
-    ids: list[str] = []
-    method: Method | None = None
-    for name in plan.names:
-        record = _new_record(store, plan.source, name, None)
-        announce(record.id)
+        raise ConflictError(f"{source.name!r} has no disk to fork.")
+
+    def derive_one(record: InstanceRecord, _is_last: bool) -> Method:
         with (
             locked(store.paths.locks, f"instance-{record.id}"),
             work_in_progress(store.paths, record.id) as work,
@@ -227,8 +226,9 @@ def _from_disk(store: Store, announce: Announce, plan: _Plan) -> Forked:
             birth.make_directories(work)
             method = derive(live, InstancePaths(dir=work).disk, allow=ANY_METHOD, durable=True)
             birth.establish(store, work, record)
-        ids.append(record.id)
-    return Forked(ids=tuple(ids), source_pause_s=None, method=method)
+        return method
+
+    batch.make([_new_record(store, source, name, None) for name in names], derive_one)
 
 
 def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | None) -> InstanceRecord:
@@ -247,15 +247,15 @@ def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | Non
 
 @contextmanager
 def _all_or_nothing(store: Store) -> Iterator[Announce]:
-    """Yields what is told each fork before it is made. If the block fails, those that were are removed; if it is killed, the next
-    command removes them.
+    """Yields what is told the forks before they are made. If the block fails, those that were are removed; if it is killed,
+    the next command removes them.
     """
     ids: list[str] = []
     with store.even_if_killed(Kind.REMOVE) as chore:
 
-        def announce(instance_id: str) -> None:
-            chore.add(Kind.REMOVE, instance_id)
-            ids.append(instance_id)
+        def announce(*made: str) -> None:
+            chore.add(Kind.REMOVE, *made)
+            ids.extend(made)
 
         try:
             yield announce
@@ -274,14 +274,6 @@ def _undo(store: Store, instance_ids: Sequence[str]) -> None:
                 continue  # not begun, or its own clean-up has removed it
             except RametError as err:
                 log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
-
-
-def _start(store: Store, made: Forked) -> None:
-    for instance_id in made.ids:
-        if store.read(instance_id).state is State.STOPPED:
-            start_instance(store, instance_id)
-        else:
-            restore(store, instance_id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
 
 
 def _new_record(store: Store, source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ramet import config
-from ramet.errors import NotFoundError
+from ramet.errors import NotFoundError, RametError
 from ramet.guests import image as images
 from ramet.instances import (
     commands,
@@ -37,6 +37,7 @@ from ramet.model import (
     Capability,
     DiskUse,
     ExecResult,
+    ForkFailure,
     ForkReport,
     Hypervisor,
     Image,
@@ -183,19 +184,40 @@ class Host:
         count: int | None = None,
         start: bool = False,
         hypervisor: Hypervisor | None = None,
+        partial: bool = False,
+        on_result: Callable[[str, RametError | None], object] = lambda _name, _error: None,
     ) -> ForkReport:
         """Fork an instance or ``snapshot:ID-or-name`` into one or many, called ``names`` or by free names; all or nothing.
 
         Forks sleep (or are stopped, if the source is) unless ``start``. A running source is paused for the capture alone;
         ``source_pause_s`` says for how long. Another ``hypervisor`` than the source's is for a stopped source only.
+
+        Several are made and started at once. With ``partial`` one that fails is removed and told among the ``failures``, and the
+        others stay; so it is if not all fit. ``on_result`` is told of each as it comes: its name, and None or the error.
+
+        Raises:
+            RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """
         self._fresh()
         names = (names,) if isinstance(names, str) else names  # a string is a sequence of strings too
-        made = fork.fork(self._store, source, names, count=count, start=start, hypervisor=hypervisor)
+        made = fork.fork(
+            self._store,
+            source,
+            names,
+            count=count,
+            start=start,
+            hypervisor=hypervisor,
+            partial=partial,
+            on_result=on_result,
+        )
         return ForkReport(
             instances=tuple(self.get(instance_id) for instance_id in made.ids),
             source_pause_s=made.source_pause_s,
             method=made.method,
+            failures=tuple(
+                ForkFailure(name=name, code=err.code, exit_status=err.exit_status, message=err.message, hint=err.hint)
+                for name, err in made.failures.items()
+            ),
         )
 
     def remove(self, name: str, *, force: bool = False) -> None:

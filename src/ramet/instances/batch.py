@@ -1,0 +1,152 @@
+"""The forks of one command: made and started several at a time, all of them or, if so wished, those that can be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ramet.errors import RametError
+from ramet.instances import fan_out, room
+from ramet.instances.context import Store
+from ramet.instances.observe import reap_strays
+from ramet.instances.power import start as start_instance
+from ramet.instances.restore import restore
+from ramet.model import InstanceRecord, Method, State
+
+Announce = Callable[..., None]
+OnResult = Callable[[str, RametError | None], object]
+Derive = Callable[[InstanceRecord, bool], Method | None]
+"""Makes one fork, whether it is the last of all; returns how its files were copied."""
+DERIVED_AT_ONCE = 4
+"""It waits for the disk."""
+STARTED_AT_ONCE = (os.cpu_count() or 1) + 1
+"""It is work for a CPU, and now and then waits for a VMM."""
+
+
+class Batch:
+    """Forks in the making. One that fails ends all, unless ``partial``: then it is gone, and among the ``failures``."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        announce: Announce,
+        take_back: Callable[[Sequence[str]], None],
+        start: bool,
+        partial: bool,
+        on_result: OnResult,
+    ) -> None:
+        self._store = store
+        self._announce = announce
+        self._take_back = take_back
+        self._start = start
+        self._partial = partial
+        self._on_result = on_result
+        self._records: list[InstanceRecord] = []
+        self._started: set[str] = set()
+        self.failures: dict[str, RametError] = {}
+        """By name."""
+        self.method: Method | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of those that are there, in the order of their names."""
+        return tuple(record.id for record in self._left())
+
+    def make(self, records: Sequence[InstanceRecord], derive: Derive) -> None:
+        """Make them all: the first, by which it is seen how many fit; then the others, and the last one last.
+
+        Raises:
+            RoomError: if they do not all fit; with ``partial``, for those that do not.
+            RametError: if one could not be made.
+        """
+        self._records = list(records)
+        self._announce(*(record.id for record in records))
+        *others, last = records
+        if others:
+            first, *others = others
+            self._do([first], lambda record: self._derive(record, derive, is_last=False), at_once=1)
+            if self._start:
+                self._do(self._left()[:1], self._wake, at_once=1)
+            self._require_room()
+            there = {record.id for record in self._left()}
+            rest = [record for record in others if record.id in there]
+            self._do(rest, lambda record: self._derive(record, derive, is_last=False), at_once=DERIVED_AT_ONCE)
+        if last in self._left():
+            self._do([last], lambda record: self._derive(record, derive, is_last=True), at_once=1)
+
+    def start(self) -> None:
+        """Wake, or boot, those that are to run and do not yet.
+
+        Raises:
+            RametError: if one did not come up; with ``partial``, it is among the failures.
+        """
+        if self._start:
+            asleep = [record for record in self._left() if record.id not in self._started]
+            self._do(asleep, self._wake, at_once=STARTED_AT_ONCE)
+
+    def _left(self) -> list[InstanceRecord]:
+        return [record for record in self._records if record.name not in self.failures]
+
+    def _do(self, records: Sequence[InstanceRecord], action: Callable[[InstanceRecord], bool], *, at_once: int) -> None:
+        """``action`` says whether a fork has become what it is to be."""
+
+        def done(record: InstanceRecord, result: bool | RametError) -> None:
+            if isinstance(result, RametError):
+                self._give_up(record, result)
+            elif result:
+                self._on_result(record.name, None)
+
+        fan_out.each(records, action, at_once=at_once, keep_going=self._partial, done=done, hurry=self._end_vmms)
+
+    def _derive(self, record: InstanceRecord, derive: Derive, *, is_last: bool) -> bool:
+        self.method = derive(record, is_last) or self.method
+        return not self._start
+
+    def _wake(self, record: InstanceRecord) -> bool:
+        store = self._store if len(self._records) == 1 else self._store.silent()
+        if record.state is State.STOPPED:
+            start_instance(store, record.id)
+        else:
+            restore(store, record.id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
+        self._started.add(record.id)
+        return True
+
+    def _give_up(self, record: InstanceRecord, error: RametError) -> None:
+        self._take_back([record.id])
+        self.failures[record.name] = error
+        self._on_result(record.name, error)
+
+    def _require_room(self) -> None:
+        """Whether all fit, now that the first is there."""
+        left = self._left()
+        if not left or left[0] is not self._records[0]:
+            return  # it has failed, and nobody knows what the others will take
+        wanted, there = len(self._records), 1 + len(self.failures)
+        vmm = self._store.read(left[0].id).vmm
+        found = room.look(self._store.paths.home, self._written(left[0]), vmm.pid if vmm is not None else None)
+        if found.fits is None or found.fits >= wanted - there:
+            fitting = "" if found.fits is None else f" of {there + found.fits} that fit"
+            self._store.say(f"making {wanted}{fitting}")
+            return
+        error = found.error(wanted, there + found.fits)
+        if not self._partial:
+            raise error
+        for record in left[1 + found.fits :]:
+            self._give_up(record, error)
+
+    def _written(self, record: InstanceRecord) -> Iterator[Path]:
+        """What one more fork writes anew: nothing worth counting, where it shares its blocks."""
+        if self.method is Method.REFLINK:
+            return
+        paths = self._store.paths.instance(record.id)
+        yield from (paths.disk, paths.memory)
+        if record.snapshot is not None:
+            yield from self._store.paths.snapshot(record.snapshot).dir.iterdir()
+
+    def _end_vmms(self) -> None:
+        """Of forks that are being started and will be removed: nobody waits for their guests."""
+        for record in self._records:
+            if record.id not in self._started:
+                reap_strays(self._store.paths.instance(record.id).run)
