@@ -5,7 +5,7 @@ It is made from the documents that ``--json`` prints, so it can show nothing tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from xml.etree import ElementTree as Xml
 
@@ -29,7 +29,7 @@ def encode(document: ReportDocument | MatrixDocument) -> bytes:
     return b"<!doctype html>\n" + bytes(Xml.tostring(page, encoding="utf-8", method="html")) + b"\n"
 
 
-def _page(title: str, *content: Xml.Element) -> Xml.Element:
+def _page(title: str, *content: Xml.Element, kind: str = "") -> Xml.Element:
     style = files("ramet.verify.reports").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -40,7 +40,7 @@ def _page(title: str, *content: Xml.Element) -> Xml.Element:
         element("title", title),
         element("style", style),
     )
-    return element("html", head, element("body", *content), lang="en")
+    return element("html", head, element("body", *content, class_=kind), lang="en")
 
 
 # -- a report -----------------------------------------------------------------------------------------------------
@@ -171,6 +171,7 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
             "header",
             element("h1", "ramet verify --sabotage all ", _verdict("PASS" if document.all_caught else "FAIL")),
             element("p", f"{caught} of {len(here)} caught, in {document.seconds:.1f} s"),
+            *(_missed(row) for row in here if not row.caught),
             _facts(document.host),
             element("p", "● must fail, and did    ○ failed as well    ✗ must fail, and did not", class_="legend"),
             *(element("p", f"undecided without sabotage: {what}", class_="trouble") for what in document.undecided),
@@ -188,15 +189,43 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
                 class_="wide",
             ),
         ),
+        kind="full-width",
+    )
+
+
+def _missed(row: SabotageDocument) -> Xml.Element:
+    """What was not caught is said first."""
+    link = element("a", row.name, href=f"#{row.name}")
+    return element(
+        "p", element("span", "MISSED", class_="verdict fail"), " ", link, f": {row.summary}", class_="trouble"
     )
 
 
 def _matrix_row(row: SabotageDocument, claims: Sequence[str]) -> Xml.Element:
-    cut_short = f" (cut short: {row.cut_short})" if row.cut_short and not row.caught else ""
-    name = element("th", element("b", row.name), element("br"), element("small", row.summary + cut_short), scope="row")
+    """What is in the columns is said in words too: nobody need follow a column up to its heading."""
+    about = [element("small", row.summary), element("small", *_outcome(row), class_="outcome")]
+    name = element("th", element("b", row.name), *about, scope="row")
     if row.not_applicable is not None:
         return element("tr", name, element("td", f"not here: {row.not_applicable}", colspan=str(len(claims))))
-    return element("tr", name, *(_mark(row, claim) for claim in claims), class_="" if row.caught else "missed")
+    marks = (_mark(row, claim) for claim in claims)
+    return element("tr", name, *marks, class_="" if row.caught else "missed", id=row.name)
+
+
+def _outcome(row: SabotageDocument) -> Iterator[Xml.Element | str]:
+    """Which checks caught it, or ought to have."""
+    if row.not_applicable is not None:
+        return
+    if row.caught:
+        yield f"caught by {', '.join(row.must_fail)}"
+    else:
+        silent = [claim for claim in row.must_fail if claim not in row.failed]
+        yield element("b", "MISSED", class_="verdict fail")
+        yield f" by {', '.join(silent)}"
+        if row.cut_short:
+            yield f" (cut short: {row.cut_short})"
+    also = [claim for claim in row.failed if not row.caught or claim not in row.must_fail]
+    if also:
+        yield f"; {'also failed' if row.caught else 'failed'}: {', '.join(also)}"
 
 
 def _mark(row: SabotageDocument, claim: str) -> Xml.Element:
