@@ -84,6 +84,19 @@ def test_snapshot_verbs(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "golden: the name is gone; the files stay\n"
 
 
+def test_snapshot_check_says_of_which_instance_and_what_to_do(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["snapshot", "check"]) == 1
+    header, whole, lost, told, mend = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "ID", "OF", "VERDICT", "READ", "TIME"]
+    assert whole.split()[:4] == ["-", "s1", "web", "whole"]
+    assert lost.split()[:4] == ["-", "s2", "-", "DAMAGED"]
+    assert (told, mend) == ("s2: manifest.json: It is damaged.", "  Remove it: ramet rm db")
+    assert run(["snapshot", "check", "--json"]) == 1
+    assert [one["instance_name"] for one in json.loads(capsys.readouterr().out)] == ["web", None]
+
+
 def test_image_verbs(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["image", "build"]) == 0
     assert capsys.readouterr().out.startswith("micro: abc123 (kernel 6.1.0, 20 MiB, ")

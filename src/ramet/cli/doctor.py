@@ -27,7 +27,7 @@ MEANING_WIDTH = 100
         "ramet doctor --store --repair",
     ],
 )
-@click.option("--store", is_flag=True, help="Instead: say whether the store is whole.")
+@click.option("--store", is_flag=True, help="Instead: say whether names, records, manifests and VMMs fit together.")
 @click.option("--repair", is_flag=True, help="With --store: mend what can be mended.")
 def doctor(app: App, store: bool, repair: bool) -> int:
     """Say what this host can do, and what mends the rest.
@@ -36,7 +36,8 @@ def doctor(app: App, store: bool, repair: bool) -> int:
     a clone was made in the store. The status is 0 whatever the answers are. With --json: an array of {name available
     why meaning mend}.
 
-    With --store every name, record, snapshot and VMM is looked at: 0 if all is whole, 1 if something is wrong and was
+    With --store every name, record, manifest, device state and VMM is looked at, and each file's size, owner and mode;
+    no memory and no disk is read: `ramet snapshot check` does that. 0 if all is whole, 1 if something is wrong and was
     not mended. --repair loses nothing that something may need: it frees names that lead nowhere, sets modes, brings
     records up to what is true, ends VMMs that no record knows, and deletes snapshots that nothing refers to and whose
     instance is gone. With --json: {instances snapshots vmms problems busy}.
