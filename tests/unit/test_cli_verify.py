@@ -40,6 +40,10 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, obje
     [
         (["--scenario", "nope"], "There is no scenario 'nope'."),
         (["--sabotage", "nope"], "There is no sabotage 'nope'."),
+        (["--list", "--scenario", "nope"], "There is no scenario 'nope'."),
+        (["--list", "--sabotage", "nope"], "There is no sabotage 'nope'."),
+        (["--scenario", "bas"], "Did you mean 'base'? `ramet verify --list` lists them."),
+        (["--sabotage", "rebot"], "Did you mean 'reboot'?"),
         (["--sabotage", "all", "--scenario", "base"], "chooses the scenarios itself"),
         (["--sabotage", "all", "--junit", "x.xml"], "no form in JUnit"),
         (["--sabotage", "all", "--keep"], "keeps nothing"),
@@ -52,7 +56,9 @@ def test_bad_input_is_refused_before_anything_is_run(
     runs: list[dict[str, object]], capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     assert run(["verify", *arguments]) == COULD_NOT_RUN
-    assert told in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert told in err
+    assert max(map(len, err.splitlines())) < 200
     assert runs == []
 
 

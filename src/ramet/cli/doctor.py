@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 NOT_WHOLE_STATUS = 1
 MEANING_WIDTH = 100
 """Columns."""
+WIDTH_MIN = 30
+"""On a terminal that is too narrow for anything."""
 
 
 @verb(
@@ -62,15 +65,23 @@ def _show_host(app: App, capabilities: list[Capability]) -> None:
         return
     width = max((len(capability.name) for capability in capabilities), default=0)
     indent = " " * (width + 7)
+    columns = max(shutil.get_terminal_size().columns - len(indent), WIDTH_MIN) if output.on_terminal() else None
     for capability in capabilities:
         word = output.coloured("yes") if capability.available else output.coloured("no") + " "
-        output.line(f"{word}  {capability.name.ljust(width)}  {capability.why}")
+        first, *rest = _wrapped(capability.why, columns) if columns else [capability.why]
+        output.line(f"{word}  {capability.name.ljust(width)}  {first}")
+        for part in rest:
+            output.line(f"{indent}{part}")
         about = [capability.meaning]
         if capability.mend and not capability.available:
             about.append(f"Mend: {capability.mend}")
         for text in about:
-            for part in textwrap.wrap(text, MEANING_WIDTH, break_long_words=False, break_on_hyphens=False):
+            for part in _wrapped(text, min(columns or MEANING_WIDTH, MEANING_WIDTH)):
                 output.line(f"{indent}{part}")
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _show_store(app: App, report: StoreReport) -> None:

@@ -77,6 +77,7 @@ def verify(
             output.json(documents.schema())
             return 0
         if listing:
+            _check_names(scenarios, sabotage)
             return _list(app)
         places = {"--output": report_path, "--html": html, "--junit": junit}
         reports = {option: path for option, path in places.items() if path is not None}
@@ -111,12 +112,8 @@ def _run(
 ) -> int:
     from ramet import verify as verifier
     from ramet.config import default_home
-    from ramet.verify import sabotage as sabotages
-    from ramet.verify.scenarios import catalogue
 
-    catalogue.named(scenarios)
-    if sabotage is not None and sabotage != ALL:
-        sabotages.named(sabotage)
+    _check_names(scenarios, sabotage)
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
     if sabotage == ALL and keep:
@@ -142,6 +139,15 @@ def _run(
             )
     _show(app, report, reports)
     return report.exit_status
+
+
+def _check_names(scenarios: tuple[str, ...], sabotage: str | None) -> None:
+    from ramet.verify import sabotage as sabotages
+    from ramet.verify.scenarios import catalogue
+
+    catalogue.named(scenarios)
+    if sabotage is not None and sabotage != ALL:
+        sabotages.named(sabotage)
 
 
 def _check_place(option: str, path: Path) -> None:
