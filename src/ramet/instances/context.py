@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import msgspec
 
 from ramet import config
 from ramet.errors import (
+    ConfigError,
     CorruptError,
     HostError,
     InUseError,
@@ -23,7 +25,7 @@ from ramet.hypervisors.base import Driver, Hardware
 from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
-from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.paths import InstancePaths, SnapshotPaths, StorePaths
 from ramet.signals import signals_held
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Chore, Kind
@@ -40,7 +42,7 @@ class Store:
     """One open store. Cheap to make; holds no lock and no descriptor between calls."""
 
     def __init__(self, home: Path | None = None, *, progress: Progress | None = None) -> None:
-        self.paths = open_store(home or config.default_home())
+        self.paths = _open(home or config.default_home())
         self._progress = progress
         self.note: str | None = None
         """What a verb wants to add to its success, such as "already running"."""
@@ -250,6 +252,18 @@ class Store:
                 continue
             except (LockedError, CorruptError, HostError) as err:
                 log.warning("snapshot %s was left: %s", snapshot_id, err.message)
+
+
+def _open(home: Path) -> StorePaths:
+    """A place that somebody names is taken at their word only if its parent is there: a typing mistake makes no directories."""
+    with host_errors(f"look for the store {home}"):
+        missing = not home.parent.is_dir()
+    if missing and home != config.unnamed_home():
+        raise ConfigError(
+            f"There is no directory {home.parent} for the store {home.name}.",
+            hint=f"Make it (mkdir -p {shlex.quote(str(home.parent))}), or name another place for the store.",
+        )
+    return open_store(home)
 
 
 def snapshot_of(record: InstanceRecord) -> str:
