@@ -11,7 +11,13 @@ import pytest
 
 from ramet.verify.reports import page
 from ramet.verify.reports.conversion import document
-from ramet.verify.reports.documents import InstanceDocument, MemoryMapDocument, ReportDocument, StepDocument
+from ramet.verify.reports.documents import (
+    InstanceDocument,
+    MatrixDocument,
+    MemoryMapDocument,
+    ReportDocument,
+    StepDocument,
+)
 from ramet.verify.reports.results import Matrix, MatrixRow
 from ramet.verify.sabotage import SABOTAGES
 from tests.browser import Page, browser
@@ -239,6 +245,22 @@ def test_a_missed_sabotage_is_named_first_and_stands_out(chromium: Page, tmp_pat
     assert chromium.ask("document.querySelector('header .trouble a').hash") == "#lost-diff"
     behind = chromium.ask("[...document.querySelectorAll('tbody th')].map(e => getComputedStyle(e).backgroundColor)")
     assert behind[0] == behind[2] != behind[1]
+
+
+@requires("browser")
+def test_a_run_that_was_cut_short_is_not_said_to_have_missed_anything(chromium: Page, tmp_path: Path) -> None:
+    row = MatrixRow(sabotage="a", summary="b", must_fail=("x",), failed=(), cut_short="no memory")
+    made = document(Matrix(host={}, rows=(row,), seconds=3.0))
+    assert isinstance(made, MatrixDocument)
+    assert not made.all_caught
+    for status, word in ((1, "FAIL"), (2, "INCONCLUSIVE")):
+        told = msgspec.structs.replace(made, exit_status=status)
+        shown(chromium, tmp_path / "matrix.html", page.encode(told))
+        assert texts(chromium, "h1 .verdict") == [word]
+        assert texts(chromium, "header .trouble") == ["UNKNOWN a: b"]
+        assert texts(chromium, "tbody .outcome") == ["UNKNOWN, cut short: no memory"]
+        assert texts(chromium, "tbody td") == ["?"]
+        assert_pleasant(chromium)
 
 
 FIRST_AND_LAST = """

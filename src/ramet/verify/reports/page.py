@@ -165,15 +165,19 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
     head = element(
         "tr", element("th", "sabotage"), *(element("th", element("span", one), scope="col") for one in claims)
     )
+    word = "PASS" if document.all_caught else "FAIL" if document.exit_status == 1 else "INCONCLUSIVE"
+    marks = (
+        "● must fail, and did    ○ failed as well    ✗ must fail, and did not    ? cut short before it could be known"
+    )
     return _page(
         f"{caught} of {len(here)} caught: ramet verify --sabotage all",
         element(
             "header",
-            element("h1", "ramet verify --sabotage all ", _verdict("PASS" if document.all_caught else "FAIL")),
+            element("h1", "ramet verify --sabotage all ", _verdict(word)),
             element("p", f"{caught} of {len(here)} caught, in {document.seconds:.1f} s"),
-            *(_missed(row) for row in here if not row.caught),
+            *(_not_caught(row) for row in here if not row.caught),
             _facts(document.host),
-            element("p", "● must fail, and did    ○ failed as well    ✗ must fail, and did not", class_="legend"),
+            element("p", marks, class_="legend"),
             *(element("p", f"undecided without sabotage: {what}", class_="trouble") for what in document.undecided),
         ),
         element(
@@ -193,12 +197,16 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
     )
 
 
-def _missed(row: SabotageDocument) -> Xml.Element:
-    """What was not caught is said first."""
+def _not_caught(row: SabotageDocument) -> Xml.Element:
+    """It is said first."""
     link = element("a", row.name, href=f"#{row.name}")
-    return element(
-        "p", element("span", "MISSED", class_="verdict fail"), " ", link, f": {row.summary}", class_="trouble"
-    )
+    return element("p", _how_not(row), " ", link, f": {row.summary}", class_="trouble")
+
+
+def _how_not(row: SabotageDocument) -> Xml.Element:
+    """Nothing noticed it, or its run was cut short before anything could."""
+    word, kind = ("MISSED", "fail") if row.cut_short is None else ("UNKNOWN", "inconclusive")
+    return element("span", word, class_=f"verdict {kind}")
 
 
 def _matrix_row(row: SabotageDocument, claims: Sequence[str]) -> Xml.Element:
@@ -219,10 +227,8 @@ def _outcome(row: SabotageDocument) -> Iterator[Xml.Element | str]:
         yield f"caught by {', '.join(row.must_fail)}"
     else:
         silent = [claim for claim in row.must_fail if claim not in row.failed]
-        yield element("b", "MISSED", class_="verdict fail")
-        yield f" by {', '.join(silent)}"
-        if row.cut_short:
-            yield f" (cut short: {row.cut_short})"
+        yield _how_not(row)
+        yield f" by {', '.join(silent)}" if row.cut_short is None else f", cut short: {row.cut_short}"
     also = [claim for claim in row.failed if not row.caught or claim not in row.must_fail]
     if also:
         yield f"; {'also failed' if row.caught else 'failed'}: {', '.join(also)}"
@@ -233,7 +239,7 @@ def _mark(row: SabotageDocument, claim: str) -> Xml.Element:
     mark, word = {
         (True, True): ("●", "caught"),
         (False, True): ("○", "also"),
-        (True, False): ("✗", "missed"),
+        (True, False): ("✗", "missed") if row.cut_short is None else ("?", "unknown"),
         (False, False): ("", "none"),
     }[must, did]
     return element("td", mark, class_=word, title=f"{row.name} / {claim}")

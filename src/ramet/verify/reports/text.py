@@ -81,8 +81,7 @@ def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:
         lines += _wrapped(told, columns, 10)
     lines += [f"undecided without sabotage: {what}" for what in matrix.undecided]
     here = [row for row in matrix.rows if row.not_applicable is None]
-    missed = f"; missed: {', '.join(matrix.missed)}" if matrix.missed else ""
-    lines += ["", f"{sum(row.caught for row in here)} of {len(here)} caught, in {matrix.seconds:.1f} s{missed}"]
+    lines += ["", f"{sum(row.caught for row in here)} of {len(here)} caught, in {matrix.seconds:.1f} s"]
     return "\n".join(lines)
 
 
