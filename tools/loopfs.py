@@ -7,6 +7,7 @@ The command finds an empty ``$RAMET_HOME`` on the new file system, which is gone
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ MKFS = {
 }
 DEFAULT_SIZE_MIB = 16 * 1024
 """Sparse: it takes what is written to it."""
+NOT_RUN_STATUS, NOT_FOUND_STATUS = 126, 127
+"""As sh(1) has them."""
 
 
 def why_not() -> str | None:
@@ -90,7 +93,10 @@ def _search_path() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command with ``RAMET_HOME`` on a fresh file system; returns its exit status."""
+    """Run a command with ``RAMET_HOME`` on a fresh file system.
+
+    Returns what a shell would: its exit status, 128 + N if a signal ended it or us, 127 or 126 if it cannot be run.
+    """
     if len(arguments) < 3 or arguments[0] not in MKFS or arguments[1] != "--":
         print(f"usage: python -m tools.loopfs {'|'.join(MKFS)} -- COMMAND...", file=sys.stderr)
         return 2
@@ -98,20 +104,45 @@ def main(arguments: Sequence[str]) -> int:
     if reason is not None:
         print(f"loopfs: {reason}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
-    with loopfs(arguments[0]) as mount:
-        home = mount / "home"
-        child = subprocess.Popen(arguments[2:], env={**os.environ, "RAMET_HOME": str(home)})
-        try:
-            return child.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                child.terminate()
-            child.wait()
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) and the shell's & have it
+                signal.signal(number, _end)
+        with loopfs(arguments[0]) as mount:
+            return _command(arguments[2:], mount / "home")
+    except _EndedError as err:
+        print(f"loopfs: ended by {err.number.name}", file=sys.stderr)
+        return 128 + err.number
+    except subprocess.CalledProcessError as err:
+        print(f"loopfs: {err}", file=sys.stderr)
+        return 2
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _command(argv: Sequence[str], home: Path) -> int:
+    try:
+        child = subprocess.Popen(argv, env={**os.environ, "RAMET_HOME": str(home)})
+    except OSError as err:
+        print(f"loopfs: {argv[0]}: {err.strerror}", file=sys.stderr)
+        return NOT_FOUND_STATUS if err.errno == errno.ENOENT else NOT_RUN_STATUS
+    try:
+        status = child.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            child.terminate()
+        child.wait()
+    return 128 - status if status < 0 else status
+
+
+class _EndedError(KeyboardInterrupt):
+    """A signal asks us to end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise _EndedError(signal.Signals(number))
 
 
 if __name__ == "__main__":

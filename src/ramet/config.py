@@ -23,7 +23,7 @@ CPUS_MAX: Final = 64
 
 
 def default_home() -> Path:
-    """``$RAMET_HOME``, else /var/lib/ramet as root, else ``$XDG_STATE_HOME/ramet``.
+    """``$RAMET_HOME``, else ``unnamed_home()``.
 
     Raises:
         ConfigError: if ``$RAMET_HOME`` is set and not an absolute path.
@@ -34,6 +34,11 @@ def default_home() -> Path:
         if not home.is_absolute() or "\n" in given:
             raise ConfigError(f"RAMET_HOME must be an absolute path without newlines, not {given!r}.")
         return home
+    return unnamed_home()
+
+
+def unnamed_home() -> Path:
+    """Where the store is if nobody says where: /var/lib/ramet as root, else ``$XDG_STATE_HOME/ramet``."""
     if os.geteuid() == 0:
         return Path("/var/lib/ramet")
     import platformdirs  # costs 8 ms of start-up, needed here alone

@@ -244,10 +244,14 @@ class SnapshotCheck(Value, frozen=True, kw_only=True):
 
     id: str
     names: tuple[str, ...]
+    instance_name: str | None
+    """Of which it was taken; None: its manifest cannot be read, and no record that can be read knows it."""
     whole: bool
     damage: tuple[SnapshotDamage, ...]
     read_bytes: int
     duration_s: float
+    mend: str | None = None
+    """What a person can do about a manifest that cannot be read."""
 
 
 class RemovalPlan(Value, frozen=True, kw_only=True):
@@ -369,7 +373,7 @@ class Problem(Value, frozen=True, kw_only=True):
     """Something in the store that is not as it must be."""
 
     where: str
-    """``instance ID``, ``snapshot ID``, ``process PID``, a name, or a path."""
+    """``instance NAME (ID)``, ``snapshot ID``, ``process PID``, a name, or a path."""
     text: str
     mend: str
     """What a repair does, or else what a person can."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ramet.cli import context
@@ -23,6 +24,8 @@ from ramet.model import (
     Method,
     Problem,
     RemovalPlan,
+    SnapshotCheck,
+    SnapshotDamage,
     SnapshotInfo,
     SnapshotKind,
     State,
@@ -172,6 +175,23 @@ class FakeHost:
     def snapshot_get(self, name: str) -> SnapshotInfo:
         self.calls.append(("snapshot_get", {"name": name}))
         return snapshot("s1", name)
+
+    def snapshot_check(self, names: Sequence[str]) -> Sequence[SnapshotCheck]:
+        self.calls.append(("snapshot_check", {"names": tuple(names)}))
+        whole = SnapshotCheck(
+            id="s1", names=(), instance_name="web", whole=True, damage=(), read_bytes=1536, duration_s=0.1
+        )
+        damage = SnapshotDamage(file="manifest.json", text="It is damaged.")
+        lost = msgspec.structs.replace(
+            whole,
+            id="s2",
+            instance_name=None,
+            whole=False,
+            damage=(damage,),
+            read_bytes=0,
+            mend="Remove it: ramet rm db",
+        )
+        return [whole, lost]
 
     def snapshot_remove(self, name: str) -> None:
         self.calls.append(("snapshot_remove", {"name": name}))

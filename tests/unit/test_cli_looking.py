@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ramet.cli.main import run
+from ramet.model import Capability
 from tests.unit.fake_host import FakeHost, install
 
 ESCAPE = "\x1b"
@@ -84,6 +85,19 @@ def test_snapshot_verbs(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "golden: the name is gone; the files stay\n"
 
 
+def test_snapshot_check_says_of_which_instance_and_what_to_do(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["snapshot", "check"]) == 1
+    header, whole, lost, told, mend = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "ID", "OF", "VERDICT", "READ", "TIME"]
+    assert whole.split()[:4] == ["-", "s1", "web", "whole"]
+    assert lost.split()[:4] == ["-", "s2", "-", "DAMAGED"]
+    assert (told, mend) == ("s2: manifest.json: It is damaged.", "  Remove it: ramet rm db")
+    assert run(["snapshot", "check", "--json"]) == 1
+    assert [one["instance_name"] for one in json.loads(capsys.readouterr().out)] == ["web", None]
+
+
 def test_image_verbs(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["image", "build"]) == 0
     assert capsys.readouterr().out.startswith("micro: abc123 (kernel 6.1.0, 20 MiB, ")
@@ -103,6 +117,22 @@ def test_doctor_says_what_mends(host: FakeHost, capsys: pytest.CaptureFixture[st
     assert "Mend: use other hardware" in out
     assert run(["doctor", "--json"]) == 0
     assert [entry["available"] for entry in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+def test_doctor_fits_the_terminal(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Capability(name="kvm", available=False, why="why " * 40, meaning="meaning " * 40, mend="mend " * 40)
+    monkeypatch.setattr(host, "doctor", lambda: [long])
+    assert run(["doctor"]) == 0
+    assert "why " * 39 in capsys.readouterr().out, "for programs a line stays a line"
+    monkeypatch.setattr("ramet.cli.output.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert [out.count(word) for word in ("why", "meaning", "mend")] == [40, 40, 40]
+    assert max(map(len, out.splitlines())) <= 60
+    assert {line[:10] for line in out.splitlines()[1:]} == {" " * 10}
 
 
 def test_doctor_says_whether_the_store_is_whole(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 NOT_WHOLE_STATUS = 1
 MEANING_WIDTH = 100
 """Columns."""
+WIDTH_MIN = 30
+"""On a terminal that is too narrow for anything."""
 
 
 @verb(
@@ -27,7 +30,7 @@ MEANING_WIDTH = 100
         "ramet doctor --store --repair",
     ],
 )
-@click.option("--store", is_flag=True, help="Instead: say whether the store is whole.")
+@click.option("--store", is_flag=True, help="Instead: say whether names, records, manifests and VMMs fit together.")
 @click.option("--repair", is_flag=True, help="With --store: mend what can be mended.")
 def doctor(app: App, store: bool, repair: bool) -> int:
     """Say what this host can do, and what mends the rest.
@@ -36,7 +39,8 @@ def doctor(app: App, store: bool, repair: bool) -> int:
     a clone was made in the store. The status is 0 whatever the answers are. With --json: an array of {name available
     why meaning mend}.
 
-    With --store every name, record, snapshot and VMM is looked at: 0 if all is whole, 1 if something is wrong and was
+    With --store every name, record, manifest, device state and VMM is looked at, and each file's size, owner and mode;
+    no memory and no disk is read: `ramet snapshot check` does that. 0 if all is whole, 1 if something is wrong and was
     not mended. --repair loses nothing that something may need: it frees names that lead nowhere, sets modes, brings
     records up to what is true, ends VMMs that no record knows, and deletes snapshots that nothing refers to and whose
     instance is gone. With --json: {instances snapshots vmms problems busy}.
@@ -61,15 +65,23 @@ def _show_host(app: App, capabilities: list[Capability]) -> None:
         return
     width = max((len(capability.name) for capability in capabilities), default=0)
     indent = " " * (width + 7)
+    columns = max(shutil.get_terminal_size().columns - len(indent), WIDTH_MIN) if output.on_terminal() else None
     for capability in capabilities:
         word = output.coloured("yes") if capability.available else output.coloured("no") + " "
-        output.line(f"{word}  {capability.name.ljust(width)}  {capability.why}")
+        first, *rest = _wrapped(capability.why, columns) if columns else [capability.why]
+        output.line(f"{word}  {capability.name.ljust(width)}  {first}")
+        for part in rest:
+            output.line(f"{indent}{part}")
         about = [capability.meaning]
         if capability.mend and not capability.available:
             about.append(f"Mend: {capability.mend}")
         for text in about:
-            for part in textwrap.wrap(text, MEANING_WIDTH, break_long_words=False, break_on_hyphens=False):
+            for part in _wrapped(text, min(columns or MEANING_WIDTH, MEANING_WIDTH)):
                 output.line(f"{indent}{part}")
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _show_store(app: App, report: StoreReport) -> None:

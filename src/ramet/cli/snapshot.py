@@ -96,7 +96,8 @@ def check(app: App, snapshots: tuple[str, ...]) -> int:
 
     Without names: all of them. Memory and disk are compared page by page with the sums that were taken when they were
     published, the device state and the manifest with their SHA-256. Nothing is changed. The status is 0 if all are
-    whole and 1 if any is not. With --json: an array of {id names whole damage[{file text pages}] read_bytes duration_s}.
+    whole and 1 if any is not. With --json: an array of {id names instance_name whole damage[{file text pages}] read_bytes
+    duration_s mend}.
     """
     with app.working("Checking"):
         found = app.host().snapshot_check(snapshots)
@@ -109,11 +110,12 @@ def check(app: App, snapshots: tuple[str, ...]) -> int:
 
 def _show_checks(found: list[SnapshotCheck]) -> None:
     output.table(
-        ("NAME", "ID", "VERDICT", "READ", "TIME"),
+        ("NAME", "ID", "OF", "VERDICT", "READ", "TIME"),
         [
             (
                 ",".join(one.names) or "-",
                 one.id,
+                one.instance_name or "-",
                 output.coloured("whole" if one.whole else "DAMAGED"),
                 output.size(one.read_bytes),
                 output.duration(one.duration_s),
@@ -125,6 +127,8 @@ def _show_checks(found: list[SnapshotCheck]) -> None:
     for one in found:
         for damage in one.damage:
             output.line(f"{one.names[0] if one.names else one.id}: {damage.file}: {damage.text}")
+        if one.mend:
+            output.line(f"  {one.mend}")
 
 
 @verb("rm", examples=["ramet snapshot rm golden"])

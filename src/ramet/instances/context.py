@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import msgspec
 
 from ramet import config
 from ramet.errors import (
+    ConfigError,
     CorruptError,
     HostError,
     InUseError,
@@ -43,7 +45,7 @@ class Store:
         self, home: Path | None = None, *, progress: Progress | None = None, paths: StorePaths | None = None
     ) -> None:
         """``paths``: of a store that is open already."""
-        self.paths = paths or open_store(home or config.default_home())
+        self.paths = paths or _open(home or config.default_home())
         self._progress = progress
         self.note: str | None = None
         """What a verb wants to add to its success, such as "already running"."""
@@ -257,6 +259,18 @@ class Store:
                 continue
             except (LockedError, CorruptError, HostError) as err:
                 log.warning("snapshot %s was left: %s", snapshot_id, err.message)
+
+
+def _open(home: Path) -> StorePaths:
+    """A place that somebody names is taken at their word only if its parent is there: a typing mistake makes no directories."""
+    with host_errors(f"look for the store {home}"):
+        missing = not home.parent.is_dir()
+    if missing and home != config.unnamed_home():
+        raise ConfigError(
+            f"There is no directory {home.parent} for the store {home.name}.",
+            hint=f"Make it (mkdir -p {shlex.quote(str(home.parent))}), or name another place for the store.",
+        )
+    return open_store(home)
 
 
 def snapshot_of(record: InstanceRecord) -> str:

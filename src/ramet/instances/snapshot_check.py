@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import CorruptError, HostError, NotFoundError, host_errors
+from ramet.errors import ConfigError, CorruptError, HostError, NotFoundError, host_errors
+from ramet.instances import damaged
 from ramet.instances.context import Store
 from ramet.linux import procfs
-from ramet.model import PAGE_BYTES, Manifest, SnapshotCheck, SnapshotDamage, SnapshotFile, VmmProcess
+from ramet.model import PAGE_BYTES, Manifest, SnapshotCheck, SnapshotDamage, SnapshotFile, State, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import sums
@@ -36,13 +37,33 @@ def check(store: Store, wanted: Sequence[str]) -> list[SnapshotCheck]:
         NotFoundError: if a named one does not exist; none was looked at.
     """
     if wanted:
-        return [_check_one(store, snapshot_id) for snapshot_id in [store.find_snapshot(text) for text in wanted]]
+        return [_check_one(store, snapshot_id) for snapshot_id in [_find(store, text) for text in wanted]]
     found = []
     for directory in sorted(store.paths.snapshots.iterdir()):
         if is_id(directory.name):  # what is not ours `doctor --store` tells of
             with suppress(NotFoundError):  # removed meanwhile
                 found.append(_check_one(store, directory.name))
     return found
+
+
+def _find(store: Store, text: str) -> str:
+    try:
+        return store.find_snapshot(text)
+    except NotFoundError as err:
+        meant = _of_instance(store, text)
+        raise NotFoundError(err.message, hint=meant or err.hint) from err
+
+
+def _of_instance(store: Store, text: str) -> str | None:
+    """Which snapshot somebody may mean who names an instance; None: it is none."""
+    try:
+        record = store.read(store.find(text))
+    except (NotFoundError, CorruptError, ConfigError):
+        return None
+    if record.snapshot is None:
+        return f"{text} is an instance, and has no snapshot: `ramet standby` and `ramet snapshot create` take one."
+    how = "sleeps on" if record.state is State.STANDBY else "rolls back to"
+    return f"{text} is an instance; it {how} snapshot {record.snapshot}: ramet snapshot check {record.snapshot}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +86,17 @@ def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
             called = tuple(
                 name for name, target in names.all_names(store.paths.snapshot_names).items() if target == snapshot_id
             )
-            opened = list(_open_all(paths, damage, held))
+            opened: list[_Opened] = []
+            mend = None
+            try:
+                manifest = manifests.load(paths)
+            except (CorruptError, HostError) as err:
+                text = f"{err.message} Without it nothing else of the snapshot could be looked at."
+                damage.append(SnapshotDamage(file=paths.manifest.name, text=text))
+                of, mend = _known_as(store, snapshot_id), damaged.way_out(store, snapshot_id, err)
+            else:
+                of = manifest.instance_name
+                opened += _open_all(paths, manifest, damage, held)
         for one in opened:
             try:
                 damage += _compare(one, _telling(store, f"{called[0] if called else snapshot_id}: {one.name}", one))
@@ -74,20 +105,24 @@ def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
         return SnapshotCheck(
             id=snapshot_id,
             names=called,
+            instance_name=of,
             whole=not damage,
             damage=tuple(damage),
             read_bytes=sum(one.allocated_bytes for one in opened),
             duration_s=time.monotonic() - began,
+            mend=mend,
         )
 
 
-def _open_all(paths: SnapshotPaths, damage: list[SnapshotDamage], held: ExitStack) -> Iterator[_Opened]:
+def _known_as(store: Store, snapshot_id: str) -> str | None:
+    """The instance that sleeps on a snapshot: it was taken of it, or of what that was forked from."""
+    return next((one.name for one in damaged.users_of(store, snapshot_id) if one.snapshot == snapshot_id), None)
+
+
+def _open_all(
+    paths: SnapshotPaths, manifest: Manifest, damage: list[SnapshotDamage], held: ExitStack
+) -> Iterator[_Opened]:
     """Open what is to be read; whatever cannot be goes to ``damage``."""
-    try:
-        manifest = manifests.load(paths)
-    except (CorruptError, HostError) as err:
-        damage.append(SnapshotDamage(file=paths.manifest.name, text=err.message))
-        return
     for path, expected in manifests.files(paths, manifest):
         try:
             manifests.check_file(path, expected, manifest.id)
@@ -209,7 +244,8 @@ def _compare(one: _Opened, progress: Callable[[int], object]) -> list[SnapshotDa
 def _in_words(found: sums.Damage, name: str, sums_name: str) -> Iterator[SnapshotDamage]:
     if found.pages:
         first, last = found.pages[0].start * PAGE_BYTES, found.pages[0].stop * PAGE_BYTES - 1
-        text = f"{sums.in_words(found.pages)} changed; the first bytes {first} to {last}."
+        which = "the first of them " if len(found.pages) > 1 else ""
+        text = f"{sums.in_words(found.pages)} changed ({which}at bytes {first} to {last})."
         yield SnapshotDamage(file=name, text=text, pages=_pairs(found.pages))
     if found.unknown:
         text = f"It is damaged: nobody can tell whether these are whole: {sums.in_words(found.unknown)} of {name}."

@@ -18,11 +18,11 @@ from ramet import process
 from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, StateError, host_errors
 from ramet.hypervisors import ownership
 from ramet.hypervisors.confinement import user_number
-from ramet.instances import live_files, observe
+from ramet.instances import damaged, live_files, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
 from ramet.snapshots import manifest as manifests
-from ramet.store import chores, names
+from ramet.store import atomic, chores, names
 from ramet.store.layout import discard, is_id, is_work
 from ramet.store.locks import locked
 
@@ -66,8 +66,9 @@ def check(store: Store, *, repair: bool) -> StoreReport:
         for path in sorted(store.paths.tmp.iterdir())
         if not is_work(path.name)
     ]
+    called = {one: f"instance {damaged.instance_label(store, one)}" for one in instances}
     objects = [
-        *(_Object(f"instance {one}", f"instance-{one}", partial(_instance, store, one)) for one in instances),
+        *(_Object(called[one], f"instance-{one}", partial(_instance, store, one)) for one in instances),
         *(_Object(f"snapshot {one}", f"snapshot-{one}", partial(_snapshot, store, one)) for one in snapshots),
         *_names(store),
         *(_Object(f"process {vmm.pid}", f"instance-{one}", partial(_vmm, store, one, vmm)) for one, vmm in vmms),
@@ -137,7 +138,8 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
         where = f"Its disk may be {paths.disk}; then move all of {paths.dir} elsewhere."
         return [_Found(text="It has no record.", mend=where)]
     except CorruptError as err:
-        return [_Found(text=err.message, mend="ramet rm --force removes it, by its name or its id.")]
+        remove = f"Restore it from a backup, or remove it: ramet rm --force {instance_id}"
+        return [_Found(text=err.message, mend=atomic.OTHER_VERSION if err.hint == atomic.OTHER_VERSION else remove)]
     found = list(_loose(paths.dir, PRIVATE_MODE, ownership.PASSABLE))
     if names.lookup(store.paths.instance_names, record.name) != instance_id:
         found.append(
@@ -232,17 +234,20 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     ]
     try:
         manifest = manifests.load(paths)
-        manifests.check_files(paths, manifest)
     except (CorruptError, NotFoundError) as err:
+        return [*found, _Found(text=err.message, mend=damaged.way_out(store, snapshot_id, err))]
+    try:
+        manifests.check_files(paths, manifest)
+    except CorruptError as err:
         return [*found, _Found(text=err.message, mend=err.hint or "Remove it: ramet snapshot rm")]
     for path in (paths.memory, paths.vmstate):  # its instance's VMM opens them
         found += _loose(path, PUBLISHED_MODE, owner=user_number(manifest.instance_id))
-    records, damaged = store.readable_records()
+    records, unreadable = store.readable_records()
     try:
         referrers = store.referrers(records)
     except CorruptError:  # a name that cannot be read may be its own; it is told of the name
         return found
-    if not damaged and snapshot_id not in referrers and snapshot_id not in chores.noted_ids(store.paths.locks):
+    if not unreadable and snapshot_id not in referrers and snapshot_id not in chores.noted_ids(store.paths.locks):
         is_orphan = not store.paths.instance(manifest.instance_id).dir.exists()
         found.append(
             _Found(
@@ -310,7 +315,7 @@ def _vmm(store: Store, instance_id: str, vmm: VmmProcess) -> list[_Found]:
         return []
     return [
         _Found(
-            text=f"A VMM of instance {instance_id} that its record does not know.",
+            text=f"A VMM of instance {damaged.instance_label(store, instance_id)} that its record does not know.",
             mend="It is killed.",
             action=partial(process.kill_and_wait, vmm),
         )

@@ -1,4 +1,4 @@
-"""What /proc/PID tells of a process: its mappings, its descriptors, its memory."""
+"""What /proc tells: of a process its mappings, its descriptors and its memory; of the CPU its flags."""
 
 from __future__ import annotations
 
@@ -171,3 +171,12 @@ def smaps_rollup(pid: int) -> dict[str, int]:
         key, value, _ = line.split()
         found[key.removesuffix(":")] = int(value) * 1024
     return found
+
+
+def cpu_flags() -> frozenset[str]:
+    """The flags of the first CPU in /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()

@@ -20,6 +20,8 @@ from ramet.errors import CorruptError, HostError
 T = TypeVar("T")
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
+OTHER_VERSION = "Use the version of Ramet that wrote it."
+"""The hint where nothing is damaged: another Ramet reads it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
@@ -161,11 +163,12 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
             return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise CorruptError(
-            f"{path} is damaged: {err}.", hint="Restore it from a backup, or remove what it describes."
+            f"{path} is damaged: it is not what Ramet wrote ({err}).",
+            hint="Restore it from a backup, or remove what it describes: ramet rm --force, ramet snapshot rm or ramet image rm.",
         ) from err
     raise CorruptError(
         f"{path} has format version {found}; this Ramet reads {format_version}.",
-        hint="Use the version of Ramet that wrote it.",
+        hint=OTHER_VERSION,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ramet.errors import ConfigError
 from ramet.model import Hypervisor
-from ramet.verify import strikes
+from ramet.verify import spelling, strikes
 from ramet.verify.needs import Need
 from ramet.verify.world import CutShortError, Point, World
 
@@ -323,7 +323,7 @@ def named(name: str) -> Sabotage:
         ConfigError: if there is none.
     """
     if name not in SABOTAGES:
-        raise ConfigError(f"There is no sabotage {name!r}.", hint=f"There are: {', '.join(SABOTAGES)}.")
+        raise ConfigError(f"There is no sabotage {name!r}.", hint=spelling.hint(name, SABOTAGES))
     return SABOTAGES[name]
 
 

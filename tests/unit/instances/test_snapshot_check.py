@@ -15,6 +15,7 @@ import pytest
 from ramet import process
 from ramet.errors import CorruptError, NotFoundError
 from ramet.instances import snapshot_check
+from ramet.instances.delete import remove
 from ramet.instances.snapshot_check import check, held_intact, require_intact
 from ramet.linux.mounts import file_system_of
 from ramet.model import PAGE_BYTES, SnapshotCheck, State, VmmProcess
@@ -91,7 +92,7 @@ def test_all_that_is_damaged_is_named(place: Place) -> None:
     found = {damage.file: damage for damage in only(place).damage}
     assert set(found) == {"memory", "vmstate", "disk.raw"}
     assert found["memory"].pages == ((0, 1), (255, 256))
-    assert found["memory"].text == "pages 0, 255 (2 in all) changed; the first bytes 0 to 4095."
+    assert found["memory"].text == "pages 0, 255 (2 in all) changed (the first of them at bytes 0 to 4095)."
 
 
 def test_memory_of_another_generation_is_not_the_snapshot_s(place: Place, tmp_path: Path) -> None:
@@ -105,6 +106,73 @@ def test_memory_of_another_generation_is_not_the_snapshot_s(place: Place, tmp_pa
         mine.unlink()
         shutil.copyfile(theirs, mine)
     assert [damage.file for damage in only(place).damage] == ["memory"]
+
+
+def test_a_single_place_is_told_as_a_place(place: Place) -> None:
+    flip(place.snapshot.memory, 5 * PAGE_BYTES)
+    (damage,) = only(place).damage
+    assert damage.text == "page 5 changed (at bytes 20480 to 24575)."
+
+
+def test_it_is_said_of_which_instance_each_was_taken(place: Place) -> None:
+    assert only(place).instance_name == place.record.name
+    place.change(name="renamed")
+    flip(place.snapshot.manifest, 2)
+    assert only(place).instance_name == "renamed", "by the record of who sleeps on it"
+    place.change(snapshot=None, state=State.STOPPED)
+    assert only(place).instance_name is None
+
+
+def test_a_manifest_that_cannot_be_read_is_told_in_words_with_what_removes_the_snapshot(place: Place) -> None:
+    flip(place.snapshot.manifest, 2)
+    found = only(place)
+    (damage,) = found.damage
+    assert damage.text.startswith(f"{place.snapshot.manifest} is damaged: it is not what Ramet wrote (")
+    assert damage.text.endswith("Without it nothing else of the snapshot could be looked at.")
+    assert found.read_bytes == 0
+    assert (found.mend or "").endswith("with which it goes: ramet rm web")
+    remove(place.store, "web", force=False)
+    assert not place.snapshot.dir.exists()
+
+
+def test_what_removes_it_depends_on_who_needs_it(place: Place) -> None:
+    flip(place.snapshot.manifest, 2)
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    assert (only(place).mend or "").endswith(": ramet rm web; ramet snapshot rm golden")
+    place.change(state=State.FAILED)
+    assert (only(place).mend or "").endswith(": ramet start web; ramet snapshot rm golden"), "its disk is newer"
+    place.change(snapshot=None, diff_base=place.snapshot_id, state=State.RUNNING, vmm=ourselves())
+    assert (only(place).mend or "").endswith(": ramet stop web; ramet snapshot rm golden")
+    place.change(diff_base=None)
+    names.release(place.store.paths.snapshot_names, "golden", place.snapshot_id)
+    assert (only(place).mend or "").endswith(f": ramet snapshot rm {place.snapshot_id}")
+
+
+def test_a_manifest_of_another_version_is_no_reason_to_remove_anything(place: Place) -> None:
+    content = place.snapshot.manifest.read_bytes()
+    place.snapshot.manifest.chmod(0o600)
+    place.snapshot.manifest.write_bytes(content.replace(b'"format_version": 2', b'"format_version": 99'))
+    assert only(place).mend == "Use the version of Ramet that wrote it."
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "web is an instance; it sleeps on snapshot {0}: ramet snapshot check {0}"),
+        ({"state": State.FAILED}, "web is an instance; it rolls back to snapshot {0}: ramet snapshot check {0}"),
+        ({"snapshot": None, "state": State.STOPPED}, "web is an instance, and has no snapshot"),
+    ],
+)
+def test_an_instance_is_no_snapshot_and_the_one_that_is_meant_is_named(
+    place: Place, fields: dict[str, object], told: str
+) -> None:
+    place.change(**fields)
+    with pytest.raises(NotFoundError, match="There is no snapshot 'web'") as found:
+        check(place.store, ["web"])
+    assert (found.value.hint or "").startswith(told.format(place.snapshot_id))
+    with pytest.raises(NotFoundError) as found:
+        check(place.store, ["none"])
+    assert found.value.hint == "`ramet snapshot ls` lists them."
 
 
 def test_one_that_does_not_exist_is_refused_before_any_is_read(place: Place) -> None:

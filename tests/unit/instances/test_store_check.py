@@ -12,6 +12,7 @@ import pytest
 
 from ramet import process
 from ramet.hypervisors.confinement import user_number
+from ramet.instances.delete import remove
 from ramet.instances.store_check import check
 from ramet.model import UNSEALED, State, VmmProcess
 from ramet.snapshots import manifest as manifests
@@ -180,6 +181,26 @@ def test_what_could_lose_something_is_told_and_left(place: Place, name: str) -> 
     assert sorted(str(path) for path in place.store.paths.home.rglob("*")) == before
 
 
+def test_an_instance_is_called_by_its_name_where_anything_tells_it(place: Place) -> None:
+    place.paths.dir.chmod(0o755)
+    assert [one.where for one in place.problems()] == [f"instance web ({INSTANCE})"]
+    place.paths.record.write_bytes(b"{")
+    (problem,) = place.problems()
+    assert problem.where == f"instance web ({INSTANCE})", "by its name's file"
+    assert problem.text.startswith(f"{place.paths.record} is damaged: it is not what Ramet wrote (")
+    assert problem.mend == f"Restore it from a backup, or remove it: ramet rm --force {INSTANCE}"
+    lose_name(place)
+    assert [one.where for one in place.problems()] == [f"instance {INSTANCE}"]
+    remove(place.store, INSTANCE, force=True)
+    assert not place.paths.dir.exists()
+
+
+def test_what_gets_rid_of_a_damaged_manifest_is_said(place: Place) -> None:
+    damage(place.snapshot.manifest)
+    (problem,) = (one for one in place.problems() if "manifest" in one.text)
+    assert problem.mend.endswith("ramet rm web")
+
+
 def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
     """Nothing refers to it, and its instance is there: it may be all that is left."""
     place.change(snapshot=None, state=State.STOPPED)
@@ -218,7 +239,7 @@ def test_a_name_that_another_has_becomes_its_id(place: Place) -> None:
     place.store.paths.instance(OTHER).dir.mkdir(mode=0o700)  # so that the name leads somewhere
     place.problems(repair=True)
     assert names.lookup(place.store.paths.instance_names, INSTANCE) == INSTANCE
-    assert [problem for problem in place.problems() if problem.where == f"instance {INSTANCE}"] == []
+    assert [problem for problem in place.problems() if problem.where == f"instance web ({INSTANCE})"] == []
 
 
 def test_a_vmm_that_no_record_knows_is_killed(place: Place) -> None:
@@ -238,7 +259,7 @@ def test_what_a_command_is_at_work_on_is_not_judged(place: Place, monkeypatch: p
     place.change(pending="standby")
     with locked(place.store.paths.locks, f"instance-{INSTANCE}"):
         report = check(place.store, repair=True)
-    assert (report.problems, report.busy, report.whole) == ((), (f"instance {INSTANCE}",), True)
+    assert (report.problems, report.busy, report.whole) == ((), (f"instance web ({INSTANCE})",), True)
 
 
 def test_a_vmm_of_a_store_in_another_mount_namespace_is_none_of_ours(place: Place) -> None:

@@ -11,8 +11,15 @@ import pytest
 
 from ramet.verify.reports import page
 from ramet.verify.reports.conversion import document
-from ramet.verify.reports.documents import InstanceDocument, MemoryMapDocument, ReportDocument, StepDocument
+from ramet.verify.reports.documents import (
+    InstanceDocument,
+    MatrixDocument,
+    MemoryMapDocument,
+    ReportDocument,
+    StepDocument,
+)
 from ramet.verify.reports.results import Matrix, MatrixRow
+from ramet.verify.sabotage import SABOTAGES
 from tests.browser import Page, browser
 from tests.capabilities import requires
 from tests.unit.verify.test_report import report
@@ -224,3 +231,66 @@ def test_a_browser_shows_the_matrix(chromium: Page, tmp_path: Path) -> None:
     assert texts(chromium, "tbody tr:nth-child(1) td") == ["", "", "●", "○"]
     assert texts(chromium, "tbody tr:nth-child(2) td") == ["✗", "", "", ""]
     assert texts(chromium, "tbody tr:nth-child(3) td") == ["not here: no reflinks"]
+    assert texts(chromium, "tbody .outcome") == [
+        "caught by fork-same-boot; also failed: fork-wakes",
+        "MISSED by fork-diff-complete",
+        "",
+    ]
+
+
+@requires("browser")
+def test_a_missed_sabotage_is_named_first_and_stands_out(chromium: Page, tmp_path: Path) -> None:
+    shown(chromium, tmp_path / "matrix.html", page.encode(document(matrix())))
+    assert texts(chromium, "header .trouble") == ["MISSED lost-diff: lost"]
+    assert chromium.ask("document.querySelector('header .trouble a').hash") == "#lost-diff"
+    behind = chromium.ask("[...document.querySelectorAll('tbody th')].map(e => getComputedStyle(e).backgroundColor)")
+    assert behind[0] == behind[2] != behind[1]
+
+
+@requires("browser")
+def test_a_run_that_was_cut_short_is_not_said_to_have_missed_anything(chromium: Page, tmp_path: Path) -> None:
+    row = MatrixRow(sabotage="a", summary="b", must_fail=("x",), failed=(), cut_short="no memory")
+    made = document(Matrix(host={}, rows=(row,), seconds=3.0))
+    assert isinstance(made, MatrixDocument)
+    assert not made.all_caught
+    for status, word in ((1, "FAIL"), (2, "INCONCLUSIVE")):
+        told = msgspec.structs.replace(made, exit_status=status)
+        shown(chromium, tmp_path / "matrix.html", page.encode(told))
+        assert texts(chromium, "h1 .verdict") == [word]
+        assert texts(chromium, "header .trouble") == ["UNKNOWN a: b"]
+        assert texts(chromium, "tbody .outcome") == ["UNKNOWN, cut short: no memory"]
+        assert texts(chromium, "tbody td") == ["?"]
+        assert_pleasant(chromium)
+
+
+FIRST_AND_LAST = """
+(() => {
+  const box = document.querySelector(".wide").getBoundingClientRect();
+  const [first, last] = ["first", "last"].map((which) =>
+    document.querySelector(`thead th:${which}-child`).getBoundingClientRect());
+  return {box: [box.left, box.right], first: [first.left, first.right], last: [last.left, last.right]};
+})()
+"""
+"""Left and right of the matrix's scroll container, and of its first and last heading."""
+
+
+@requires("browser")
+def test_no_column_of_the_whole_matrix_is_cut_off(chromium: Page, tmp_path: Path) -> None:
+    """Every sabotage there is: on a desk all columns are seen at once, on less they are scrolled to and the names stay."""
+    rows = tuple(
+        MatrixRow(sabotage=one.name, summary=one.summary, must_fail=one.caught_by, failed=one.caught_by)
+        for one in SABOTAGES.values()
+    )
+    shown(chromium, tmp_path / "all.html", page.encode(document(Matrix(host={}, rows=rows, seconds=3.0))))
+    chromium.resize(1400)
+    assert chromium.ask("(e => e.scrollWidth - e.clientWidth)(document.querySelector('.wide'))") == 0
+    places = chromium.ask(FIRST_AND_LAST)
+    assert places["last"][1] <= places["box"][1] <= 1400
+    for width in (1000, 600):
+        chromium.resize(width)
+        assert chromium.ask("document.documentElement.scrollWidth") <= width
+        chromium.ask("document.querySelector('.wide').scrollLeft = 1e6")
+        places = chromium.ask(FIRST_AND_LAST)
+        assert places["last"][1] <= places["box"][1] + 1, "the last is reached by scrolling"
+        assert places["first"][0] == places["box"][0], "and the names are still there"
+        assert places["first"][1] <= places["last"][0]

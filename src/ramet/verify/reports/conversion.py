@@ -102,7 +102,7 @@ def _steps(steps: Sequence[Step]) -> tuple[StepDocument, ...]:
 
 def _matrix_document(matrix: Matrix) -> MatrixDocument:
     return MatrixDocument(
-        all_caught=not matrix.missed,
+        all_caught=all(row.caught for row in matrix.rows if row.not_applicable is None),
         exit_status=matrix.exit_status,
         seconds=round(matrix.seconds, 3),
         host=matrix.host,

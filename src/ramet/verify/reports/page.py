@@ -5,7 +5,7 @@ It is made from the documents that ``--json`` prints, so it can show nothing tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from xml.etree import ElementTree as Xml
 
@@ -29,7 +29,7 @@ def encode(document: ReportDocument | MatrixDocument) -> bytes:
     return b"<!doctype html>\n" + bytes(Xml.tostring(page, encoding="utf-8", method="html")) + b"\n"
 
 
-def _page(title: str, *content: Xml.Element) -> Xml.Element:
+def _page(title: str, *content: Xml.Element, kind: str = "") -> Xml.Element:
     style = files("ramet.verify.reports").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -40,7 +40,7 @@ def _page(title: str, *content: Xml.Element) -> Xml.Element:
         element("title", title),
         element("style", style),
     )
-    return element("html", head, element("body", *content), lang="en")
+    return element("html", head, element("body", *content, class_=kind), lang="en")
 
 
 # -- a report -----------------------------------------------------------------------------------------------------
@@ -165,14 +165,19 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
     head = element(
         "tr", element("th", "sabotage"), *(element("th", element("span", one), scope="col") for one in claims)
     )
+    word = "PASS" if document.all_caught else "FAIL" if document.exit_status == 1 else "INCONCLUSIVE"
+    marks = (
+        "● must fail, and did    ○ failed as well    ✗ must fail, and did not    ? cut short before it could be known"
+    )
     return _page(
         f"{caught} of {len(here)} caught: ramet verify --sabotage all",
         element(
             "header",
-            element("h1", "ramet verify --sabotage all ", _verdict("PASS" if document.all_caught else "FAIL")),
+            element("h1", "ramet verify --sabotage all ", _verdict(word)),
             element("p", f"{caught} of {len(here)} caught, in {document.seconds:.1f} s"),
+            *(_not_caught(row) for row in here if not row.caught),
             _facts(document.host),
-            element("p", "● must fail, and did    ○ failed as well    ✗ must fail, and did not", class_="legend"),
+            element("p", marks, class_="legend"),
             *(element("p", f"undecided without sabotage: {what}", class_="trouble") for what in document.undecided),
         ),
         element(
@@ -188,15 +193,45 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
                 class_="wide",
             ),
         ),
+        kind="full-width",
     )
 
 
+def _not_caught(row: SabotageDocument) -> Xml.Element:
+    """It is said first."""
+    link = element("a", row.name, href=f"#{row.name}")
+    return element("p", _how_not(row), " ", link, f": {row.summary}", class_="trouble")
+
+
+def _how_not(row: SabotageDocument) -> Xml.Element:
+    """Nothing noticed it, or its run was cut short before anything could."""
+    word, kind = ("MISSED", "fail") if row.cut_short is None else ("UNKNOWN", "inconclusive")
+    return element("span", word, class_=f"verdict {kind}")
+
+
 def _matrix_row(row: SabotageDocument, claims: Sequence[str]) -> Xml.Element:
-    cut_short = f" (cut short: {row.cut_short})" if row.cut_short and not row.caught else ""
-    name = element("th", element("b", row.name), element("br"), element("small", row.summary + cut_short), scope="row")
+    """What is in the columns is said in words too: nobody need follow a column up to its heading."""
+    about = [element("small", row.summary), element("small", *_outcome(row), class_="outcome")]
+    name = element("th", element("b", row.name), *about, scope="row")
     if row.not_applicable is not None:
         return element("tr", name, element("td", f"not here: {row.not_applicable}", colspan=str(len(claims))))
-    return element("tr", name, *(_mark(row, claim) for claim in claims), class_="" if row.caught else "missed")
+    marks = (_mark(row, claim) for claim in claims)
+    return element("tr", name, *marks, class_="" if row.caught else "missed", id=row.name)
+
+
+def _outcome(row: SabotageDocument) -> Iterator[Xml.Element | str]:
+    """Which checks caught it, or ought to have."""
+    if row.not_applicable is not None:
+        return
+    if row.caught:
+        yield f"caught by {', '.join(row.must_fail)}"
+    else:
+        silent = [claim for claim in row.must_fail if claim not in row.failed]
+        yield _how_not(row)
+        yield f" by {', '.join(silent)}" if row.cut_short is None else f", cut short: {row.cut_short}"
+    also = [claim for claim in row.failed if not row.caught or claim not in row.must_fail]
+    if also:
+        yield f"; {'also failed' if row.caught else 'failed'}: {', '.join(also)}"
 
 
 def _mark(row: SabotageDocument, claim: str) -> Xml.Element:
@@ -204,7 +239,7 @@ def _mark(row: SabotageDocument, claim: str) -> Xml.Element:
     mark, word = {
         (True, True): ("●", "caught"),
         (False, True): ("○", "also"),
-        (True, False): ("✗", "missed"),
+        (True, False): ("✗", "missed") if row.cut_short is None else ("?", "unknown"),
         (False, False): ("", "none"),
     }[must, did]
     return element("td", mark, class_=word, title=f"{row.name} / {claim}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet.errors import ConfigError
+from ramet.verify import spelling
 from ramet.verify.scenarios import (
     base,
     chain,
@@ -34,5 +35,5 @@ def named(names: Sequence[str]) -> list[Scenario]:
     """
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
-        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=f"There are: {', '.join(SCENARIOS)}.")
+        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=spelling.hint(unknown[0], SCENARIOS))
     return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]
