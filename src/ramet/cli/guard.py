@@ -70,7 +70,7 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
 def _guard(
     app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
 ) -> int:
-    from ramet import process
+    from ramet import foreground
     from ramet.verify.guard import guarding
     from ramet.verify.reports import documents
 
@@ -83,7 +83,7 @@ def _guard(
     _require_outside(report_path, paths)
     say = output.error_line if app.debug else None
     with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:
-        status = process.run_in_foreground(command, stdout=STDERR if app.json else None)
+        status = foreground.run(command, stdout=STDERR if app.json else None)
     assert watched.report is not None
     exit_status = _exit_status(watched.report, status)
     encoded = documents.encoded(_document(watched.report, command, status, exit_status))
