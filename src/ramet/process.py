@@ -1,4 +1,4 @@
-"""The only place that starts, finds, stops and waits for processes.
+"""The only place that starts, finds, stops and waits for processes; somebody's own command is run by foreground.py.
 
 Helper programs are run to their end under a deadline. A VMM outlives the command that started it, so it is found again by
 pid *and* start time *and* boot id: a recycled pid or a host that was booted anew never passes for it.
@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
 from ramet.model import VmmProcess
-from ramet.signals import ENDING_SIGNALS, signals_held
+from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
@@ -139,50 +139,6 @@ def run(
             f"{argv[0]} failed.", argv=argv, status=child.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
         )
     return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
-
-
-def run_in_foreground(argv: Sequence[str], *, stdout: int | None = None) -> int:
-    """Run somebody's command with our own standard streams, in our own process group, until it ends; returns its status, or
-    minus the signal that ended it. Ending signals are passed on, but for the Ctrl-C of a terminal, which it gets by itself.
-
-    Raises:
-        HostError: if it could not be started.
-    """
-    child: subprocess.Popen[bytes] | None = None
-    too_early: list[int] = []
-    has_terminal = _has_terminal()
-
-    def pass_on(number: int, _frame: object) -> None:
-        if child is None:
-            too_early.append(number)
-        elif number != signal.SIGINT or not has_terminal:
-            with suppress(PermissionError):  # it has become somebody else (sudo): it is waited for
-                child.send_signal(number)
-
-    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, pass_on)
-        try:
-            child = subprocess.Popen(list(argv), stdout=stdout)
-        except OSError as err:
-            raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
-        for early in too_early:
-            pass_on(early, None)
-        return child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal (tty(4): otherwise ENXIO)."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 def _start_helper(

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ramet.cli.guard import Outcome
+from ramet.verify.guard import guarding
+
 RAMET = [sys.executable, "-m", "ramet.cli"]
 TIMEOUT_S = 30.0
 STAYS = "echo ready; i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 0.05; done"
@@ -52,10 +55,18 @@ def test_something_changed(memory: Path) -> None:
 
 
 def test_a_command_that_fails_is_no_pass(memory: Path) -> None:
-    assert guard(str(memory), "--", "sh", "-c", "exit 3").returncode == 2
-    killed = guard(str(memory), "--", "sh", "-c", "kill -9 $$")
-    assert killed.returncode == 2
-    assert b"ended by signal 9" in killed.stderr
+    for script, how in {"exit 3": "ended with status 3", "kill -9 $$": "was ended by signal 9"}.items():
+        done = guard(str(memory), "--", "sh", "-c", script)
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            f"INCONCLUSIVE  1 file (8 KiB) is as it was, but the command {how}: sh -c".encode()
+        )
+        value = json.loads(guard(str(memory), "--json", "--", "sh", "-c", script).stdout)
+        assert (value["verdict"], value["exit_status"], value["reason"]) == ("INCONCLUSIVE", 2, f"the command {how}")
+    changed = guard(str(memory), "--", "sh", "-c", 'echo >>"$1"; exit 3', "sh", str(memory))
+    assert changed.returncode == 1
+    assert changed.stderr.startswith(b"FAIL  1 of 1 file (8 KiB) changed: sh -c")
+    assert b"(status 3, " in changed.stderr
 
 
 def test_json_on_stdout_and_in_a_file(memory: Path, tmp_path: Path) -> None:
@@ -70,7 +81,7 @@ def test_json_on_stdout_and_in_a_file(memory: Path, tmp_path: Path) -> None:
     assert (value["verdict"], value["exit_status"], value["files"], value["bytes"]) == ("FAIL", 1, 1, 8192)
     assert value["command"]["status"] == 0
     (change,) = value["changes"]
-    assert (change["path"], change["pages"], change["harmless"]) == (str(memory), [[2, 2]], False)
+    assert (change["path"], change["pages"], change["harmless"]) == (str(memory), [[2, 3]], False)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,7 @@ def test_a_signal_reaches_the_command_and_the_report_still_comes(memory: Path, n
         child.send_signal(number)
         out, err = child.communicate(timeout=TIMEOUT_S)
     assert (child.returncode, out) == (2, b"told\n")
-    assert b"(status 5" in err
+    assert err.startswith(b"INCONCLUSIVE  1 file (8 KiB) is as it was, but the command ended with status 5: sh -c")
 
 
 def test_ctrl_c_is_the_command_s_and_the_report_still_comes(memory: Path) -> None:
@@ -170,3 +181,138 @@ def test_the_report_is_not_written_over_what_is_guarded(tmp_path: Path, output: 
     assert b"guarded" in done.stderr
     assert memory.read_bytes() == b"golden"
     assert [path.name for path in (tmp_path / "tree").iterdir()] == ["file"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Five files and a symlink."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    for number in range(5):
+        (root / f"file{number}").write_bytes(b"x" * 1024)
+    (root / "link").symlink_to("file0")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ('rm -rf "$1"', "7 gone, of 5 files (5 KiB), 1 symlink and 1 directory: "),
+        ('rm "$1"/link', "1 gone, of 5 files (5 KiB), 1 symlink and 1 directory: "),
+        ('touch "$1"/new', "1 new, of 5 files (5 KiB), 1 symlink and 1 directory: "),
+        (
+            'chmod 700 "$1"; rm "$1"/file*; : >"$1"/new',
+            "1 changed, 1 new, 5 gone, of 5 files (5 KiB), 1 symlink and 1 dir",
+        ),
+        ('rm "$1"/link; : >"$1"/link', "1 changed, of 5 files (5 KiB), 1 symlink and 1 directory: "),
+        ('echo >>"$1"/file1', "1 of 5 files (5 KiB) changed: "),
+    ],
+)
+def test_the_counts_say_what_is_true(tree: Path, script: str, said: str) -> None:
+    tree.chmod(0o755)
+    done = guard(str(tree), "--", "sh", "-c", script, "sh", str(tree))
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"FAIL  {said}")
+
+
+def test_what_passes_is_counted_and_what_was_not_read_is_named(tree: Path) -> None:
+    os.mkfifo(tree / "fifo")
+    done = guard(str(tree), "--", "true")
+    assert done.returncode == 0
+    first, _, note = done.stderr.decode().splitlines()
+    assert first.startswith("PASS  5 files (5 KiB), 1 symlink, 1 directory and 1 other entry are as they were: true (")
+    assert note == f"1 entry is no regular file and was not read: {tree}/fifo."
+    value = json.loads(guard(str(tree), "--json", "--", "true").stdout)
+    assert (value["files"], value["symlinks"], value["directories"]) == (5, 1, 1)
+    assert value["not_read"] == [str(tree / "fifo")]
+
+
+def test_many_changes_are_bounded_in_text_alone(tree: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        (tree / f"{number:03}").touch()
+    done = guard(str(tree), "--output", str(tmp_path / "report"), "--", "sh", "-c", 'rm "$1"/*', "sh", str(tree))
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].startswith("FAIL  306 gone, ")
+    assert lines[-1] == "… and 286 more: --json and --output have them all."
+    assert len(lines) == 1 + 20 * 3 + 2
+    assert len(json.loads((tmp_path / "report").read_bytes())["changes"]) == 306
+
+
+def test_what_passes_is_printed_last(tree: Path) -> None:
+    script = 'touch "$1"/file0 "$1"/file1; echo >>"$1"/file4'
+    done = guard(str(tree), "--", "sh", "-c", script, "sh", str(tree))
+    named = [line.rpartition("/")[2] for line in done.stderr.decode().splitlines() if line.startswith(str(tree))]
+    assert named == ["file4", "file0", "file1"]
+
+
+WAITS = "read line <fifo"
+"""What a process that is left behind does until the test lets it go."""
+
+
+@pytest.mark.parametrize("detached", ["", "setsid "])
+def test_a_process_that_is_left_behind_with_a_file_open_is_no_pass(memory: Path, tmp_path: Path, detached: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    holder = f"{detached}sh -c 'exec 9<>memory; : >ready; {WAITS}'"
+    script = f"cd {tmp_path}; ({holder} >/dev/null 2>&1 &); until [ -e ready ]; do :; done"
+    try:
+        done = guard(str(memory), "--json", "--", "sh", "-c", script)
+    finally:
+        (tmp_path / "fifo").write_bytes(b"\n")
+    assert done.returncode == 2
+    value = json.loads(done.stdout)
+    assert (value["verdict"], value["reason"]) == ("INCONCLUSIVE", "one is open for writing still")
+    (change,) = value["changes"]
+    (held,) = change["held_by"]
+    assert held.startswith("descriptor 9 (writable) of sh (pid ")
+    assert change["harmless"]
+    (runs,) = value["command"]["still_running"]
+    assert held.endswith(runs)
+
+
+def test_processes_that_are_left_behind_and_hold_nothing_pass_with_a_note(memory: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    script = f"cd {tmp_path}; (setsid sh -c ': >ready; {WAITS}' >/dev/null 2>&1 &); until [ -e ready ]; do :; done"
+    try:
+        done = guard(str(memory), "--", "sh", "-c", script)
+    finally:
+        (tmp_path / "fifo").write_bytes(b"\n")
+    assert done.returncode == 0
+    first, _, note = done.stderr.decode().splitlines()
+    assert first.startswith("PASS  1 file (8 KiB) is as it was")
+    assert note.startswith("1 process of the command still runs: what it does from now on is not seen: sh (pid ")
+
+
+def test_a_script_that_waits_for_the_end_of_what_it_left_does_not_wait_in_vain(memory: Path) -> None:
+    """Whoever adopts orphans must reap them: to kill -0 a zombie is there."""
+    script = "pid=$(sh -c 'sleep 0.1 >/dev/null 2>&1 & echo $!'); while kill -0 $pid 2>/dev/null; do sleep 0.02; done"
+    assert guard(str(memory), "--", "timeout", "10", "sh", "-c", script).returncode == 0
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_symlink_is_refused_with_the_name_of_what_it_points_to(memory: Path, tmp_path: Path, end: str) -> None:
+    (tmp_path / "link").symlink_to("sub" if end else "memory")
+    (tmp_path / "sub").mkdir()
+    done = guard(f"{tmp_path}/link{end}", "--", "true")
+    assert done.returncode == 2
+    target = (tmp_path / ("sub" if end else "memory")).resolve()
+    assert f"Name what it points to: {target}" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_of_a_symlink_that_leads_nowhere_that_is_said(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    done = guard(f"{tmp_path}/link", "--", "true")
+    assert done.returncode == 2
+    assert f"It points to {target}, which is not there." in done.stderr.decode()
+
+
+def test_a_process_that_is_left_behind_and_may_not_be_looked_at_is_no_pass(memory: Path) -> None:
+    with guarding([memory]) as guarded:
+        pass
+    assert guarded.report is not None
+    seen = Outcome(report=guarded.report, command=("x",), status=0, still_running=("sudo (pid 5)",), hidden=0)
+    assert (seen.verdict, seen.exit_status, seen.reason) == ("PASS", 0, None)
+    unseen = Outcome(report=guarded.report, command=("x",), status=0, still_running=("sudo (pid 5)",), hidden=1)
+    assert (unseen.verdict, unseen.exit_status) == ("INCONCLUSIVE", 2)
+    assert unseen.reason is not None
+    assert "may not be looked at" in unseen.reason

@@ -102,6 +102,6 @@ class LazyGroup(click.Group):
             formatter.write_paragraph()
             formatter.write_text(
                 "exec exits as the guest's command does, or with 127 or 126 if it cannot be run; "
-                "verify and guard with 0 (no FAIL), 1 (FAIL), 2 (could not run); snapshot check and doctor --store with 1 if "
-                "something is wrong."
+                "verify and guard with 0 (no FAIL), 1 (FAIL), 2 (could not run; guard: or INCONCLUSIVE); snapshot check and "
+                "doctor --store with 1 if something is wrong."
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +17,58 @@ from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
 
 if TYPE_CHECKING:
-    from ramet.verify.guard import GuardReport
-    from ramet.verify.reports.documents import GuardDocument
+    from ramet.verify.guard import Change, GuardReport
+    from ramet.verify.reports.documents import GuardDocument, VerdictWord
 
 COMMAND = "ramet.command"
 CHANGED_STATUS, FAILED_STATUS = 1, 2
+STATUSES = {"PASS": 0, "FAIL": CHANGED_STATUS, "INCONCLUSIVE": FAILED_STATUS}
 STDERR = 2
 INDENT = 4
+SHOWN_MAX = 20
+"""Changes that are printed, and lines of one kind in each: a tree that is gone must not bury the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the guard found, how the command ended, and what they come to."""
+
+    report: GuardReport
+    command: tuple[str, ...]
+    status: int
+    """Minus the signal that ended it."""
+    still_running: tuple[str, ...]
+    """Processes of the command, by name and pid."""
+    hidden: int
+    """How many of them we may not look at."""
+
+    @property
+    def verdict(self) -> VerdictWord:
+        """That of the report; what a failed command left as it was is no PASS, nor what somebody may have open for writing."""
+        found: VerdictWord = self.report.verdict.value
+        if found == "PASS" and (self.status or self.hidden):
+            return "INCONCLUSIVE"
+        return found
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is INCONCLUSIVE; None if it is not."""
+        if self.verdict != "INCONCLUSIVE":
+            return None
+        how = f"ended with status {self.status}" if self.status >= 0 else f"was ended by signal {-self.status}"
+        reasons = [
+            self.report.undecided,
+            f"what {self.hidden} of the processes that still run can write to may not be looked at"
+            if self.hidden
+            else None,
+            f"the command {how}" if self.status else None,
+        ]
+        return " and ".join(filter(None, reasons))
+
+    @property
+    def exit_status(self) -> int:
+        """As documented in docs/cli.md."""
+        return STATUSES[self.verdict]
 
 
 class GuardVerb(Verb):
@@ -56,9 +103,11 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
     """Run a command and say which of your files it changed.
 
     For snapshots, images or disks of any system: before and after COMMAND each file (in directories: each file below)
-    is fingerprinted (inode, size, SHA-256, mode, links, owner, extents, pages). The report, on stderr, names what changed,
-    which 4 KiB pages, and who had it open for writing meanwhile. Status 0: nothing changed. 1: something did. 2: nothing
-    did, but COMMAND failed, or it could not run. With --json: an object on stdout, and COMMAND's stdout goes to stderr.
+    is fingerprinted (inode, size, SHA-256, mode, links, owner, extended attributes, extents, pages), and in directories
+    every other entry too (kind, mode, owner, extended attributes, where a symlink points). The report, on stderr, names
+    what changed, which 4 KiB pages, and who had it open for writing meanwhile. Status 0: nothing changed. 1: something
+    did. 2: nothing did, but COMMAND failed or left a process that can write to one of the files, or it could not run.
+    With --json: an object on stdout, and COMMAND's stdout goes to stderr.
     """
     try:
         return _guard(app, paths, tuple(click.get_current_context().meta[COMMAND]), allow_writers, report_path)
@@ -70,9 +119,11 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
 def _guard(
     app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
 ) -> int:
-    from ramet import process
+    from ramet import foreground
+    from ramet.verify import evidence
     from ramet.verify.guard import guarding
     from ramet.verify.reports import documents
+    from ramet.verify.watch import name_of
 
     if not command:
         raise ConfigError("There is no command to run.", hint="Write it after --: ramet guard PATH -- make test")
@@ -82,20 +133,23 @@ def _guard(
         raise ConfigError(f"There is no directory {report_path.absolute().parent} for --output.")
     _require_outside(report_path, paths)
     say = output.error_line if app.debug else None
-    with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:
-        status = process.run_in_foreground(command, stdout=STDERR if app.json else None)
+    with foreground.adopting_orphans() as left_behind:
+        with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:
+            status = foreground.run(command, stdout=STDERR if app.json else None)
+        left = left_behind()
+        still_running, hidden = tuple(map(name_of, left)), evidence.hidden_processes(left)
     assert watched.report is not None
-    exit_status = _exit_status(watched.report, status)
-    encoded = documents.encoded(_document(watched.report, command, status, exit_status))
+    outcome = Outcome(report=watched.report, command=command, status=status, still_running=still_running, hidden=hidden)
+    encoded = documents.encoded(_document(outcome))
     if app.json:
         output.raw(encoded)
     else:
-        for text in _lines(watched.report, command, status):
+        for text in _lines(outcome):
             output.error_line(text)
     if report_path is not None:  # last: it was said, whatever comes of the file
         with host_errors(f"write {report_path}"):
             report_path.write_bytes(encoded)
-    return exit_status
+    return outcome.exit_status
 
 
 def _require_outside(report_path: Path | None, paths: tuple[Path, ...]) -> None:
@@ -120,59 +174,120 @@ def _require_outside(report_path: Path | None, paths: tuple[Path, ...]) -> None:
         )
 
 
-def _exit_status(report: GuardReport, status: int) -> int:
-    if report.verdict.value == "FAIL":
-        return CHANGED_STATUS
-    return FAILED_STATUS if status else 0
-
-
-def _document(report: GuardReport, command: tuple[str, ...], status: int, exit_status: int) -> GuardDocument:
+def _document(outcome: Outcome) -> GuardDocument:
+    from ramet.verify.entries import Kind
     from ramet.verify.reports.documents import ChangeDocument, CommandDocument, GuardDocument
 
+    report, status = outcome.report, outcome.status
     return GuardDocument(
-        verdict=report.verdict.value,
-        exit_status=exit_status,
+        verdict=outcome.verdict,
+        exit_status=outcome.exit_status,
+        reason=outcome.reason,
         command=CommandDocument(
-            argv=command, status=status if status >= 0 else None, signal=-status if status < 0 else None
+            argv=outcome.command,
+            status=status if status >= 0 else None,
+            signal=-status if status < 0 else None,
+            still_running=outcome.still_running,
         ),
         paths=tuple(str(path) for path in report.paths),
         files=report.files,
+        directories=report.kinds[Kind.DIRECTORY],
+        symlinks=report.kinds[Kind.SYMLINK],
+        not_read=tuple(str(path) for path in report.not_read),
         bytes=report.total_bytes,
         seconds=round(report.seconds, 3),
         writers_unseen=report.writers_unseen,
         changes=tuple(
             ChangeDocument(
                 path=str(change.path),
+                what=change.kind.value,
                 harmless=change.harmless,
                 is_new=change.is_new,
+                is_gone=change.is_gone,
                 differences=change.differences,
-                pages=tuple((pages.start, pages.stop - 1) for pages in change.pages),
+                pages=tuple((pages.start, pages.stop) for pages in change.pages),
                 writers=change.writers,
+                held_by=change.held_by,
             )
             for change in report.changes
         ),
     )
 
 
-def _lines(report: GuardReport, command: tuple[str, ...], status: int) -> list[str]:
+# -- in words -----------------------------------------------------------------------------------------------------
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    report = outcome.report
+    found = _found(report)
+    ended = output.duration(report.seconds)
+    if outcome.reason is not None:
+        found += f", but {outcome.reason}"
+    if outcome.reason is None or not outcome.status:
+        ended = f"{_ended(outcome.status)}, {ended}"
+    lines = [f"{output.coloured(outcome.verdict)}  {found}: {visible(shlex.join(outcome.command))} ({ended})"]
+    by_weight = sorted(report.changes, key=lambda change: change.harmless)  # what passes comes last
+    for change in by_weight[:SHOWN_MAX]:
+        lines += ["", visible(str(change.path)), *(" " * INDENT + visible(text) for text in _about(change))]
+    if len(by_weight) > SHOWN_MAX:
+        lines += ["", f"… and {len(by_weight) - SHOWN_MAX} more: --json and --output have them all."]
+    return lines + [text for note in _notes(outcome) for text in ("", visible(note))]
+
+
+def _ended(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"ended by signal {-status}"
+
+
+def _found(report: GuardReport) -> str:
+    """``1 of 3 files (12 KiB) changed``; ``1 new, 6 gone, of 5 files (8 KiB), 1 symlink and 1 directory``."""
+    from ramet.verify.entries import Kind
+
+    harmful = [change for change in report.changes if not change.harmless]
+    files = f"{_count(report.files, 'file')} ({output.size(report.total_bytes)})"
+    others = [
+        _count(report.kinds[kind], word, words)
+        for kind, word, words in ((Kind.SYMLINK, "symlink", None), (Kind.DIRECTORY, "directory", "directories"))
+        if report.kinds[kind]
+    ]
+    others += [_count(len(report.not_read), "other entry", "other entries")] if report.not_read else []
+    covered = ", ".join([files, *others[:-1]]) + (f" and {others[-1]}" if others else "")
+    if not harmful:
+        return f"{covered} {'is as it was' if report.kinds.total() == 1 else 'are as they were'}"
+    if all(change.kind is Kind.FILE and not change.is_new and not change.is_gone for change in harmful):
+        return f"{len(harmful)} of {files} changed"
+    new, gone = sum(change.is_new for change in harmful), sum(change.is_gone for change in harmful)
+    parts = ((len(harmful) - new - gone, "changed"), (new, "new"), (gone, "gone"))
+    return ", ".join(f"{count} {word}" for count, word in parts if count) + f", of {covered}"
+
+
+def _count(number: int, word: str, words: str | None = None) -> str:
+    return f"{number} {word if number == 1 else words or word + 's'}"
+
+
+def _about(change: Change) -> list[str]:
     from ramet.snapshots.sums import in_words
 
-    ended = f"status {status}" if status >= 0 else f"ended by signal {-status}"
-    new = sum(change.is_new for change in report.changes)
-    changed = sum(not change.harmless for change in report.changes) - new
-    many = report.files != 1
-    files = f"{report.files} file{'s' if many else ''} ({output.size(report.total_bytes)})"
-    found = (
-        f"{changed} of {files} changed"
-        if changed or new
-        else f"{files} {'are as they were' if many else 'is as it was'}"
-    )
-    found += f", {new} new" if new else ""
-    verdict = output.coloured(report.verdict.value)
-    lines = [f"{verdict}  {found}: {visible(shlex.join(command))} ({ended}, {output.duration(report.seconds)})"]
-    for change in report.changes:
-        about = [*change.differences, *([in_words(change.pages)] if change.pages else []), *change.writers]
-        lines += ["", visible(str(change.path)), *(" " * INDENT + visible(text) for text in about)]
+    pages = [in_words(change.pages)] if change.pages else []
+    return [*_first(change.differences), *pages, *_first(change.writers)]
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    report, notes = outcome.report, []
+    if report.not_read:
+        what = (
+            "entry is no regular file and was" if len(report.not_read) == 1 else "entries are no regular files and were"
+        )
+        notes.append(f"{len(report.not_read)} {what} not read: {', '.join(_first(list(map(str, report.not_read))))}.")
+    if outcome.still_running:
+        count = _count(len(outcome.still_running), "process", "processes")
+        runs, they, do = ("runs", "it", "does") if len(outcome.still_running) == 1 else ("run", "they", "do")
+        names = ", ".join(_first(outcome.still_running))
+        notes.append(f"{count} of the command still {runs}: what {they} {do} from now on is not seen: {names}.")
     if report.writers_unseen:
-        lines += ["", f"Some who wrote, or could have, may have been missed: {report.writers_unseen}."]
-    return lines
+        notes.append(f"Some who wrote, or could have, may have been missed: {report.writers_unseen}.")
+    return notes
+
+
+def _first(texts: Sequence[str]) -> list[str]:
+    more = [f"… and {len(texts) - SHOWN_MAX} more"] if len(texts) > SHOWN_MAX else []
+    return [*texts[:SHOWN_MAX], *more]

@@ -180,3 +180,32 @@ def cpu_flags() -> frozenset[str]:
         if key.strip() == "flags":
             return frozenset(value.split())
     return frozenset()
+
+
+def descendants(pid: int) -> list[int]:
+    """The live processes that descend from ``pid``, in the order of their pids. One whose parent has ended descends from whoever
+    adopted it.
+    """
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        parent = _parent(entry) if entry.name.isdigit() else None
+        if parent is not None:
+            children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = children.pop(waiting.pop(), [])
+        found += below
+        waiting += below
+    return sorted(found)
+
+
+def _parent(process: Path) -> int | None:
+    """None of a process that has ended; a zombie with threads left has not."""
+    try:
+        line = (process / "stat").read_bytes()
+    except OSError:
+        return None
+    fields = line[line.rindex(b")") + 2 :].split()  # the name before it may hold anything
+    has_ended = fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1)
+    return None if has_ended else int(fields[1])

@@ -70,10 +70,11 @@ def processes() -> list[int]:
     return [pid for pid in _others() if os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)]
 
 
-def hidden_processes() -> int:
-    """How many other processes there are whose descriptors we may not see."""
+def hidden_processes(among: Iterable[int] | None = None) -> int:
+    """How many other processes there are whose descriptors we may not see; ``among`` these, if they are given."""
+    pids = _others() if among is None else among
     return sum(
-        1 for pid in _others() if Path(f"/proc/{pid}").exists() and not os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)
+        1 for pid in pids if Path(f"/proc/{pid}").exists() and not os.access(f"/proc/{pid}/fd", os.R_OK | os.X_OK)
     )
 
 

@@ -8,6 +8,7 @@ import select
 import stat
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.linux import fanotify, procfs
@@ -35,6 +36,32 @@ def name_of(pid: int) -> str:
     return f"{name} (pid {pid})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that can write to a file: ``descriptor 3 (writable) of dd (pid 42)``."""
+
+    pid: int
+    name: str
+    path: Path
+    inode: Inode
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.how} of {self.name}"
+
+
+def holders(files: Sequence[evidence.FileId]) -> list[Holder]:
+    """Every other process that can write to one of the files by a descriptor or a shared mapping, once for each file."""
+    found: dict[tuple[int, Inode], Holder] = {}
+    for pid in evidence.processes():
+        for one in evidence.reach(pid, files):
+            inode = (one.file.dev, one.file.ino)
+            if one.can_write and (pid, inode) not in found:
+                held = Holder(pid=pid, name=name_of(pid), path=one.file.path, inode=inode, how=one.how)
+                found[pid, inode] = held
+    return list(found.values())
+
+
 class Watch:
     """A context manager: it watches from its beginning to its end, in a thread."""
 
@@ -44,7 +71,8 @@ class Watch:
         """Why some who wrote may have been missed."""
         self._writers: dict[Inode, dict[str, str]] = {}
         """Who, and the most that is known of them."""
-        self._still_open: set[Inode] = set()
+        self.holders: list[Holder] | None = None
+        """Who could write to the files when the watch ended; None if that is not known."""
         self._files = files
         self._names: dict[int, str] = {}
         self._group = self._fanotify([*(file.path for file in files), *directories])
@@ -72,10 +100,6 @@ class Watch:
             if inode is not None:
                 found |= self._writers.get(inode, {})
         return tuple(f"{who} {what}" for who, what in sorted(found.items()))
-
-    def still_open(self, inode: Inode) -> bool:
-        """Whether a process had the file open for writing when the watch ended."""
-        return inode in self._still_open
 
     def _fanotify(self, paths: Sequence[Path]) -> int | None:
         group = None
@@ -108,8 +132,11 @@ class Watch:
                 while batches and self._take_events(self._group):
                     batches -= 1
             if self._group is None or ends:
-                self._look_at_processes(last=ends)
+                found = holders(self._files)
+                for one in found:
+                    self._note(one.inode, one.pid, COULD_WRITE)
             if ends:
+                self.holders = found
                 return
 
     def _take_events(self, group: int) -> bool:
@@ -132,15 +159,6 @@ class Watch:
             elif event.mask & fanotify.FAN_CLOSE_WRITE or _can_write(event.pid, inode):
                 self._note(inode, event.pid, COULD_WRITE)
         return bool(taken)
-
-    def _look_at_processes(self, *, last: bool) -> None:
-        for pid in evidence.processes():
-            for one in evidence.reach(pid, self._files):
-                if one.can_write:
-                    inode = (one.file.dev, one.file.ino)
-                    self._note(inode, pid, COULD_WRITE)
-                    if last:
-                        self._still_open.add(inode)
 
     def _note(self, inode: Inode, pid: int, what: str) -> None:
         who = self._names.setdefault(pid, name_of(pid))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +65,13 @@ def test_blocks_are_counted_once(left: list[tuple[int, int]], right: list[tuple[
     others = {block for start, length in right for block in range(start, start + length)}
     assert sum(end - start for start, end in mine) == len(blocks)
     assert evidence.overlap(mine, theirs) == len(blocks & others)
+
+
+def test_processes_that_may_not_be_looked_at_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert evidence.hidden_processes([child.pid]) == 0
+        monkeypatch.setattr(os, "access", lambda path, _: str(path) != f"/proc/{child.pid}/fd")
+        assert evidence.hidden_processes([child.pid]) == 1
+        assert evidence.hidden_processes() == 1
+        assert evidence.hidden_processes([]) == 0
+    assert evidence.hidden_processes([child.pid]) == 0, "it has ended"

@@ -69,7 +69,6 @@ def test_what_is_only_read_passes(tree: Path) -> None:
         ("ln memory ../linked", "memory", "links", []),
         ("cp -p memory other; mv other memory", "memory", "inode", []),
         ("rm sub/state", "sub/state", "gone", []),
-        ("rm -r sub", "sub/state", "gone", []),
         ("echo x >sub/new", "sub/new", "new", []),
     ],
 )
@@ -164,7 +163,7 @@ def test_what_cannot_be_guarded_is_refused_in_words(tree: Path) -> None:
         sock.bind(str(tree / "sock"))
     for name, said in {
         "gone": "No such file",
-        "pipe": "a pipe",
+        "pipe": "a FIFO",
         "link": "a symlink",
         "sock": "a socket",
     }.items():
@@ -175,10 +174,11 @@ def test_what_cannot_be_guarded_is_refused_in_words(tree: Path) -> None:
     (tree / "empty").mkdir()
     with pytest.raises(ConfigError, match="no file in"), guarding([tree / "empty"]):
         pass
-    with guarding([tree]) as guard:  # in a tree they are passed over
+    with guarding([tree]) as guard:  # in a tree they are not read, and said to be not
         pass
     assert guard.report is not None
     assert guard.report.files == 3
+    assert guard.report.not_read == (tree / "pipe", tree / "sock")
 
 
 def test_the_whole_tree_may_vanish(tree: Path) -> None:
@@ -187,7 +187,8 @@ def test_the_whole_tree_may_vanish(tree: Path) -> None:
     assert guard.report is not None
     assert {change.differences for change in guard.report.changes} == {("it is gone",)}
     assert guard.report.verdict is Verdict.FAIL
-    assert len(guard.report.changes) == 3
+    assert len(guard.report.changes) == 5, "three files and two directories"
+    assert all(change.is_gone for change in guard.report.changes)
 
 
 def test_an_exception_of_the_block_goes_through_and_no_thread_is_left(tree: Path) -> None:
@@ -245,10 +246,55 @@ def test_a_writer_that_is_left_behind_is_told_though_it_wrote_nothing(tree: Path
         assert child.stdout.readline() == b"ready\n"
     child.communicate(b"\n")
     assert guard.report is not None
-    assert guard.report.verdict is Verdict.PASS
+    assert guard.report.verdict is Verdict.INCONCLUSIVE
+    assert guard.report.undecided == "one is open for writing still"
     change = only(guard.report)
-    assert change.differences == ("it is open for writing still",)
+    assert change.differences == (f"it is open for writing still: descriptor 3 (writable) of sh (pid {child.pid})",)
+    assert change.held_by == (f"descriptor 3 (writable) of sh (pid {child.pid})",)
     assert any(f"(pid {child.pid})" in who for who in change.writers)
+
+
+def test_a_change_is_a_fail_whoever_can_write_still(tree: Path) -> None:
+    with guarding([tree]) as guard:
+        child = subprocess.Popen(["sh", "-c", "exec 3<>memory; echo x >&3; echo ready; read line"], **PIPES, cwd=tree)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    child.communicate(b"\n")
+    assert guard.report is not None
+    assert guard.report.verdict is Verdict.FAIL
+    assert only(guard.report).held_by
+
+
+def test_a_shared_mapping_that_is_left_behind_is_told(tree: Path) -> None:
+    script = (
+        "import mmap, os, sys; fd = os.open('memory', os.O_RDWR); m = mmap.mmap(fd, 4096); os.close(fd);"
+        "os.closerange(3, 100); print('ready', flush=True); sys.stdin.readline()"
+    )
+    with guarding([tree]) as guard:
+        child = subprocess.Popen([sys.executable, "-c", script], **PIPES, cwd=tree)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    child.communicate(b"\n")
+    assert guard.report is not None
+    assert guard.report.verdict is Verdict.INCONCLUSIVE
+    (held,) = only(guard.report).held_by
+    assert held.startswith("mapping rw-s ")
+    assert f"(pid {child.pid})" in held
+
+
+def test_a_process_that_is_left_behind_and_can_only_read_passes(tree: Path) -> None:
+    """As a VM does that maps a snapshot privately."""
+    script = (
+        "import mmap, sys; f = open('memory', 'rb'); m = mmap.mmap(f.fileno(), 4096, mmap.MAP_PRIVATE); m[0] = 1;"
+        "print('ready', flush=True); sys.stdin.readline()"
+    )
+    with guarding([tree]) as guard:
+        child = subprocess.Popen([sys.executable, "-c", script], **PIPES, cwd=tree)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    child.communicate(b"\n")
+    assert guard.report is not None
+    assert (guard.report.verdict, guard.report.changes) == (Verdict.PASS, ())
 
 
 def test_a_name_that_the_kernel_has_cut_within_a_character_is_printed(tree: Path) -> None:
@@ -276,6 +322,8 @@ def test_a_watch_that_fails_says_so(tree: Path, monkeypatch: pytest.MonkeyPatch)
     assert guard.report is not None
     assert guard.report.writers_unseen is not None
     assert "Too many open files" in guard.report.writers_unseen
+    assert guard.report.verdict is Verdict.INCONCLUSIVE, "nobody looked who can write still"
+    assert guard.report.undecided is not None
 
 
 @pytest.mark.skipif(not can_fanotify(), reason="no fanotify for this user")

@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 SCHEMA_VERSION = 1
+GUARD_SCHEMA_VERSION = 2
+"""Since 2, ``pages`` are half-open, and PASS is said only with exit status 0."""
 
 VerdictWord = Annotated[
     Literal["PASS", "FAIL", "INCONCLUSIVE"],
@@ -133,35 +135,49 @@ class MatrixDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="m
 
 
 class CommandDocument(Struct, frozen=True, kw_only=True):
-    """The command that was run under guard, and how it ended: by a status, or by a signal."""
+    """The command that was run under guard, and how it ended: by a status, or by a signal. ``still_running`` are processes of it
+    that had not ended when the files had been compared: what they do later is not in the report.
+    """
 
     argv: tuple[str, ...]
     status: int | None
     signal: int | None
+    still_running: tuple[str, ...]
 
 
 class ChangeDocument(Struct, frozen=True, kw_only=True):
-    """What became of one file. ``pages`` are [first, last] numbers of 4 KiB pages whose content changed; ``writers`` who wrote,
-    or could have; a ``harmless`` one has the content, inode, size, mode, owner and links that it had.
+    """What became of one entry: ``what`` it was, or is if it is new. ``pages`` are half-open ranges, [first, the one after
+    the last], of 4 KiB pages whose content changed; ``writers`` who wrote, or could have; ``held_by`` who can write to it still;
+    a ``harmless`` one has the content, inode, size, mode, owner, links and extended attributes that it had.
     """
 
     path: str
+    what: str
     harmless: bool
     is_new: bool
+    is_gone: bool
     differences: tuple[str, ...]
     pages: tuple[tuple[int, int], ...]
     writers: tuple[str, ...]
+    held_by: tuple[str, ...]
 
 
 class GuardDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="guard"):
-    """A run of `ramet guard`; ``writers_unseen`` says why those who wrote may have been missed."""
+    """A run of `ramet guard`. ``reason`` says why nothing changed and it is INCONCLUSIVE: the command failed, or left a process
+    that can write to a file. ``not_read`` are sockets, FIFOs and devices, whose kind, mode, owner and presence were compared;
+    ``bytes`` are those of the files; ``writers_unseen`` says why those who wrote may have been missed.
+    """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = GUARD_SCHEMA_VERSION
     verdict: VerdictWord
     exit_status: ExitStatus
+    reason: str | None
     command: CommandDocument
     paths: tuple[str, ...]
     files: int
+    directories: int
+    symlinks: int
+    not_read: tuple[str, ...]
     bytes: int
     seconds: Seconds
     writers_unseen: str | None
