@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+
+from ramet.signals import signals_held
 
 PREFIX = "ramet-loopfs-"
 MKFS = {
@@ -119,17 +121,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _command(argv: Sequence[str], home: Path) -> int:
-    try:
-        child = subprocess.Popen(argv, env={**os.environ, "RAMET_HOME": str(home)})
-    except OSError as err:
-        print(f"loopfs: {argv[0]}: {err.strerror}", file=sys.stderr)
-        return NOT_FOUND_STATUS if err.errno == errno.ENOENT else NOT_RUN_STATUS
-    try:
-        status = child.wait()
-    finally:
-        with suppress(ProcessLookupError):
-            child.terminate()
-        child.wait()
+    with ExitStack() as held:
+        held.enter_context(signals_held())
+        try:
+            child = subprocess.Popen(argv, env={**os.environ, "RAMET_HOME": str(home)})
+        except OSError as err:
+            print(f"loopfs: {argv[0]}: {err.strerror}", file=sys.stderr)
+            return NOT_FOUND_STATUS if err.errno == errno.ENOENT else NOT_RUN_STATUS
+        try:
+            held.close()  # a signal that came meanwhile raises here, where it is known whom to end
+            status = child.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                child.terminate()
+            child.wait()
     return 128 - status if status < 0 else status
 
 

@@ -14,7 +14,7 @@ objects that a caller needs to act. A message says what was tried, what happened
       HostError                        8
         CommandError(argv, status, stderr_tail)  8
         NoSpaceError                   9
-        RoomError(fits, wanted)        9
+          RoomError(fits, wanted)      9
       VmmError                        10
         LaunchError(argv, status, log_tail)     10
         RejectedError(request, reply)           10
@@ -143,7 +143,7 @@ class NoSpaceError(HostError):
     exit_status = 9
 
 
-class RoomError(HostError):
+class RoomError(NoSpaceError):
     """Fewer forks fit, in memory or on disk, than were asked for."""
 
     code = "no-room"

@@ -17,6 +17,7 @@ from ramet.model import (
     Capability,
     DiskUse,
     Failure,
+    ForkFailure,
     ForkReport,
     Hypervisor,
     Image,
@@ -98,6 +99,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.fork_failures: tuple[ForkFailure, ...] = ()
         self.last_note: str | None = None
         self.log_path = Path("/nonexistent")
         self.strange = 0
@@ -151,8 +153,9 @@ class FakeHost:
 
     def fork(self, source: str, names: Sequence[str], **arguments: Any) -> ForkReport:
         self.calls.append(("fork", {"source": source, "names": tuple(names), **arguments}))
-        made = tuple(instance(name, State.STANDBY) for name in names or ("web-1",))
-        return ForkReport(instances=made, source_pause_s=0.012, method=Method.REFLINK)
+        lost = {failure.name for failure in self.fork_failures}
+        made = tuple(instance(name, State.STANDBY) for name in names or ("web-1",) if name not in lost)
+        return ForkReport(instances=made, source_pause_s=0.012, method=Method.REFLINK, failures=self.fork_failures)
 
     def list(self) -> list[InstanceInfo]:
         forked = instance("db", State.FAILED, failure=Failure.VMM_LOST, lineage=(_ancestor("web"),))

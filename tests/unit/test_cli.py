@@ -11,7 +11,7 @@ import pytest
 from ramet.cli import context
 from ramet.cli.main import run
 from ramet.errors import StateError
-from ramet.model import Accelerator, InstanceInfo
+from ramet.model import Accelerator, ForkFailure, InstanceInfo
 from tests.unit.fake_host import FakeHost, install
 
 
@@ -172,9 +172,18 @@ def test_rm_wants_names_or_all(host: FakeHost, argv: list[str]) -> None:
 
 def test_fork_reports_pause_and_method(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fork", "web", "a", "b", "--start"]) == 0
-    assert host.calls == [
-        ("fork", {"source": "web", "names": ("a", "b"), "count": None, "start": True, "hypervisor": None})
-    ]
+    ((verb, asked),) = host.calls
+    on_result = asked.pop("on_result")
+    assert verb == "fork"
+    assert asked == {
+        "source": "web",
+        "names": ("a", "b"),
+        "count": None,
+        "start": True,
+        "hypervisor": None,
+        "partial": False,
+    }
+    on_result("a", None)
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == ["a: standby (forked from web)", "b: standby (forked from web)"]
     assert "by reflink" in out
@@ -186,6 +195,23 @@ def test_fork_json_is_the_report(host: FakeHost, capsys: pytest.CaptureFixture[s
     report = json.loads(capsys.readouterr().out)
     assert (report["source_pause_s"], report["method"]) == (0.012, "reflink")
     assert [made["name"] for made in report["instances"]] == ["web-1"]
+
+
+def test_a_fork_that_is_not_there_is_told_and_gives_the_status(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.fork_failures = (
+        ForkFailure(
+            name="b", code="no-room", exit_status=9, message="There is room for 1 of 2 forks.", hint="Make fewer."
+        ),
+    )
+    assert run(["fork", "web", "a", "b", "--partial"]) == 9
+    told = capsys.readouterr()
+    assert told.err == "ramet: error: b: There is room for 1 of 2 forks.\n  Make fewer.\n"
+    assert told.out.splitlines()[0] == "a: standby (forked from web)"
+    assert "1 of 2 made in" in told.out
+    assert run(["fork", "web", "a", "b", "--partial", "--json"]) == 9
+    assert json.loads(capsys.readouterr().out)["failures"][0]["name"] == "b"
 
 
 @pytest.mark.parametrize("extra", [["-n", "0"], ["-n", "-2"], ["-n", "3", "a", "b"], ["-n", "many"]])

@@ -28,6 +28,8 @@ OBJECTS: dict[str, Any] = {
     "log_tail": "the log\n",
     "request": "stop",
     "reply": "no",
+    "fits": 3,
+    "wanted": 10,
 }
 
 
@@ -85,6 +87,7 @@ def test_exit_statuses_are_distinct_except_within_a_family_that_shares_one() -> 
     assert shared == {
         4: {"ConflictError", "StateError"},
         8: {"HostError", "CommandError"},
+        9: {"NoSpaceError", "RoomError"},
         10: {"VmmError", "LaunchError", "RejectedError"},
     }
     assert all(0 < status < 126 or status == 130 for status in by_status), "the shell's own are not ours"

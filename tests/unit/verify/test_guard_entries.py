@@ -163,8 +163,9 @@ def test_what_cannot_be_entered_any_more_is_not_said_to_be_gone(tree: Path) -> N
     (tree / "sub" / "state").touch()
     for path in [tree, *tree.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
-    for parent in tree.parents[:3]:
-        parent.chmod(0o755)
+    for parent in tree.parents:
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
+            parent.chmod(0o711)
 
     def as_nobody() -> None:
         os.setresuid(65534, 65534, 65534)
