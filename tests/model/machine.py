@@ -178,15 +178,22 @@ class Machine:
         self.register = register_in(path.read_bytes())
 
 
+LIFE = os.pipe()
+"""Nothing is ever written to it: who reads it hears of our end."""
+
+
 def _launch(
     program: Path, spec: LaunchSpec, memory: Path | None, size_bytes: int, opens_for_writing: bool
 ) -> tuple[VmmProcess, int]:
     """Start the process; returns it and the address of the guest's memory in it."""
     ready, theirs = os.pipe()
-    argv = [str(program), str(memory or "-"), str(size_bytes), "w" if opens_for_writing else "r", str(theirs)]
+    how = "w" if opens_for_writing else "r"
+    argv = [str(program), str(memory or "-"), str(size_bytes), how, str(theirs), str(LIFE[0])]
     try:
         try:
-            vmm = process.spawn(argv, log_path=spec.vmm_log, pass_fds=(theirs,), cwd=spec.work_dir, mark=spec.run_dir)
+            vmm = process.spawn(
+                argv, log_path=spec.vmm_log, pass_fds=(theirs, LIFE[0]), cwd=spec.work_dir, mark=spec.run_dir
+            )
         finally:
             os.close(theirs)
         said = os.read(ready, 8)

@@ -1,20 +1,19 @@
 /* A VMM without a VM: it maps guest memory privately, says where, and stays until it is killed.
  *
- * A VMM outlives the command that started it; this one does not outlive the test.
+ * A VMM outlives the command, and the thread, that started it; this one does not outlive the process of the test, which holds
+ * the other end of LIFE_FD.
  *
- * usage: vmm MEMORY SIZE MODE READY_FD    MEMORY "-": no file, all zeros; MODE "r" or "w": how it opens the file
+ * usage: vmm MEMORY SIZE MODE READY_FD LIFE_FD    MEMORY "-": no file, all zeros; MODE "r" or "w": how it opens the file
  */
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 int main(int argc, char **argv)
 {
-	if (argc != 5 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
+	if (argc != 6)
 		return 2;
 	size_t size = strtoul(argv[2], NULL, 10);
 	int ready_fd = atoi(argv[4]);
@@ -32,6 +31,6 @@ int main(int argc, char **argv)
 	if (write(ready_fd, &address, sizeof address) != sizeof address)
 		return 5;
 	close(ready_fd);
-	for (;;)
-		pause();
+	char end;
+	return read(atoi(argv[5]), &end, 1) == 0 ? 0 : 6;
 }

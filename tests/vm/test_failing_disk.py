@@ -67,8 +67,8 @@ def check_told(failed: Interrupted, error: str) -> None:
 
 
 def is_half_way(verb: Verb, became: str) -> bool:
-    """What a verb cannot take back: a guest that was told to go down, and a removal, which goes on."""
-    return verb.argv[0] in ("stop", "rm") and became in ("stopped", "absent")
+    """What a verb cannot take back: a guest that was told to go down, a live VM that was given up, a removal, which goes on."""
+    return (verb.argv[0] in ("stop", "rm") or "--discard-disk" in verb.argv) and became in ("stopped", "absent")
 
 
 def sleep_and_wake(host: Host, verb: Verb) -> None:

@@ -45,6 +45,19 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 log_tail=console_tail(paths),
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err
+        with signals_held():  # no guest runs that the record on disk does not know of
+            instance.change(
+                state=State.RUNNING,
+                vmm_build=build,
+                failure=None,
+                failure_detail=None,
+                pending=None,
+                snapshot=None,
+                mapped_snapshot=None,
+                diff_base=None,
+                needs_full=False,
+                generation=record.generation + 1,
+            )
     except BaseException:
         with signals_held():
             if vmm is not None:
@@ -52,19 +65,6 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 instance.change(durable=False, vmm=None)
             live_files.clear(paths, keep_disk=True)
         raise
-    with signals_held():  # no guest runs that the record on disk does not know of
-        instance.change(
-            state=State.RUNNING,
-            vmm_build=build,
-            failure=None,
-            failure_detail=None,
-            pending=None,
-            snapshot=None,
-            mapped_snapshot=None,
-            diff_base=None,
-            needs_full=False,
-            generation=record.generation + 1,
-        )
 
 
 def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmstate: Path | None) -> LaunchSpec:

@@ -352,4 +352,7 @@ class Locked:
         self.change(durable=False, pending=verb)
         yield
         if self.record.pending is not None:
-            self.change(durable=False, pending=None)
+            try:
+                self.change(durable=False, pending=None)
+            except HostError as err:  # it has happened all the same
+                log.warning("%s: the next command tidies up after `%s`: %s", self.record.name, verb, err.message)

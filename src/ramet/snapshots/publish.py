@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from ramet.errors import CorruptError, HostError, NotFoundError, host_errors
+from ramet.errors import CorruptError, HostError, NotFoundError, RametError, host_errors
 from ramet.linux.extents import changed_since
 from ramet.model import InstanceRecord, Manifest, Method, SnapshotFile, SnapshotKind, VmmBuild
 from ramet.paths import SnapshotPaths
@@ -136,11 +136,16 @@ def _sum_up(
                     with into.open("r+b", buffering=0) as stream:
                         return sums.update(content_fd, stream.fileno(), changed, base_root=base.root, stop=stop)
                 except (CorruptError, HostError, OSError) as err:  # what is no fault of theirs will come again
-                    log.warning("%s are of no use (%s); all of %s is read", base.sums, err, content.name)
+                    log.warning("%s are of no use (%s); all of %s is read", base.sums, _one_line(err), content.name)
                 into.unlink(missing_ok=True)
         into.touch(mode=0o600, exist_ok=False)
         sums_fd = stack.enter_context(into.open("r+b", buffering=0)).fileno()
         return sums.update(content_fd, sums_fd, None, stop=stop)
+
+
+def _one_line(err: Exception) -> str:
+    """What it says, without what to do about it."""
+    return err.message if isinstance(err, RametError) else str(err)
 
 
 def _differing(fd: int, base_fd: int) -> Sequence[sums.Region] | None:

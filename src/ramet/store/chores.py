@@ -71,9 +71,22 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
             with signals_held():
                 path.unlink(missing_ok=True)
                 if durable:
-                    atomic.fsync_directory(locks_dir)
+                    _make_durable(locks_dir)
     finally:
         os.close(fd)
+
+
+def _make_durable(locks_dir: Path) -> None:
+    """What was done is done, and is no failure for that its chore may come back."""
+    try:
+        atomic.fsync_directory(locks_dir)
+    except OSError as err:
+        log.warning(
+            "the disk does not say that %s is safe (%s): after a power cut, what was just made may be taken for "
+            "half-made, and removed",
+            locks_dir,
+            err.strerror,
+        )
 
 
 @contextmanager

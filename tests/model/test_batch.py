@@ -1,0 +1,131 @@
+"""Many forks by one command: all or nothing, or those that can be; and how many fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramet.errors import GuestError, RametError, RoomError
+from ramet.instances import guest, room
+from ramet.model import MIB, Hypervisor, State
+from tests.capabilities import requires
+from tests.model.played_stage import PlayedStage
+
+pytestmark = [requires("gcc"), pytest.mark.parametrize("hypervisor", Hypervisor)]
+COUNT = 6
+
+
+@pytest.fixture
+def stage(in_memory: Path, program: Path, played: None, hypervisor: Hypervisor) -> Iterator[PlayedStage]:
+    """With ``web``, asleep."""
+    stage = PlayedStage(in_memory, program, mapped_read_only=True)
+    stage.create("web", hypervisor)
+    stage.host.standby("web")
+    yield stage
+    stage.close()
+
+
+def names(stage: PlayedStage) -> dict[str, State]:
+    return {info.name: info.state for info in stage.host.list() if info.name != "web"}
+
+
+def refuse_some(monkeypatch: pytest.MonkeyPatch, *refused: str) -> None:
+    """The guests of these forks take no identity."""
+    identified = guest.identified
+
+    def identify(run_dir: Path, record: Any, **options: Any) -> Any:
+        if record.name in refused:
+            raise GuestError(f"The guest of {record.name} does not take its identity.")
+        return identified(run_dir, record, **options)
+
+    monkeypatch.setattr(guest, "identified", identify)
+
+
+def let_fit(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    """So many more forks have room in memory."""
+    each = 10 * MIB
+    found = room.Room(
+        memory_bytes=room.KEPT_BYTES + more * each + MIB, memory_each=each, disk_bytes=1 << 40, disk_each=0
+    )
+    monkeypatch.setattr(room, "look", lambda *_: found)
+
+
+@pytest.mark.parametrize("source", [State.STANDBY, State.RUNNING, State.STOPPED])
+def test_all_run_and_each_is_told(stage: PlayedStage, source: State) -> None:
+    if source is not State.STANDBY:
+        stage.host.restore("web")
+    if source is State.STOPPED:
+        stage.host.stop("web", force=True)
+    told: list[tuple[str, RametError | None]] = []
+    report = stage.host.fork("web", count=COUNT, start=True, on_result=lambda *one: told.append(one))
+    wanted = [f"web-{number}" for number in range(1, COUNT + 1)]
+    assert [info.name for info in report.instances] == wanted
+    assert names(stage) == dict.fromkeys(wanted, State.RUNNING)
+    assert sorted(told) == [(name, None) for name in wanted]
+    assert stage.host.get("web").state is source
+    assert stage.host.check_store().whole
+
+
+@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+def test_if_one_does_not_come_up_none_is_left(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    refuse_some(monkeypatch, refused)
+    with pytest.raises(GuestError, match=refused):
+        stage.host.fork("web", count=COUNT, start=True)
+    assert names(stage) == {}
+    assert stage.host.check_store().whole
+
+
+@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+def test_with_partial_the_others_stay_and_it_is_gone_and_told(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    refuse_some(monkeypatch, refused)
+    told: dict[str, RametError | None] = {}
+    report = stage.host.fork("web", count=COUNT, start=True, partial=True, on_result=told.__setitem__)
+    assert len(report.instances) == COUNT - 1
+    assert refused not in names(stage)
+    assert set(names(stage).values()) == {State.RUNNING}
+    ((name, code, message),) = [(one.name, one.code, one.message) for one in report.failures]
+    assert (name, code) == (refused, GuestError.code)
+    assert refused in message
+    assert isinstance(told.pop(refused), GuestError)
+    assert told == dict.fromkeys(names(stage))
+    assert stage.host.check_store().whole
+
+
+def test_fewer_that_fit_than_were_asked_for_are_none(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_fit(monkeypatch, more=2)
+    with pytest.raises(RoomError, match=f"room for 3 of {COUNT} forks: 10.0 MiB of memory each") as caught:
+        stage.host.fork("web", count=COUNT, start=True)
+    assert (caught.value.fits, caught.value.wanted) == (3, COUNT)
+    assert names(stage) == {}
+
+
+def test_with_partial_they_are_made(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_fit(monkeypatch, more=2)
+    report = stage.host.fork("web", count=COUNT, start=True, partial=True)
+    assert names(stage) == dict.fromkeys(["web-1", "web-2", "web-3"], State.RUNNING)
+    assert [one.name for one in report.failures] == ["web-4", "web-5", "web-6"]
+    assert {one.exit_status for one in report.failures} == {RoomError.exit_status}
+
+
+def test_just_as_many_as_fit_are_made(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_fit(monkeypatch, more=COUNT - 1)
+    assert len(stage.host.fork("web", count=COUNT, start=True).instances) == COUNT
+    let_fit(monkeypatch, more=0)
+    assert len(stage.host.fork("web", count=1, start=True).instances) == 1, "one is not counted"
+
+
+def test_what_is_no_error_of_ours_leaves_none_either(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_name: str, _error: RametError | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.host.fork("web", count=COUNT, start=True, on_result=interrupt)
+    assert names(stage) == {}
+    assert stage.host.check_store().whole
