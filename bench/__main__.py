@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import fingerprint, fork, report, restore, standby, startup
+from bench import fan_out, fingerprint, fork, report, restore, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "startup", "fingerprint")
+FIGURES = ("restore", "standby", "fork", "fan-out", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -33,6 +33,7 @@ class Plan:
     slow_rounds: int
     commands: int
     starts: int
+    forks: int
     dirty_mib: tuple[int, ...] = (1, 16, 64)
 
     def rounds_for(self, source: Source) -> int:
@@ -40,8 +41,8 @@ class Plan:
         return self.slow_rounds if slow else self.rounds
 
 
-FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20)
-QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, dirty_mib=(1, 64))
+FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64)
+QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, forks=16, dirty_mib=(1, 64))
 
 
 def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:
@@ -71,6 +72,9 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
         if "fork" in plan.figures:
             say(f"{here.setting}: fork")
             tables += fork.measure(sources, rounds=plan.rounds if here.reflinks else plan.slow_rounds)
+        if "fan-out" in plan.figures and here.reflinks:
+            say(f"{here.setting}: {plan.forks} forks at once")
+            tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
         if "startup" in plan.figures:
             say(f"{here.setting}: commands and start-up")
             tables += startup.measure(sources[0], commands=plan.commands, starts=plan.starts)
@@ -118,6 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         rounds=base.rounds,
         slow_rounds=base.slow_rounds,
         commands=base.commands,
+        forks=base.forks,
         starts=base.starts,
         dirty_mib=base.dirty_mib,
     )

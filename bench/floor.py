@@ -47,6 +47,7 @@ class Awake:
     """A guest that was woken: its agent, the clock that runs since the request, and how long each step took."""
 
     agent: raw.Agent
+    pid: int
     clock: Watch
     steps: dict[str, float]
 
@@ -81,7 +82,7 @@ def woken(asleep: Asleep, scratch: Path) -> Iterator[Awake]:
         steps["derive"] = clock.lap()
         state_fd = os.open(asleep.state, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, state_fd)
-        _start(stack, asleep, work, state_fd)
+        pid = _start(stack, asleep, work, state_fd)
         monitor = raw.Qmp(connect_in(work, QMP))
         stack.callback(monitor.close)
         steps["start QEMU"] = clock.lap()
@@ -92,10 +93,10 @@ def woken(asleep: Asleep, scratch: Path) -> Iterator[Awake]:
         monitor.command("cont")
         agent = raw.Agent(connect_in(work, AGENTS[0]))
         stack.callback(agent.close)
-        yield Awake(agent=agent, clock=clock, steps=steps)
+        yield Awake(agent=agent, pid=pid, clock=clock, steps=steps)
 
 
-def _start(stack: ExitStack, asleep: Asleep, work: Path, state_fd: int) -> None:
+def _start(stack: ExitStack, asleep: Asleep, work: Path, state_fd: int) -> int:
     with ExitStack() as sockets:
         fds = [sockets.enter_context(listen_in(work, name)).fileno() for name in (QMP, CONSOLE, *AGENTS)]
         child = subprocess.Popen(
@@ -107,6 +108,7 @@ def _start(stack: ExitStack, asleep: Asleep, work: Path, state_fd: int) -> None:
         )
     stack.callback(child.wait)
     stack.callback(child.kill)
+    return child.pid
 
 
 def _argv(asleep: Asleep, work: Path, fds: Sequence[int]) -> list[str]:
