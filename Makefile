@@ -27,7 +27,7 @@ check: test-packages venv  ## Lint, types, layers, unit and contract tests: no r
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m "not vm"
+	$(PYTEST) -m "not vm" -n auto
 
 bench: setup test-packages  ## Time Ramet against the raw mechanism and its peers, in one run
 	$(BIN)/python -m bench

@@ -326,16 +326,21 @@ class Ping(Value, frozen=True, kw_only=True):
     generation: int
 
 
-class DiskUse(Value, frozen=True, kw_only=True):
-    """Disk that an instance or a snapshot uses, by physical extents."""
+class Use(Value, frozen=True, kw_only=True):
+    """What an instance, a snapshot or an image takes: disk by physical extents, and memory if it runs."""
 
     name: str
     kind: str
-    """``instance``, ``snapshot`` or ``image``."""
+    """``instance``, ``snapshot``, ``image``, or ``total``: of all of them."""
     allocated_bytes: int
+    """Of a total each block is counted once, however many files share it; where the file system can tell."""
     exclusive_bytes: int | None
     """Bytes in extents that no other file shares; None where the file system cannot tell."""
     apparent_bytes: int
+    own_memory_bytes: int | None = None
+    """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none."""
+    pss_bytes: int | None = None
+    """Its VMM's proportional set size: pages that several processes map are divided among them (proc(5), smaps_rollup)."""
 
 
 class ForkReport(Value, frozen=True, kw_only=True):

@@ -54,7 +54,7 @@ class SnapshotPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class InstancePaths:
-    """``work/`` holds the live disk, memory and device state, ``run/`` sockets and pid file, ``logs/`` the VMM's words."""
+    """``work/`` holds the live disk, memory and device state, ``run/`` sockets, ``logs/`` the VMM's words."""
 
     dir: Path
 

@@ -51,7 +51,7 @@ class Agents:
         for number in range(1, AGENT_PORTS):
             path = run_dir / f"agent{number}.sock"
             path.unlink(missing_ok=True)
-            path.symlink_to("agent0.sock")
+            path.hardlink_to(run_dir / "agent0.sock")
         self._listening[sock.fileno()] = (sock, machine)
         self._epoll.register(sock, select.EPOLLIN)
 

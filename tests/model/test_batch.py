@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ramet.errors import GuestError, RametError, RoomError
-from ramet.instances import guest, room
-from ramet.model import MIB, Hypervisor, State
+from ramet.errors import GuestError, HostError, RametError, RoomError
+from ramet.instances import birth, guest, room
+from ramet.instances.context import Store
+from ramet.model import MIB, Hypervisor, InstanceRecord, State
 from tests.capabilities import requires
 from tests.model.played_stage import PlayedStage
 
@@ -95,6 +96,23 @@ def test_with_partial_the_others_stay_and_it_is_gone_and_told(
     assert refused in message
     assert isinstance(told.pop(refused), GuestError)
     assert told == dict.fromkeys(names(stage))
+    assert stage.host.check_store().whole
+
+
+@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+def test_so_it_is_of_one_that_cannot_be_made(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    establish = birth.establish
+
+    def refuse(store: Store, work: Path, record: InstanceRecord) -> None:
+        if record.name == refused:
+            raise HostError("It cannot be made.")
+        establish(store, work, record)
+
+    monkeypatch.setattr(birth, "establish", refuse)
+    report = stage.host.fork("web", count=COUNT, start=True, partial=True)
+    assert [one.name for one in report.failures] == [refused]
+    assert set(names(stage).values()) == {State.RUNNING}
+    assert len(names(stage)) == COUNT - 1
     assert stage.host.check_store().whole
 
 

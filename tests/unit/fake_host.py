@@ -15,7 +15,6 @@ from ramet.model import (
     Accelerator,
     Ancestor,
     Capability,
-    DiskUse,
     Failure,
     ForkFailure,
     ForkReport,
@@ -31,6 +30,7 @@ from ramet.model import (
     SnapshotKind,
     State,
     StoreReport,
+    Use,
 )
 
 
@@ -165,8 +165,8 @@ class FakeHost:
         self._did("get", name)
         return instance(name, snapshot=snapshot("s1", "golden"))
 
-    def du(self) -> Sequence[DiskUse]:
-        return [DiskUse(name="web", kind="instance", allocated_bytes=1536, exclusive_bytes=None, apparent_bytes=2048)]
+    def du(self) -> Sequence[Use]:
+        return [Use(name="web", kind="instance", allocated_bytes=1536, exclusive_bytes=None, apparent_bytes=2048)]
 
     def snapshots(self) -> Sequence[SnapshotInfo]:
         return [snapshot("s1", "golden")]

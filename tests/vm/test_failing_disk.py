@@ -50,7 +50,7 @@ def test_a_verb_whose_disk_fails_at_any_step(
         hit += failed.struck
         if failed.status != 0:
             check_told(failed, error)
-        became = check_after(host, command, verb, then=lambda: sleep_and_wake(host, verb))
+        became = check_after(host, command, verb, then=lambda: sleep_and_wake(host, verb), repair=True)
         expected = verb.after if failed.status == 0 else verb.before
         assert became == (expected.value if expected else "absent") or is_half_way(verb, became), became
         outcomes[f"{'done all the same' if failed.status == 0 else 'not done'}, {became}"] += 1

@@ -130,8 +130,17 @@ def cut_short(command: CommandLine, verb: Verb, *, at: int | None = None, option
     return Interrupted(status=done.returncode, stderr=err, steps=steps, struck=struck.exists())
 
 
-def check_after(host: Host, command: CommandLine, verb: Verb, *, then: Callable[[], object] = lambda: None) -> str:
-    """All that is promised, with what the next command finds, and ``then`` once ``web`` runs; returns what had become of it."""
+def check_after(
+    host: Host,
+    command: CommandLine,
+    verb: Verb,
+    *,
+    then: Callable[[], object] = lambda: None,
+    repair: bool = False,
+) -> str:
+    """All that is promised, with what the next command finds, and ``then`` once ``web`` runs; returns what had become of it.
+    ``repair``: a mark that could not be taken away is, as the next verb on the instance would.
+    """
     if verb.argv[0] == "stop":
         wait_until(lambda: is_settled(host), 30, what="the guest to go down, or to run on")
     listed = {info["name"]: info for info in command.json("ls")}
@@ -145,6 +154,8 @@ def check_after(host: Host, command: CommandLine, verb: Verb, *, then: Callable[
         recover(host, verb)
         then()
     check_owners(host)
+    if repair:
+        host.check_store(repair=True)
     report = host.check_store()
     assert report.whole, report
     assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"

@@ -36,7 +36,7 @@ VERBS: dict[str, Entry] = {
     "ls": Entry(LOOKING, "ls", "ls", "List the instances."),
     "show": Entry(LOOKING, "show", "show", "Show all that is known of one instance."),
     "tree": Entry(LOOKING, "tree", "tree", "Show who was forked from whom."),
-    "du": Entry(LOOKING, "du", "du", "Show the disk that instances, snapshots and images use."),
+    "du": Entry(LOOKING, "du", "du", "Show the disk and memory that instances, snapshots and images use."),
     "image": Entry(KEEPING, "image", "image", "Build, list and delete guest images."),
     "snapshot": Entry(KEEPING, "snapshot", "snapshot", "Take, list, show, check and delete snapshots."),
     "verify": Entry(PROOF, "verify", "verify", "Prove on this host that forks are isolated."),

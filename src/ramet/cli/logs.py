@@ -10,7 +10,8 @@ import click
 
 from ramet.cli import completion, output, signals
 from ramet.cli.context import App, verb
-from ramet.errors import ConfigError, NotFoundError, host_errors
+from ramet.errors import ConfigError, HostError, NotFoundError, host_errors
+from ramet.linux import foreign
 
 CHUNK_BYTES = 1 << 16
 INTERRUPTED_STATUS = 130
@@ -51,9 +52,11 @@ def logs(app: App, name: str, vmm: bool, follow: bool) -> int:
 
 def _open(path: Path, name: str, kind: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return foreign.open_regular(path)
     except FileNotFoundError as err:
         raise NotFoundError(f"{name!r} has no {kind} log yet.", hint="It is written from the first boot on.") from err
+    except OSError as err:
+        raise HostError(f"Could not read the {kind} log of {name!r}: {err.strerror} ({path}).") from err
 
 
 def _print_rest(fd: int) -> bool:

@@ -49,7 +49,7 @@ class LaunchSpec:
     """Mapped MAP_PRIVATE; its size is the guest's RAM."""
     disk: Path
     work_dir: Path
-    """Of the live files that the VMM writes; beside them it makes its pid file or sockets in ``run_dir``, and its logs. Its
+    """Of the live files that the VMM writes; beside them it makes sockets in ``run_dir``, and its logs. Its
     parent is the VMM's working directory: a path that a VMM is told is relative to it, or of a descriptor that it inherits.
     """
     run_dir: Path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,7 @@ from ramet.linux import credentials, landlock, seccomp
 
 T = TypeVar("T")
 
-USERS: Final = range(0x7000_0000, 0x8000_0000)
+USERS: Final = range(0x7000_0000, 0x7FFE_0000)
 """Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
 NEEDED_FOR_USERS: Final = (
     credentials.CAP_CHOWN,
@@ -119,7 +120,10 @@ def _confined(
         OSError: if the kernel refuses; ``action`` was not called then. Whatever ``action`` raises.
     """
 
+    tids: list[int] = []
+
     def restricted() -> T:
+        tids.append(threading.get_native_id())
         credentials.forbid_new_privileges()
         if allowed is not None:  # its paths are opened by the user that we are
             landlock.restrict_this_thread(allowed)
@@ -129,8 +133,13 @@ def _confined(
             seccomp.restrict_this_thread()
         return action()
 
-    with credentials.dumpable_kept(), ThreadPoolExecutor(1, thread_name_prefix="confined") as pool:
-        return pool.submit(restricted).result()
+    with credentials.dumpable_kept():
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="confined") as pool:
+                return pool.submit(restricted).result()
+        finally:
+            for tid in tids:
+                credentials.wait_for_end_of_thread(tid)
 
 
 def user_number(instance_id: str) -> int:
@@ -174,7 +183,10 @@ def _groups() -> tuple[int, ...]:
         found = KVM.stat()
     except OSError:
         return ()
-    return (found.st_gid,) if found.st_mode & GROUP_READ_WRITE == GROUP_READ_WRITE else ()
+    needed = (
+        found.st_mode & OTHERS_READ_WRITE != OTHERS_READ_WRITE and found.st_gid != 0
+    )  # root's group may read much else
+    return (found.st_gid,) if needed and found.st_mode & GROUP_READ_WRITE == GROUP_READ_WRITE else ()
 
 
 def _mode(path: Path) -> int:
@@ -232,8 +244,11 @@ def weaknesses(program: str, *, kvm: bool) -> list[str]:
                 found.append("truncate the same user's files by their paths")
         if version < landlock.SCOPE_SINCE:
             found.append("signal the processes of the same user")
-    elif version == 0:
+        return found
+    if version == 0:
         found.append(f"read what every user may read: {why_no_landlock()}")
+    if why_no_filter is not None and version < landlock.TRUNCATE_SINCE:
+        found.append(f"change its own snapshot, while it starts: {why_no_filter}")
     return found
 
 
@@ -250,13 +265,15 @@ def means(program: str, *, kvm: bool) -> str:
 
 
 def why_not() -> str | None:
-    """None if VMMs are confined here, by whatever means, else why they are not.
+    """None if VMMs are confined here by Landlock or by a filter, else why they are not.
 
     Raises:
         ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
     """
     if not config.confinement_wanted():
         return OFF
+    if seccomp.why_not() is None:
+        return None
     return why_no_landlock()
 
 

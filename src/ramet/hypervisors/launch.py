@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ramet import process
 from ramet.errors import LaunchError, RametError, RejectedError
 from ramet.hypervisors.confinement import Confinement
+from ramet.linux import foreign
 from ramet.model import VmmProcess
 from ramet.signals import signals_held
 
 LOG_TAIL_BYTES = 3000
+LOG_READ_BYTES = 256 * 1024
+"""Of a log, which is the VMM's, no more is believed to matter."""
 
 
 @contextmanager
@@ -30,13 +33,18 @@ def launched(
     Raises:
         LaunchError: for every RametError of the block; no process is left, nor is one after any other exception.
     """
-    with confined.lent(), ExitStack() as held:
-        held.enter_context(signals_held())
-        command, vmm = spawn()
+    command: list[str] = []
+    vmm: VmmProcess | None = None
+    with ExitStack() as lent:
         try:
-            held.close()  # a signal that came while it was started raises here, where it is known whom to kill
+            with signals_held():  # a signal that comes meanwhile raises at its end, where it is known whom to kill
+                lent.enter_context(confined.lent())
+                command, vmm = spawn()
             yield vmm
+            lent.close()
         except RametError as err:
+            if vmm is None:
+                raise
             status = process.exit_status(vmm)
             process.kill_and_wait(vmm)
             reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
@@ -48,7 +56,8 @@ def launched(
                 hint=hint,
             ) from err
         except BaseException:
-            process.kill_and_wait(vmm)
+            if vmm is not None:
+                process.kill_and_wait(vmm)
             raise
 
 
@@ -66,8 +75,6 @@ def inherited(stack: ExitStack, path: Path) -> tuple[int, Path]:
 
 def last_run(vmm_log: Path) -> str:
     """The log since the last launch (a line that begins with ``$ ``), without the command line itself."""
-    with suppress(FileNotFoundError):
-        text = vmm_log.read_text(errors="replace")
-        start = max(text.rfind("\n$ ") + 1, 0)
-        return text[start:].partition("\n")[2]
-    return ""
+    text = foreign.read_tail(vmm_log, limit=LOG_READ_BYTES).decode(errors="replace")
+    start = max(text.rfind("\n$ ") + 1, 0)
+    return text[start:].partition("\n")[2]

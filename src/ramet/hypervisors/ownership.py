@@ -38,12 +38,13 @@ def hand_over(spec: LaunchSpec, user: int) -> None:
     for directory in (spec.work_dir, spec.vmm_log.parent):
         for path in directory.iterdir():
             if stat.S_ISREG(path.lstat().st_mode):
-                _give(path, user, only_if_single=True)
+                _give(path, user, user, only_if_single=True)
 
 
 @contextmanager
 def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[None]:
-    """Let ``user`` open, during the block, what the VMM needs of its snapshot, which it then owns, and what its image holds.
+    """Let ``user`` open, during the block, what the VMM needs of its snapshot, and what its image holds. Afterwards the
+    snapshot's files are ours again: what was opened stays open, and its modes are not the VMM's to change.
 
     Where the memory file of its own snapshot is opened for writing (QEMU before 8.2, without reflinks), it can be written for as
     long as the block takes.
@@ -59,14 +60,16 @@ def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[No
                 if stat.S_IMODE(path.stat().st_mode) & FOR_ALL != FOR_ALL:
                     path.chmod(FOR_ALL)
             for path in snapshot:
-                _give(path, user)
+                _give(path, user, user)
             for path in written:
                 path.chmod(PUBLISHED_AND_WRITTEN)
         yield
     finally:
-        with signals_held(), host_errors(f"close the snapshot of {spec.name!r} again"):
+        with signals_held(), host_errors(f"take back the snapshot of {spec.name!r}"):
             for path in written:
                 path.chmod(PUBLISHED)
+            for path in snapshot:
+                _give(path, os.geteuid(), os.getegid())
 
 
 def give_like(path: Path, directory: Path) -> None:
@@ -75,14 +78,15 @@ def give_like(path: Path, directory: Path) -> None:
     Raises:
         OSError: if the file system refuses.
     """
-    _give(path, directory.stat().st_uid, only_if_single=True)
+    whose = directory.stat()
+    _give(path, whose.st_uid, whose.st_gid, only_if_single=True)
 
 
-def _give(path: Path, user: int, *, only_if_single: bool = False) -> None:
+def _give(path: Path, user: int, group: int, *, only_if_single: bool = False) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if found.st_uid != user and (found.st_nlink == 1 or not only_if_single):
-            os.fchown(fd, user, user)
+            os.fchown(fd, user, group)
     finally:
         os.close(fd)

@@ -14,13 +14,14 @@ from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
 from ramet.model import InstanceRecord, Method, State
 
-Announce = Callable[..., None]
+Announce = Callable[[Sequence[str]], None]
+"""Is told the ids of forks before they are made."""
 OnResult = Callable[[str, RametError | None], object]
 Derive = Callable[[InstanceRecord, bool], Method | None]
 """Makes one fork, whether it is the last of all; returns how its files were copied."""
 DERIVED_AT_ONCE = 4
 """It waits for the disk."""
-STARTED_AT_ONCE = (os.cpu_count() or 1) + 1
+STARTED_AT_ONCE = len(os.sched_getaffinity(0)) + 1
 """It is work for a CPU, and now and then waits for a VMM."""
 
 
@@ -58,17 +59,17 @@ class Batch:
         """Make them all: the first, by which it is seen how many fit; then the others, and the last one last.
 
         Raises:
-            RoomError: if they do not all fit; with ``partial``, for those that do not.
-            RametError: if one could not be made.
+            RoomError: if they do not all fit; with ``partial``, those that do not are among the failures.
+            RametError: if one could not be made; likewise.
         """
         self._records = list(records)
-        self._announce(*(record.id for record in records))
+        self._announce([record.id for record in records])
         *others, last = records
         if others:
             first, *others = others
             self._do([first], lambda record: self._derive(record, derive, is_last=False), at_once=1)
-            if self._start:
-                self._do(self._left()[:1], self._wake, at_once=1)
+            if self._start and first in self._left():
+                self._do([first], self._wake, at_once=1)
             self._require_room()
             there = {record.id for record in self._left()}
             rest = [record for record in others if record.id in there]
@@ -123,14 +124,14 @@ class Batch:
         left = self._left()
         if not left or left[0] is not self._records[0]:
             return  # it has failed, and nobody knows what the others will take
-        wanted, there = len(self._records), 1 + len(self.failures)
+        wanted = len(self._records)
         vmm = self._store.read(left[0].id).vmm
         found = room.look(self._store.paths.home, self._written(left[0]), vmm.pid if vmm is not None else None)
-        if found.fits is None or found.fits >= wanted - there:
-            fitting = "" if found.fits is None else f" of {there + found.fits} that fit"
+        if found.fits is None or found.fits >= wanted - 1:
+            fitting = "" if found.fits is None else f" of {1 + found.fits} that fit"
             self._store.say(f"making {wanted}{fitting}")
             return
-        error = found.error(wanted, there + found.fits)
+        error = found.error(wanted, 1 + found.fits)
         if not self._partial:
             raise error
         for record in left[1 + found.fits :]:

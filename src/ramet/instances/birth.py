@@ -14,10 +14,16 @@ from ramet.store import atomic, layout, names
 from ramet.store.layout import discard
 
 
-def new_id(store: Store) -> str:
-    """An id for a new instance, whose VMM's user is no other instance's."""
+def new_ids(store: Store, count: int) -> list[str]:
+    """Ids for new instances, whose VMMs' users are no other instance's, unless another command makes one at this very moment."""
     taken = {user_number(path.name) for path in store.paths.instances.iterdir() if layout.is_id(path.name)}
-    return next(one for one in iter(layout.new_id, None) if user_number(one) not in taken)
+    found: list[str] = []
+    while len(found) < count:
+        one = layout.new_id()
+        if user_number(one) not in taken:
+            taken.add(user_number(one))
+            found.append(one)
+    return found
 
 
 def make_directories(directory: Path) -> None:

@@ -12,6 +12,7 @@ from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, DirtySince, LaunchSpec
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked
+from ramet.linux import foreign
 from ramet.model import MIB, Image, State
 from ramet.paths import InstancePaths
 from ramet.signals import signals_held
@@ -87,10 +88,7 @@ def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmsta
 
 def console_tail(paths: InstancePaths, limit: int = 1500) -> str:
     """The last ``limit`` bytes of the guest's console, for an error; empty if there are none."""
-    try:
-        return paths.console_log.read_bytes()[-limit:].decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+    return foreign.read_tail(paths.console_log, limit=limit).decode(errors="replace")
 
 
 def _boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:

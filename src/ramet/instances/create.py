@@ -62,7 +62,7 @@ def create(
     built, _ = images.resolve(store.paths.images, image)
     mkfs = process.find_program("mkfs.ext4", package="e2fsprogs")
     record = InstanceRecord(
-        id=birth.new_id(store),
+        id=birth.new_ids(store, 1)[0],
         name=name,
         state=State.CREATED,
         created_at_unix_s=time.time(),

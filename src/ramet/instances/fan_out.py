@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import TypeVar
 
 from ramet.errors import RametError
@@ -47,7 +48,8 @@ def each(
         except BaseException:
             with signals_held():
                 pool.shutdown(wait=False, cancel_futures=True)
-                hurry()
+                with suppress(RametError):  # it is what ended it that is told
+                    hurry()
                 pool.shutdown()  # not wait(): it waits for ever for what was cancelled
             raise
     return [found[index] for index in range(len(items))]

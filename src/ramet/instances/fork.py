@@ -178,7 +178,7 @@ def _derive_all(
     *,
     last_takes_files: bool = False,
 ) -> None:
-    records = [_new_record(store, source, name, manifest) for name in names]
+    records = _new_records(store, source, names, manifest)
 
     def derive_one(record: InstanceRecord, is_last: bool) -> Method | None:
         return _derive_one(store, record, files, manifest, take_files=is_last and last_takes_files)
@@ -228,7 +228,7 @@ def _from_disk(store: Store, batch: Batch, source: InstanceRecord, names: Sequen
             birth.establish(store, work, record)
         return method
 
-    batch.make([_new_record(store, source, name, None) for name in names], derive_one)
+    batch.make(_new_records(store, source, names, None), derive_one)
 
 
 def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | None) -> InstanceRecord:
@@ -253,7 +253,7 @@ def _all_or_nothing(store: Store) -> Iterator[Announce]:
     ids: list[str] = []
     with store.even_if_killed(Kind.REMOVE) as chore:
 
-        def announce(*made: str) -> None:
+        def announce(made: Sequence[str]) -> None:
             chore.add(Kind.REMOVE, *made)
             ids.extend(made)
 
@@ -276,12 +276,19 @@ def _undo(store: Store, instance_ids: Sequence[str]) -> None:
                 log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
 
 
-def _new_record(store: Store, source: InstanceRecord, name: str, manifest: Manifest | None) -> InstanceRecord:
+def _new_records(
+    store: Store, source: InstanceRecord, names: Sequence[str], manifest: Manifest | None
+) -> list[InstanceRecord]:
+    ids = birth.new_ids(store, len(names))
+    return [_new_record(source, one, name, manifest) for one, name in zip(ids, names, strict=True)]
+
+
+def _new_record(source: InstanceRecord, instance_id: str, name: str, manifest: Manifest | None) -> InstanceRecord:
     ancestor = Ancestor(
         instance_id=source.id, name=source.name, snapshot_id=manifest.id if manifest is not None else None
     )
     return InstanceRecord(
-        id=birth.new_id(store),
+        id=instance_id,
         name=name,
         state=State.STOPPED if manifest is None else State.STANDBY,
         created_at_unix_s=time.time(),

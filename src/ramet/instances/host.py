@@ -35,7 +35,6 @@ from ramet.model import (
     MIB,
     Accelerator,
     Capability,
-    DiskUse,
     ExecResult,
     ForkFailure,
     ForkReport,
@@ -47,6 +46,7 @@ from ramet.model import (
     SnapshotCheck,
     SnapshotInfo,
     StoreReport,
+    Use,
 )
 
 if TYPE_CHECKING:
@@ -292,9 +292,9 @@ class Host:
         """Every instance, oldest first."""
         return inspect.all_instances(self._store)
 
-    def du(self) -> builtins.list[DiskUse]:
+    def du(self) -> builtins.list[Use]:
         """Disk that instances, snapshots and images occupy."""
-        return inspect.disk_use(self._store)
+        return inspect.use(self._store)
 
     def exists(self, name: str) -> bool:
         """Whether there is such an instance."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ramet import process
 from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Referrers, Store
 from ramet.instances.live_files import mapped_file
 from ramet.linux import extents, procfs
-from ramet.model import DiskUse, Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State
+from ramet.model import Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State, Use
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
 
@@ -130,17 +131,43 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
     return MappedMemory(path=str(path), dev=mappings[0].dev, ino=mappings[0].ino, writable=writable)
 
 
-def disk_use(store: Store) -> list[DiskUse]:
-    """What each instance, snapshot and image occupies, by physical extents."""
+def use(store: Store) -> list[Use]:
+    """What each instance, snapshot and image takes, and all together."""
     found = []
+    blocks: list[tuple[int, int]] | None = []
+    for name, kind, paths, pid in _takers(store):
+        one, where = _use(name, kind, paths, pid)
+        found.append(one)
+        blocks = None if blocks is None or where is None else blocks + where
+    return [*found, _total(found, blocks)]
+
+
+def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], int | None]]:
+    """Name, kind, files, and the pid of its VMM."""
     for record in store.readable_records()[0]:
         paths = store.paths.instance(record.id)
-        found.append(_use(record.name, "instance", [*_files(paths.work), *_files(paths.logs)]))
+        vmm = record.vmm if record.vmm is not None and process.is_alive(record.vmm) else None
+        yield record.name, "instance", [*_files(paths.work), *_files(paths.logs)], vmm.pid if vmm else None
     for snapshot in snapshots.all_snapshots(store):
         label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
-        found.append(_use(label, "snapshot", _files(Path(snapshot.dir))))
-    built = [path for path in sorted(store.paths.images.iterdir()) if (path / "image.json").exists()]
-    return found + [_use(path.name, "image", _files(path)) for path in built]
+        yield label, "snapshot", _files(Path(snapshot.dir)), None
+    for path in sorted(store.paths.images.iterdir()):
+        if (path / "image.json").exists():
+            yield path.name, "image", _files(path), None
+
+
+def _total(found: Sequence[Use], blocks: Sequence[tuple[int, int]] | None) -> Use:
+    exclusive = [one.exclusive_bytes for one in found]
+    once = sum(end - start for start, end in extents.union(blocks)) if blocks is not None else None
+    return Use(
+        name="all",
+        kind="total",
+        allocated_bytes=sum(one.allocated_bytes for one in found) if once is None else once,
+        exclusive_bytes=None if None in exclusive else sum(one or 0 for one in exclusive),
+        apparent_bytes=sum(one.apparent_bytes for one in found),
+        own_memory_bytes=sum(one.own_memory_bytes or 0 for one in found),
+        pss_bytes=sum(one.pss_bytes or 0 for one in found),
+    )
 
 
 def _files(directory: Path) -> list[Path]:
@@ -150,9 +177,11 @@ def _files(directory: Path) -> list[Path]:
         return []  # removed meanwhile
 
 
-def _use(name: str, kind: str, paths: list[Path]) -> DiskUse:
+def _use(name: str, kind: str, paths: list[Path], pid: int | None) -> tuple[Use, list[tuple[int, int]] | None]:
+    """And the physical (start, end) of all its blocks; None where the file system cannot tell."""
     allocated = apparent = 0
     exclusive: int | None = 0
+    blocks: list[tuple[int, int]] = []
     for path in paths:
         try:
             with host_errors(f"measure {path}"):
@@ -169,6 +198,26 @@ def _use(name: str, kind: str, paths: list[Path]) -> DiskUse:
                 continue  # removed meanwhile
             exclusive = None  # this file system cannot tell
             continue
+        blocks += [(one.physical, one.physical + one.length) for one in found]
         if exclusive is not None:
             exclusive += extents.exclusive_bytes(found)
-    return DiskUse(name=name, kind=kind, allocated_bytes=allocated, exclusive_bytes=exclusive, apparent_bytes=apparent)
+    own, pss = _memory(pid) if pid is not None else (None, None)
+    one = Use(
+        name=name,
+        kind=kind,
+        allocated_bytes=allocated,
+        exclusive_bytes=exclusive,
+        apparent_bytes=apparent,
+        own_memory_bytes=own,
+        pss_bytes=pss,
+    )
+    return one, None if exclusive is None else blocks
+
+
+def _memory(pid: int) -> tuple[int | None, int | None]:
+    """Its own, and its share of all; None of a process that has ended, or that we may not look at."""
+    try:
+        found = procfs.smaps_rollup(pid)
+    except OSError:
+        return None, None
+    return found["Anonymous"] + found.get("Swap", 0), found["Pss"]

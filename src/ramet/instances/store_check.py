@@ -17,7 +17,7 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, StateError, host_errors
 from ramet.hypervisors import ownership
-from ramet.hypervisors.confinement import user_number
+from ramet.hypervisors.confinement import USERS
 from ramet.instances import damaged, live_files, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
@@ -225,7 +225,7 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     for path in sorted(paths.dir.iterdir()):
         if path.name not in PUBLISHED or not path.is_file() or path.is_symlink():
             found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
-        elif path not in (paths.memory, paths.vmstate):
+        else:
             found += _loose(path, PUBLISHED_MODE)
     found += [
         _Found(text=f"{path.name} is lost.", mend="Its next sleep and its forks have it again: ramet snapshot check")
@@ -240,8 +240,6 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
         manifests.check_files(paths, manifest)
     except CorruptError as err:
         return [*found, _Found(text=err.message, mend=err.hint or "Remove it: ramet snapshot rm")]
-    for path in (paths.memory, paths.vmstate):  # its instance's VMM opens them
-        found += _loose(path, PUBLISHED_MODE, owner=user_number(manifest.instance_id))
     records, unreadable = store.readable_records()
     try:
         referrers = store.referrers(records)
@@ -262,18 +260,29 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     return found
 
 
-def _loose(path: Path, mode: int, *also: int, owner: int | None = None) -> Iterator[_Found]:
-    """Whether others may do more with a file than they must: it is ours, or ``owner``'s, and its mode one of those."""
+def _loose(path: Path, mode: int, *also: int) -> Iterator[_Found]:
+    """Whether others may do more with a file of ours than they must."""
     status = path.lstat()
     now = stat.S_IMODE(status.st_mode)
-    if status.st_uid not in (os.geteuid(), owner):
+    if status.st_uid in USERS:
+        yield _Found(
+            text=f"{path.name} belongs to a VMM, whose start was cut short.",
+            mend="It is made ours again.",
+            action=partial(_take_back, path),
+        )
+    elif status.st_uid != os.geteuid():
         yield _Found(text=f"{path.name} belongs to uid {status.st_uid}.", mend=f"chown it: {path}")
-    elif now not in (mode, *also):
+    if now not in (mode, *also):
         yield _Found(
             text=f"{path.name} is {now:04o}, not {mode:04o}.",
             mend="Its mode is set.",
             action=partial(_set_mode, path, mode),
         )
+
+
+def _take_back(path: Path) -> None:
+    with host_errors(f"take {path} back"):
+        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
 
 
 def _set_mode(path: Path, mode: int) -> None:

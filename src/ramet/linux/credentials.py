@@ -7,6 +7,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 UID_MAP: Final = Path("/proc/self/uid_map")
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 3, 5, 6, 7
 
+_one_at_a_time = threading.Lock()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
 _libc.syscall.restype = ctypes.c_long
@@ -66,11 +69,18 @@ def forbid_new_privileges() -> None:
 @contextmanager
 def dumpable_kept() -> Iterator[None]:
     """A thread that changes its user makes the whole process one that cannot be traced (prctl(2), PR_SET_DUMPABLE): put that back
-    when the block, and the thread, have ended.
+    when the block, and the thread, have ended. One at a time: as long as any thread has another user, that user could trace us.
     """
-    before = _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
-    try:
-        yield
-    finally:
-        if before == 1:
-            _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    with _one_at_a_time:
+        before = _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+        try:
+            yield
+        finally:
+            if before == 1:
+                _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def wait_for_end_of_thread(tid: int) -> None:
+    """``Thread.join`` returns a moment before the kernel has ended it."""
+    while Path(f"/proc/self/task/{tid}").exists():
+        time.sleep(0.0001)

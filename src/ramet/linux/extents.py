@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ramet.linux.ioctl import ioctl, iowr
@@ -74,6 +74,17 @@ def exclusive_bytes(extents: Sequence[Extent]) -> int:
     return sum(extent.length for extent in extents if not extent.shared)
 
 
+def union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges joined where they touch or overlap: sorted and disjoint."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return joined
+
+
 def map_data(fd: int) -> Iterator[tuple[int, int]]:
     """The (start, end) of each run of data, in order; what lies between reads as zeros (lseek(2))."""
     size = os.fstat(fd).st_size
@@ -112,24 +123,13 @@ def changed_since(fd: int, base_fd: int) -> list[tuple[int, int]]:
             mine += 1
         else:
             base += 1
-    return _without(_spans(ours + theirs), same)
+    return _without(union((one.logical, one.end) for one in ours + theirs), same)
 
 
 def _are_same_blocks(one: Extent, other: Extent) -> bool:
     """Both must say that they are shared: some file systems (SMB) make addresses up."""
     reliable = not (one.flags | other.flags) & UNRELIABLE
     return one.shared and other.shared and reliable and one.physical - one.logical == other.physical - other.logical
-
-
-def _spans(found: Sequence[Extent]) -> list[tuple[int, int]]:
-    """What the extents of two files cover together, in order."""
-    spans: list[tuple[int, int]] = []
-    for start, end in sorted((one.logical, one.end) for one in found):
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(spans[-1][1], end))
-        else:
-            spans.append((start, end))
-    return spans
 
 
 def _without(spans: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

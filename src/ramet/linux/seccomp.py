@@ -14,6 +14,7 @@ import resource
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +27,33 @@ SECCOMP_RET_ALLOW: Final = 0x7FFF0000
 SECCOMP_RET_ERRNO: Final = 0x00050000
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 X32_SYSCALL_BIT: Final = 0x40000000
-BPF_LD_W_ABS, BPF_JEQ, BPF_JGE, BPF_RET = 0x20, 0x15, 0x35, 0x06
+BPF_LD_W_ABS, BPF_AND, BPF_JEQ, BPF_JGE, BPF_RET = 0x20, 0x54, 0x15, 0x35, 0x06
 NR_OFFSET, ARCH_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
 """In struct seccomp_data; of an argument the lower half is looked at."""
 ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")
+
+NEW_NAMESPACES: Final = 0x7E020000
+"""CLONE_NEWNS and the other CLONE_NEW… of clone(2)."""
+SOCKET_TYPE: Final = 0xF
+"""Beside it, the argument has SOCK_CLOEXEC and SOCK_NONBLOCK."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Test:
+    """``argument & mask == value``, of the argument's lower half."""
+
+    argument: int
+    value: int
+    mask: int = 0xFFFFFFFF
+
+    def code(self, *, otherwise_skip: int) -> list[bytes]:
+        """Instructions that skip some if it is not so."""
+        return [
+            _instruction(BPF_LD_W_ABS, value=ARGUMENTS_OFFSET + 8 * self.argument),
+            _instruction(BPF_AND, value=self.mask),
+            _instruction(BPF_JEQ, value=self.value, otherwise_skip=otherwise_skip),
+        ]
+
 
 REFUSED: Final[Mapping[str, int]] = {
     # others' sockets, by path or by abstract name
@@ -89,25 +113,51 @@ REFUSED: Final[Mapping[str, int]] = {
     "io_uring_setup": 425,
     "io_uring_enter": 426,
     "io_uring_register": 427,
+    # memory, semaphores and queues that processes share by name
+    "shmget": 29,
+    "shmat": 30,
+    "shmctl": 31,
+    "semget": 64,
+    "semop": 65,
+    "semctl": 66,
+    "msgget": 68,
+    "msgsnd": 69,
+    "msgrcv": 70,
+    "msgctl": 71,
+    "semtimedop": 220,
+    "mq_open": 240,
     # other namespaces and mounts, where they could be asked for without root
     "unshare": 272,
     "setns": 308,
     "mount": 165,
+    "umount2": 166,
     "chroot": 161,
     "pivot_root": 155,
     "open_tree": 428,
     "move_mount": 429,
     "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "fspick": 433,
     "mount_setattr": 442,
 }
 """System calls of x86-64, by number (arch/x86/entry/syscalls/syscall_64.tbl)."""
-ALLOWED_ONLY_WITH: Final[Mapping[str, tuple[int, Sequence[tuple[int, int]]]]] = {
-    "socket": (41, ((0, socket.AF_UNIX),)),
-    "prlimit64": (302, ((0, 0), (1, resource.RLIMIT_CORE))),
+ALLOWED_ONLY_WITH: Final[Mapping[str, tuple[int, Sequence[Test]]]] = {
+    "prlimit64": (302, (Test(argument=0, value=0), Test(argument=1, value=resource.RLIMIT_CORE))),
+    "sched_setparam": (142, (Test(argument=0, value=0),)),
+    "sched_setscheduler": (144, (Test(argument=0, value=0),)),
+    "sched_setaffinity": (203, (Test(argument=0, value=0),)),
+    "sched_setattr": (314, (Test(argument=0, value=0),)),
+    "clone": (56, (Test(argument=0, mask=NEW_NAMESPACES, value=0),)),
+    "socketpair": (53, (Test(argument=1, mask=SOCKET_TYPE, value=socket.SOCK_STREAM),)),
 }
-"""Number, and which argument (0 is the first) must have what value, one of them at least: no network, and nobody's limits but its
-own. The size of core dumps is what we limit of a VMM from the thread that has started it.
+"""Number, and what an argument must be, of several tests one at least: nobody's limits and scheduling but its own, no namespaces,
+no sockets that send to whom they like. The size of core dumps is what we limit of a VMM from the thread that has started it.
 """
+SOCKET: Final = 41
+"""Allowed for unix sockets that are streams: they can be sent to only after connect(2)."""
+CLONE3: Final = 435
+"""Its flags are in memory, where no filter looks: it is said not to exist, and the C library then uses clone(2)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
@@ -160,17 +210,15 @@ def assemble() -> bytes:
     ]
     for number in REFUSED.values():
         code += [_instruction(BPF_JEQ, value=number, otherwise_skip=1), refuse]
-    for number, alternatives in ALLOWED_ONLY_WITH.values():
-        check = [
-            instruction
-            for index, value in alternatives
-            for instruction in (
-                _instruction(BPF_LD_W_ABS, value=ARGUMENTS_OFFSET + 8 * index),
-                _instruction(BPF_JEQ, value=value, otherwise_skip=1),
-                allow,
-            )
-        ]
+    for number, tests in ALLOWED_ONLY_WITH.values():
+        check = [one for test in tests for one in (*test.code(otherwise_skip=1), allow)]
         code += [_instruction(BPF_JEQ, value=number, otherwise_skip=len(check) + 1), *check, refuse]
+    unix = Test(argument=0, value=socket.AF_UNIX).code(otherwise_skip=4)
+    stream = Test(argument=1, mask=SOCKET_TYPE, value=socket.SOCK_STREAM).code(otherwise_skip=1)
+    check = [*unix, *stream, allow]
+    code += [_instruction(BPF_JEQ, value=SOCKET, otherwise_skip=len(check) + 1), *check, refuse]
+    absent = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.ENOSYS)
+    code += [_instruction(BPF_JEQ, value=CLONE3, otherwise_skip=1), absent]
     return b"".join([*code, allow])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,18 @@ def _short(directory: Path, name: str) -> Iterator[str]:
         yield f"/proc/self/fd/{dir_fd}/{name}"
     finally:
         os.close(dir_fd)
+
+
+@contextmanager
+def _socket_in(directory: Path, name: str) -> Iterator[str]:
+    """The path of a socket that is here: whoever may write to the directory could have put a symlink to another in its place."""
+    fd = os.open(directory / name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ECONNREFUSED, "not a socket", name)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def listen_in(directory: Path, name: str) -> socket.socket:
@@ -52,7 +65,7 @@ def connect_in(directory: Path, name: str, *, deadline_s: float = CONNECT_DEADLI
     try:
         # connect(2) would wait for ever; the time limit for sending is also its own, and passes with EAGAIN (unix(7), socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(max(deadline_s, 0.001)))
-        with _short(directory, name) as path:
+        with _socket_in(directory, name) as path:
             _connect(sock, path)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
     except BlockingIOError as err:

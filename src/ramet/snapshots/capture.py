@@ -6,6 +6,7 @@ of that file (pagemap(5)), found by the mapping's inode, read through /proc/PID/
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from ramet import process
 from ramet.errors import HostError, UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
-from ramet.linux import procfs, procmem
+from ramet.linux import foreign, leases, procfs, procmem
 from ramet.linux.extents import map_data
 from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 1024 * 1024
 DIG_S = 600.0
+DEVICE_STATE_MAX_BYTES = 64 * 1024 * 1024
+"""It takes some kilobytes: without RAM, and without video memory, which these machines have not."""
 COPY_THREADS = min(os.cpu_count() or 1, 4)
 ZERO_PAGE = bytes(PAGE_BYTES)
 WORDS_PER_PAGE = PAGE_BYTES // 8
@@ -116,10 +119,10 @@ def capture_by_vmm(
         )
         with host_errors(f"take over what the VMM wrote to {live.work}"):
             written_bytes = procfs.bytes_written(vmm.pid) - before_bytes
-            _require_let_go(vmm, live.next_memory)
-            state = live.vmstate.read_bytes()
+            state = _device_state(live.vmstate)
             into.vmstate.write_bytes(state)
-            live.next_memory.rename(into.memory)
+            live.next_memory.rename(into.memory)  # out of its reach; what it holds is seen there
+            _require_let_go(vmm, into.memory)
             found = into.memory.stat().st_size
         if not diff:
             _dig_holes(into.memory)
@@ -158,16 +161,43 @@ def _remove_leftovers(live: InstancePaths) -> None:
 
 def _make_hole(path: Path, size_bytes: int) -> None:
     with host_errors(f"make the memory file {path}"), path.open("xb") as stream:
-        path.chmod(0o600)
+        os.fchmod(stream.fileno(), 0o600)
         stream.truncate(size_bytes)
 
 
 def _require_let_go(vmm: VmmProcess, path: Path) -> None:
-    if path.lstat().st_nlink != 1:
-        raise VmmError(f"{path} has a second name: what has it could change what is published.")
+    """Make a file that a VMM has written ours, for good: no second name, and nobody who holds it open for writing.
+
+    Raises:
+        VmmError: if it is not.
+    """
     holding = [one.fd for one in procfs.descriptors_of_file(vmm.pid, path)]
     if holding or procfs.mappings_of_file(vmm.pid, path):
         raise VmmError(f"The VMM (process {vmm.pid}) keeps {path} open or mapped: it cannot be published.")
+    fd = foreign.open_regular(path)
+    try:
+        if os.fstat(fd).st_nlink != 1:
+            raise VmmError(f"{path} has a second name: what has it could change what is published.")
+        os.fchown(fd, os.geteuid(), os.getegid())
+        os.fchmod(fd, 0o600)
+        if not leases.nobody_writes(fd):
+            raise VmmError(f"Somebody still holds {path} open for writing: it cannot be published.")
+    finally:
+        os.close(fd)
+
+
+def _device_state(path: Path) -> bytes:
+    """What a VMM wrote in its own directory.
+
+    Raises:
+        VmmError: if that is no device state: too large, or no file.
+    """
+    try:
+        return foreign.read_whole(path, limit=DEVICE_STATE_MAX_BYTES)
+    except OSError as err:
+        if err.errno in (errno.EFBIG, errno.EINVAL, errno.ELOOP):
+            raise VmmError(f"What the VMM wrote to {path} is no device state: {err.strerror}.") from err
+        raise
 
 
 def capture_memory(
@@ -267,7 +297,7 @@ def _capture_device_state(monitor: SavesDeviceState, written_by_vmm: Path, into:
         written_by_vmm.unlink(missing_ok=True)
         try:
             monitor.save_device_state(written_by_vmm)
-            state = written_by_vmm.read_bytes()
+            state = _device_state(written_by_vmm)
         finally:
             written_by_vmm.unlink(missing_ok=True)
         if not state:

@@ -107,8 +107,6 @@ def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> Non
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(fd, file_mode)
-            if os.fstat(fd).st_uid != os.geteuid():  # a VMM that runs as a user of its own has written it
-                os.fchown(fd, os.geteuid(), os.getegid())
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -69,7 +69,8 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
             yield chore
         finally:
             with signals_held():
-                path.unlink(missing_ok=True)
+                with host_errors(f"take {path} away"):
+                    path.unlink(missing_ok=True)
                 if durable:
                     _make_durable(locks_dir)
     finally:
@@ -135,12 +136,23 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
         todo = list(_read(path))
         count = len(todo)
         yield todo
-        if not todo:
+        if 0 < len(todo) < count:
+            _note_again(path.parent, todo)
+        if not todo or len(todo) < count:
             path.unlink(missing_ok=True)
-        elif len(todo) < count:
-            os.ftruncate(fd, 0)
-            for kind, one in todo:
-                Chore(path, fd).add(kind, one)
+    finally:
+        os.close(fd)
+
+
+def _note_again(locks_dir: Path, todo: Sequence[tuple[Kind, str]]) -> None:
+    """In a file of its own, which is nobody's: whatever cuts this short, what is to be done is noted somewhere."""
+    path, fd = _create(locks_dir)
+    try:
+        for kind, one in todo:
+            Chore(path, fd).add(kind, one)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
 

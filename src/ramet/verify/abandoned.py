@@ -14,12 +14,14 @@ from ramet.linux import ofdlock
 
 KEPT = "kept-"
 """Before the tag of a run whose instances were asked to be kept."""
-_OURS = re.compile(r"verify-([0-9a-f]{6})-")
+_LOCK = re.compile(r"verify-([0-9a-f]{6})")
+"""What the lock of a run is called: made before anything has its tag, and gone after all that has."""
 
 
 @contextmanager
 def at_work(host: Host, tag: str) -> Iterator[None]:
-    """Hold the lock of the run ``tag`` for the block: as long as it is held, what has its tag is not taken away.
+    """Hold the lock of the run ``tag`` for the block: as long as it is held, what has its tag is not taken away. If the block
+    fails, the next run looks for what it has left.
 
     Raises:
         HostError: if it cannot be made.
@@ -30,8 +32,8 @@ def at_work(host: Host, tag: str) -> Iterator[None]:
         ofdlock.try_lock(fd)
     try:
         yield
-    finally:
         path.unlink(missing_ok=True)
+    finally:
         os.close(fd)
 
 
@@ -41,33 +43,32 @@ def remove(host: Host, say: Callable[[str], None]) -> None:
     Raises:
         RametError: if one cannot be removed; it is tried again by the next run.
     """
-    tags: dict[str, None] = {}
-    named = [name for snapshot in host.snapshots() for name in snapshot.names]
-    instances = [info.name for info in host.list()]
-    for name in (*instances, *named):
-        found = _OURS.match(name)
-        if found is not None:
-            tags[found[1]] = None
+    tags = [found[1] for path in (host.home / "locks").iterdir() if (found := _LOCK.fullmatch(path.name))]
     for tag in tags:
         if _is_at_work(_lock(host, tag)):
             continue
+        named = [name for snapshot in host.snapshots() for name in snapshot.names]
+        instances = [info.name for info in host.list()]
         say(f"removing what a run that was killed has left (verify-{tag})")
         mine = f"verify-{tag}-"
         for name in instances:
             if name.startswith(mine):
-                _unless_gone(host.exists, name, lambda name: host.remove(name, force=True))
+                with _unless_gone(host, name):
+                    host.remove(name, force=True)
         for name in named:
             if name.startswith(mine):
-                host.snapshot_remove(name)
+                with _unless_gone(host, name):
+                    host.snapshot_remove(name)
         _lock(host, tag).unlink(missing_ok=True)
 
 
-def _unless_gone(exists: Callable[[str], bool], name: str, act: Callable[[str], object]) -> None:
+@contextmanager
+def _unless_gone(host: Host, name: str) -> Iterator[None]:
     """Another run may be at the same."""
     try:
-        act(name)
+        yield
     except RametError:
-        if exists(name):
+        if host.exists(name) or any(name in snapshot.names for snapshot in host.snapshots()):
             raise
 
 

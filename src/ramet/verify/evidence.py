@@ -176,8 +176,8 @@ def own_bytes(files: Iterable[Path], others: Iterable[Path]) -> tuple[int, int]:
     Raises:
         OSError: where the file system cannot tell.
     """
-    mine = union(_physical(files))
-    theirs = union(_physical(others))
+    mine = extents.union(_physical(files))
+    theirs = extents.union(_physical(others))
     total = sum(end - start for start, end in mine)
     shared = overlap(mine, theirs)
     return total - shared, shared
@@ -192,17 +192,6 @@ def _physical(files: Iterable[Path]) -> list[tuple[int, int]]:
         finally:
             os.close(fd)
     return found
-
-
-def union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges joined where they touch or overlap: sorted and disjoint."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
 
 
 def overlap(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> int:

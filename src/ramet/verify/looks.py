@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import GuestError, SnapshotError, VmmError
+from ramet.linux import seccomp
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo
 from ramet.verify import evidence, isolation, needs
@@ -133,6 +134,7 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     world.ledger.look(
         "vmm-maps-privately", f"{at}: {role}", mapped.problems, found=mapped.found, enforced=mapped.enforced
     )
+    confined(world, role, at=at)
     if not others:
         return
     infos = [world.info(other) for other in others]
@@ -160,11 +162,12 @@ def confined(world: World, role: str, *, at: str) -> None:
     pid = _pid(world.info(role))
     has = evidence.privileges(pid)
     problems = [] if has.no_new_privileges else [f"process {pid} can gain privileges: it has no no_new_privs"]
-    if has.filters is not None and has.filters < FILTERS:
+    why_no_filter = seccomp.why_not()
+    if why_no_filter is None and has.filters is not None and has.filters < FILTERS:
         problems.append(f"process {pid} has {has.filters} filters of system calls, not its own and Ramet's")
     others = {user: other for other, user in world.users.items() if other != role}
     world.users[role] = has.user
-    weak = []
+    weak = [f"no filter of Ramet's: {why_no_filter}"] if why_no_filter is not None else []
     if has.user == os.geteuid():
         weak.append("it runs as we do" if has.user else f"it is root (capabilities {has.capabilities:x})")
     elif has.user in others:

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from ramet.errors import HostError, RametError
-from ramet.model import Hypervisor
+from ramet.linux import memory
+from ramet.model import MIB, Hypervisor
 from ramet.signals import ENDING_SIGNALS, signals_held
 from ramet.verify import needs, runner, sabotage
 from ramet.verify.checks import Verdict
@@ -115,9 +116,7 @@ def _row(one: Sabotage, why_not: str | None, committed: _Run | None, failed_with
 
 def _workers(memory_mib: int) -> int:
     """How many runs at once: as many as there are CPUs, and as there is memory for the guests of."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    room = available_kib // 1024 // ((memory_mib + VMM_MIB) * GUESTS)
+    room = memory.available_bytes() // MIB // ((memory_mib + VMM_MIB) * GUESTS)
     return max(min(AT_ONCE_MAX, os.cpu_count() or 1, room), 1)
 
 

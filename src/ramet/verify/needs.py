@@ -8,7 +8,7 @@ import tempfile
 from enum import Enum, auto
 from pathlib import Path
 
-from ramet.linux import reflink
+from ramet.linux import reflink, seccomp
 
 CAP_SYS_NICE = 1 << 23
 """capabilities(7), <linux/capability.h>."""
@@ -19,13 +19,22 @@ class Need(Enum):
 
     REFLINKS = auto()
     SWAP = auto()
+    COUNTED_FILTERS = auto()
 
 
 def lacks(home: Path) -> dict[Need, str]:
     """What the host of this store has not, and why."""
     no_reflinks, no_swap = why_no_reflinks(home), why_no_swap()
     found = {Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})"} if no_reflinks else {}
-    return found | ({Need.SWAP: no_swap} if no_swap else {})
+    no_count = why_no_counted_filters()
+    return found | ({Need.SWAP: no_swap} if no_swap else {}) | ({Need.COUNTED_FILTERS: no_count} if no_count else {})
+
+
+def why_no_counted_filters() -> str | None:
+    """None if VMMs get a filter of Ramet's, and the kernel says how many a process has; else why not."""
+    if "Seccomp_filters:" not in Path("/proc/self/status").read_text():
+        return "the kernel does not count filters of system calls (Linux 5.10 does)"
+    return seccomp.why_not()
 
 
 def why_no_swap() -> str | None:

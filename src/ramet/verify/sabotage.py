@@ -88,7 +88,8 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the fork's VMM is started without confinement",
             scenario="base",
             caught_by=("vmm-confined",),
-            strikes={Point.FORK_RESTORING: strikes.set_free, Point.FORK_RESTORED: strikes.unwrap_vmm},
+            strikes={Point.FORK_RESTORING: strikes.set_free, Point.FORK_RESTORED: strikes.confine_again},
+            needs=Need.COUNTED_FILTERS,
         ),
         Sabotage(
             name="other-disk",

@@ -12,7 +12,7 @@ from ramet.errors import RametError
 from ramet.instances.host import Host
 from ramet.linux import extents
 from ramet.model import InstanceInfo
-from ramet.verify import evidence, isolation
+from ramet.verify import isolation
 
 CELLS = 128
 """How many equal parts a memory file is drawn in."""
@@ -120,7 +120,7 @@ def _parent(info: InstanceInfo, names: Mapping[str, str], roles: Mapping[str, st
 def _blocks(files: Iterable[Path]) -> tuple[list[tuple[int, int]], int]:
     """The physical ranges of files, joined, and how many extents there are."""
     found = [extent for path in files for extent in _extents(path)]
-    return evidence.union((one.physical, one.physical + one.length) for one in found), len(found)
+    return extents.union((one.physical, one.physical + one.length) for one in found), len(found)
 
 
 def _extents(path: Path) -> list[extents.Extent]:
@@ -142,7 +142,7 @@ def _maps(memories: Mapping[str, Sequence[Path]]) -> tuple[MemoryMap, ...]:
         if not paths:
             continue
         others = (one for path, extents_of in found.items() if path != paths[0] for one in extents_of)
-        blocks = evidence.union((one.physical, one.physical + one.length) for one in others)
+        blocks = extents.union((one.physical, one.physical + one.length) for one in others)
         maps.append(memory_map(role, paths[0].stat().st_size, found[paths[0]], blocks))
     return tuple(maps)
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PTRACE_SEIZE = 0x4206
-SYS_PROCESS_VM_WRITEV = 311
+SYS_PROCESS_VM_WRITEV, SYS_CLONE = 311, 56
+CLONE_NEWUSER, IPC_PRIVATE = 0x10000000, 0
 Act = tuple[str, Callable[[], object]]
 
 
@@ -32,7 +33,7 @@ def raised(result: int) -> None:
 
 
 def acts(own: Path, image: Path, mine: Path, victim: Path, pid: int, address: int, abstract: str) -> Iterator[Act]:
-    """Each act, and what is done for it. ``victim`` is another instance's directory, with files 0 to 19, ``pid`` its VMM, which
+    """Each act, and what is done for it. ``victim`` is another instance's directory, with files 0 to 14, ``pid`` its VMM, which
     has memory at ``address``.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -75,6 +76,10 @@ def acts(own: Path, image: Path, mine: Path, victim: Path, pid: int, address: in
     yield "process: abstract socket", lambda: socket.socket(socket.AF_UNIX).connect(f"\0{abstract}")
     yield "process: its socket", lambda: socket.socket(socket.AF_UNIX).connect(str(victim / "qmp.sock"))
     yield "process: limits", lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+    yield "process: datagram", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"x", f"\0{abstract}d")
+    yield "process: scheduling", lambda: os.sched_setaffinity(pid, os.sched_getaffinity(0))
+    yield "new namespace", lambda: raised(clone_into_new_namespace(libc))
+    yield "shared memory", lambda: raised(libc.shmget(IPC_PRIVATE, 4096, 0o600))
     yield "network: listen", lambda: listen_on_tcp()
     yield "victim: mode", lambda: (victim / "12").chmod(0o666)
     yield "victim: times", lambda: os.utime(victim / "13", (1, 1))
@@ -86,6 +91,17 @@ def execute(path: Path) -> None:
         path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o700)
     subprocess.run([str(path)], check=True)
+
+
+def clone_into_new_namespace(libc: ctypes.CDLL) -> int:
+    """A child that ends at once."""
+    libc.syscall.restype = ctypes.c_long
+    pid = int(libc.syscall(SYS_CLONE, *map(ctypes.c_ulong, (CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0))))
+    if pid == 0:
+        os._exit(0)
+    if pid > 0:
+        os.waitpid(pid, 0)
+    return pid
 
 
 def listen_on_tcp() -> None:

@@ -37,6 +37,9 @@ OTHERS_OF_THE_SAME_USER = {
     "victim: attributes",
     "process: its socket",
     "process: limits",
+    "process: scheduling",
+    "new namespace",
+    "shared memory",
 }
 """What no version of Landlock keeps the same user from doing."""
 FILTERED = OTHERS_OF_THE_SAME_USER | {
@@ -50,6 +53,7 @@ FILTERED = OTHERS_OF_THE_SAME_USER | {
     "process: trace",
     "process: write its memory",
     "process: abstract socket",
+    "process: datagram",
     "network: listen",
 }
 """What the filter of system calls refuses by itself; execution, because it takes a change of mode."""
@@ -59,6 +63,7 @@ SINCE = {
     "network: listen": landlock.NET_SINCE,
     "process: signal": landlock.SCOPE_SINCE,
     "process: abstract socket": landlock.SCOPE_SINCE,
+    "process: datagram": landlock.SCOPE_SINCE,
 }
 MEANS = ("landlock", "seccomp", "user")
 
@@ -126,6 +131,8 @@ def place() -> Iterator[Place]:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.bind(address)
             sock.listen()
+        datagrams = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        datagrams.bind(f"\0{abstract}d")
         for path in (victim, *victim.iterdir()):
             path.chmod(0o777)
         sleeper = subprocess.Popen(["sleep", "600"])
@@ -222,7 +229,8 @@ def test_a_user_of_its_own_alone(place: Place, monkeypatch: pytest.MonkeyPatch) 
         path.chmod(0o755 if path.is_dir() else 0o600)
     found = place.run()
     of_its_own = {"execute what was written", "own snapshot: execute", "victim: symlink"}
-    of_every_user = {"victim: list", "network: listen", "process: abstract socket"}
+    of_every_user = {"victim: list", "network: listen", "process: abstract socket", "process: datagram"}
+    of_every_user |= {"new namespace", "shared memory"}
     assert done(found) == OWN | READ | of_its_own | of_every_user | {
         "own snapshot: write",
         "own snapshot: truncate",
@@ -231,11 +239,15 @@ def test_a_user_of_its_own_alone(place: Place, monkeypatch: pytest.MonkeyPatch) 
 
 
 @requires("vmm-users")
-def test_what_is_published_is_its_instances_and_read_only(place: Place) -> None:
+def test_what_is_published_is_the_vmms_for_the_time_of_its_start(place: Place) -> None:
     user = confinement.user_number(INSTANCE_ID)
-    place.run(memory_is_written=True)
+    confined = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=True)
+    with confined.lent():
+        confined.hand_over()
+        memory = place.spec.memory.stat()
+        assert (memory.st_uid, memory.st_mode & 0o777) == (user, 0o600)
     memory = place.spec.memory.stat()
-    assert (memory.st_uid, memory.st_mode & 0o777) == (user, 0o400), "and writable only while the VMM starts"
+    assert (memory.st_uid, memory.st_mode & 0o777) == (os.geteuid(), 0o400)
     assert place.spec.boot is not None
     assert place.spec.boot.kernel.stat().st_mode & 0o777 == 0o444
     assert place.spec.disk.stat().st_uid == user
@@ -299,6 +311,10 @@ def test_a_kernel_without_any_means_starts_it_all_the_same_and_says_so(
         (("landlock", "seccomp"), 6, []),
         (("landlock", "seccomp", "user"), 1, []),
         (("seccomp", "user"), 1, ["read what every user may read"]),
+        (("landlock", "user"), 2, ["change its own snapshot, while it starts"]),
+        (("landlock", "user"), 3, []),
+        (("user",), 1, ["read what every user may read", "change its own snapshot, while it starts"]),
+        (("seccomp",), 1, ["read and write the same user's files", "signal the processes"]),
     ],
 )
 def test_what_a_kernel_does_not_enforce_is_named(

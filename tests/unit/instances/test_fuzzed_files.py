@@ -89,7 +89,7 @@ def test_a_record_is_believed_or_is_damaged_and_whatever_looks_survives_it(place
             lambda: place.store.read(INSTANCE),
             lambda: inspect.show(place.store, "web"),
             lambda: inspect.all_instances(place.store),
-            lambda: inspect.disk_use(place.store),
+            lambda: inspect.use(place.store),
             lambda: check(place.store, repair=False),
         ):
             with suppress(RametError):

@@ -212,18 +212,17 @@ def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
 
 
 @requires("root")
-def test_what_its_vmm_opens_may_belong_to_its_vmms_user_and_nothing_else(place: Place) -> None:
-    user = user_number(place.record.id)
+def test_what_a_killed_start_left_to_the_vmms_user_is_taken_back_and_anybody_elses_is_told(place: Place) -> None:
     place.paths.dir.chmod(0o711)
-    for path in (place.snapshot.memory, place.snapshot.vmstate):
-        os.chown(path, user, user)
     assert place.problems() == ()
-    os.chown(place.snapshot.memory, user + 1, -1)
-    os.chown(place.snapshot.disk, user, -1)
-    assert {problem.text for problem in place.problems()} == {
-        f"memory belongs to uid {user + 1}.",
-        f"disk.raw belongs to uid {user}.",
+    os.chown(place.snapshot.memory, user_number(place.record.id), -1)
+    os.chown(place.snapshot.disk, 4711, -1)
+    assert {problem.text for problem in place.problems(repair=True)} == {
+        "memory belongs to a VMM, whose start was cut short.",
+        "disk.raw belongs to uid 4711.",
     }
+    assert [problem.text for problem in place.problems()] == ["disk.raw belongs to uid 4711."]
+    assert place.snapshot.memory.stat().st_uid == os.geteuid()
 
 
 def test_a_snapshot_that_a_command_is_about_to_delete_is_right(place: Place) -> None:

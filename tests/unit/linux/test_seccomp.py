@@ -87,7 +87,15 @@ def test_what_a_vmm_needs_is_left(tmp_path: Path) -> None:
 
     assert filtered(needs) == "0"
     assert filtered(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)) == "EPERM"
-    assert filtered(lambda: socket.socket(socket.AF_INET)) == "EPERM"
+    for refused in (
+        lambda: socket.socket(socket.AF_INET),
+        lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+        lambda: os.sched_setaffinity(os.getppid(), {0}),
+    ):
+        assert filtered(refused) == "EPERM"
+    assert filtered(lambda: len(socket.socketpair())) == 2
+    assert filtered(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))) is None
 
 
 def test_another_machine_and_a_kernel_without_it_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

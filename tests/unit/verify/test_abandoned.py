@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from ramet.errors import VmmError
+from ramet.errors import NotFoundError, VmmError
 from ramet.instances.host import Host
 from ramet.verify import abandoned
 
@@ -48,17 +48,24 @@ class PlayedHost:
 
     def snapshot_remove(self, name: str) -> None:
         self.named.remove(name)
+        if self.vanishes:
+            raise NotFoundError("There is no such snapshot.")
 
     def list(self) -> Sequence[Named]:
         return [Named(name) for name in self.instances]
 
 
+OTHERS = ["web", "verify-kept-0b0b0b-source", "verify-me", "verify-202611-db"]
+"""A user may call an instance as he likes; of a run that was killed there is a lock."""
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> PlayedHost:
     (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "verify-0a0a0a").touch()
     return PlayedHost(
         home=tmp_path,
-        instances=["web", "verify-0a0a0a-source", "verify-0a0a0a-fork", "verify-kept-0b0b0b-source", "verify-me"],
+        instances=["verify-0a0a0a-source", "verify-0a0a0a-fork", *OTHERS],
         named=["golden", "verify-0a0a0a-golden"],
     )
 
@@ -71,7 +78,7 @@ def removed(host: PlayedHost) -> list[str]:
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(host: PlayedHost) -> None:
     assert removed(host) == ["removing what a run that was killed has left (verify-0a0a0a)"]
-    assert host.instances == ["web", "verify-kept-0b0b0b-source", "verify-me"]
+    assert host.instances == OTHERS
     assert host.named == ["golden"]
     assert removed(host) == []
 
@@ -81,13 +88,18 @@ def test_what_a_run_is_at_work_on_stays_until_it_has_ended(host: PlayedHost) -> 
         assert removed(host) == []
         assert "verify-0a0a0a-fork" in host.instances
     assert list((host.home / "locks").iterdir()) == []
-    removed(host)
-    assert "verify-0a0a0a-fork" not in host.instances
 
 
-def test_the_lock_of_a_run_that_was_killed_is_nobodys(host: PlayedHost) -> None:
-    (host.home / "locks" / "verify-0a0a0a").touch()
-    assert len(removed(host)) == 1
+def test_a_run_that_failed_leaves_its_lock_to_the_next(host: PlayedHost) -> None:
+    def run() -> None:
+        with abandoned.at_work(cast(Host, host), "0c0c0c"):
+            host.instances.append("verify-0c0c0c-source")
+            raise VmmError("It ended badly.")
+
+    with pytest.raises(VmmError):
+        run()
+    assert len(removed(host)) == 2
+    assert host.instances == OTHERS
     assert list((host.home / "locks").iterdir()) == []
 
 
@@ -100,4 +112,5 @@ def test_one_that_cannot_be_removed_is_told(host: PlayedHost) -> None:
 def test_another_run_may_be_at_the_same(host: PlayedHost) -> None:
     host.vanishes = True
     removed(host)
-    assert host.instances == ["web", "verify-kept-0b0b0b-source", "verify-me"]
+    assert host.instances == OTHERS
+    assert host.named == ["golden"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramet.linux import extents
 from ramet.verify import evidence
 from tests.unit.verify.sparse_files import MIB, sparse
 
@@ -59,8 +60,8 @@ def test_small_and_read_only_mappings_are_no_guest_memory(tmp_path: Path) -> Non
     right=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=8),
 )
 def test_blocks_are_counted_once(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
-    mine = evidence.union((start, start + length) for start, length in left)
-    theirs = evidence.union((start, start + length) for start, length in right)
+    mine = extents.union((start, start + length) for start, length in left)
+    theirs = extents.union((start, start + length) for start, length in right)
     blocks = {block for start, length in left for block in range(start, start + length)}
     others = {block for start, length in right for block in range(start, start + length)}
     assert sum(end - start for start, end in mine) == len(blocks)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramet.linux import extents
 from ramet.linux.extents import Extent
-from ramet.verify import evidence, survey
+from ramet.verify import survey
 from ramet.verify.survey import CELLS
 
 
@@ -26,7 +27,7 @@ def layouts(draw: st.DrawFn) -> list[Extent]:
 def test_every_byte_is_counted_once_where_it_lies(
     found: list[Extent], size_bytes: int, theirs: list[tuple[int, int]]
 ) -> None:
-    others = evidence.union((start, start + length) for start, length in theirs)
+    others = extents.union((start, start + length) for start, length in theirs)
     blocks = {block for start, end in others for block in range(start, end)}
     made = survey.memory_map("fork", size_bytes, found, others)
     own, shared = [0] * CELLS, [0] * CELLS

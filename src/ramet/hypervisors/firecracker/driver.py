@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,8 +22,8 @@ from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.confinement import Confinement
 from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
-from ramet.hypervisors.launch import inherited, last_run, launched
-from ramet.linux import procfs
+from ramet.hypervisors.launch import LOG_READ_BYTES, inherited, last_run, launched
+from ramet.linux import foreign, procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import VSOCK_SOCKET
 
@@ -252,6 +252,4 @@ def _require_private(vmm: VmmProcess, memory: Path) -> None:
 
 
 def _own_log(vmm_log: Path) -> str:
-    with suppress(FileNotFoundError):
-        return vmm_log.with_name(LOG).read_text(errors="replace")
-    return ""
+    return foreign.read_tail(vmm_log.with_name(LOG), limit=LOG_READ_BYTES).decode(errors="replace")

@@ -29,7 +29,6 @@ def run_base(world: World) -> None:
         looks.restores(world, "fork")
     world.reach(Point.FORK_RESTORED)
     looks.live_vmm(world, "fork", ["source"], at="fork restored")
-    looks.confined(world, "fork", at="fork restored")
     _fork_is_right(world, old)
     looks.source_unchanged(world, "fork restored")
     with world.step("letting the fork diverge"):
@@ -51,7 +50,6 @@ def run_base(world: World) -> None:
         looks.wakes_as_it_was(world, "source-restores", "source", token=old, at="source restored")
     looks.own_randomness(world, "source", "fork")
     looks.live_vmm(world, "source", [], at="source restored")
-    looks.confined(world, "source", at="source restored")
     looks.source_unchanged(world, "source restored")
 
 

@@ -59,6 +59,7 @@ SCENARIO = Scenario(
         "source-runs-on",
         "vmm-maps-privately",
         "vmm-cannot-write-others",
+        "vmm-confined",
     ),
     run=run_live,
 )

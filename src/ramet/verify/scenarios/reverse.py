@@ -53,6 +53,7 @@ SCENARIO = Scenario(
     claims=(
         "vmm-maps-privately",
         "vmm-cannot-write-others",
+        "vmm-confined",
         "sleeping-fork-unchanged",
         "running-fork-unnoticed",
         "sleeping-fork-wakes",

@@ -49,6 +49,7 @@ SCENARIO = Scenario(
         "siblings-keep-apart",
         "vmm-maps-privately",
         "vmm-cannot-write-others",
+        "vmm-confined",
         "source-memory-unchanged",
         "source-disk-unchanged",
         "source-state-unchanged",

@@ -103,6 +103,12 @@ def _fork_and_sleep(world: World, role: str, head_start_s: float) -> float:
 SCENARIO = Scenario(
     name="together",
     summary="A source that writes all the time is forked while another command puts it to standby.",
-    claims=("together-pair-agrees", "together-source-wakes", "vmm-maps-privately", "vmm-cannot-write-others"),
+    claims=(
+        "together-pair-agrees",
+        "together-source-wakes",
+        "vmm-maps-privately",
+        "vmm-cannot-write-others",
+        "vmm-confined",
+    ),
     run=run_together,
 )
