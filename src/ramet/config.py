@@ -61,9 +61,22 @@ def confinement_wanted() -> bool:
     Raises:
         ConfigError: if it is set to anything else than ``on`` or ``off``.
     """
-    given = os.environ.get("RAMET_CONFINEMENT") or "on"
+    return _is_on("RAMET_CONFINEMENT")
+
+
+def vmm_users_wanted() -> bool:
+    """Whether VMMs are to run as users of their own, where Ramet can do that: yes, unless ``$RAMET_VMM_USERS`` is ``off``.
+
+    Raises:
+        ConfigError: if it is set to anything else than ``on`` or ``off``.
+    """
+    return _is_on("RAMET_VMM_USERS")
+
+
+def _is_on(variable: str) -> bool:
+    given = os.environ.get(variable) or "on"
     if given not in ("on", "off"):
-        raise ConfigError(f"RAMET_CONFINEMENT is {given!r}.", hint="Set it to off, to on, or not at all.")
+        raise ConfigError(f"{variable} is {given!r}.", hint="Set it to off, to on, or not at all.")
     return given == "on"
 
 

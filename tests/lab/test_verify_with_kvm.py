@@ -52,7 +52,7 @@ def test_a_sabotage_is_caught(name: str, host: Host) -> None:
     on_ext4 = file_system_of(host.home) != "xfs"
     if on_ext4 and name not in SAMPLED_ON_EXT4:
         pytest.skip("on XFS alone")
-    if SABOTAGES[name].why_not(Hypervisor.FIRECRACKER, lacks(host.home)):
+    if SABOTAGES[name].why_not(Hypervisor.FIRECRACKER, lacks(host, Hypervisor.FIRECRACKER)):
         with pytest.raises(ConfigError, match="cannot be committed here"):
             run(host.home, hypervisor="firecracker", sabotage=name)
         return

@@ -119,7 +119,7 @@ def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Host) -> None:
     on_ext4 = file_system_of(host.home) == "ext4"
-    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host.home))
+    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host, Hypervisor.QEMU))
     if why_not is not None:
         pytest.skip(why_not)
     if on_ext4 and not WHOLE and name not in SAMPLED_ON_EXT4:

@@ -157,6 +157,8 @@ def why_no_users(program: str, *, kvm: bool) -> str | None:
         return OFF
     if os.geteuid() != 0:
         return "Ramet does not run as root"
+    if not config.vmm_users_wanted():
+        return "RAMET_VMM_USERS is off"
     if not process.has_capabilities(*NEEDED_FOR_USERS):
         return "root lacks capabilities here, such as CAP_SYS_PTRACE"
     if not credentials.ids_exist(USERS.start, USERS.stop - 1):

@@ -184,8 +184,21 @@ def _what_would_run() -> tuple[str, bool]:
         chosen = choose(None, None)
     except RametError:
         return "/bin/sh", False
-    program = qemu.program() if chosen.hypervisor is Hypervisor.QEMU else firecracker.program()
-    return program, chosen.accelerator is Accelerator.KVM
+    return _program(chosen.hypervisor), chosen.accelerator is Accelerator.KVM
+
+
+def _program(hypervisor: Hypervisor) -> str:
+    return qemu.program() if hypervisor is Hypervisor.QEMU else firecracker.program()
+
+
+def why_no_vmm_users(hypervisor: Hypervisor) -> str | None:
+    """None if each VMM of a hypervisor runs as a user of its own on this host, else why not.
+
+    Raises:
+        UnsupportedError: if the hypervisor is not installed.
+    """
+    needs_kvm = hypervisor is Hypervisor.FIRECRACKER or kvm.why_not_usable() is None
+    return confinement.why_no_users(_program(hypervisor), kvm=needs_kvm)
 
 
 def _room(paths: StorePaths) -> Capability:

@@ -331,6 +331,10 @@ class Host:
         """What this host can do, why, what that means and what mends it."""
         return doctor.examine(self._store.paths)
 
+    def why_no_vmm_users(self, hypervisor: Hypervisor) -> str | None:
+        """None if each VMM runs as a user of its own on this host, else why not."""
+        return doctor.why_no_vmm_users(hypervisor)
+
     def check_store(self, *, repair: bool = False) -> StoreReport:
         """Whether the store is whole; with ``repair`` what can be mended is, and nothing is lost that something may need.
 

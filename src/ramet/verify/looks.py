@@ -168,8 +168,11 @@ def confined(world: World, role: str, *, at: str) -> None:
     others = {user: other for other, user in world.users.items() if other != role}
     world.users[role] = has.user
     weak = [f"no filter of Ramet's: {why_no_filter}"] if why_no_filter is not None else []
-    if has.user == os.geteuid():
-        weak.append("it runs as we do" if has.user else f"it is root (capabilities {has.capabilities:x})")
+    if has.user == os.geteuid() and world.why_no_vmm_users is None:
+        problems.append(f"process {pid} runs as user {has.user}, as we do")
+    elif has.user == os.geteuid():
+        whose = "it runs as we do" if has.user else f"it is root (capabilities {has.capabilities:x})"
+        weak.append(f"{whose}: {world.why_no_vmm_users}")
     elif has.user in others:
         problems.append(f"process {pid} runs as user {has.user}, as {others[has.user]}'s VMM does")
     elif has.capabilities:

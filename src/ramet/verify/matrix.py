@@ -64,7 +64,7 @@ def run_all_sabotages(
     chosen = [sabotage.named(name) for name in names] or list(SABOTAGES.values())
     setting = Setting(home=home, hypervisor=hypervisor, memory_mib=memory_mib)
     host = runner.prepare(home, memory_mib, say)
-    missing = needs.lacks(host.home)
+    missing = needs.lacks(host, Hypervisor(hypervisor))
     why_not = {one.name: one.why_not(Hypervisor(hypervisor), missing) for one in chosen}
     say("a run that nobody sabotages, for comparison")
     scenarios = tuple(dict.fromkeys(one.scenario for one in chosen))

@@ -8,7 +8,9 @@ import tempfile
 from enum import Enum, auto
 from pathlib import Path
 
+from ramet.instances.host import Host
 from ramet.linux import reflink, seccomp
+from ramet.model import Hypervisor
 
 CAP_SYS_NICE = 1 << 23
 """capabilities(7), <linux/capability.h>."""
@@ -20,14 +22,19 @@ class Need(Enum):
     REFLINKS = auto()
     SWAP = auto()
     COUNTED_FILTERS = auto()
+    VMM_USERS = auto()
 
 
-def lacks(home: Path) -> dict[Need, str]:
-    """What the host of this store has not, and why."""
-    no_reflinks, no_swap = why_no_reflinks(home), why_no_swap()
-    found = {Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})"} if no_reflinks else {}
-    no_count = why_no_counted_filters()
-    return found | ({Need.SWAP: no_swap} if no_swap else {}) | ({Need.COUNTED_FILTERS: no_count} if no_count else {})
+def lacks(host: Host, hypervisor: Hypervisor) -> dict[Need, str]:
+    """What this host has not, and why."""
+    no_reflinks = why_no_reflinks(host.home)
+    found = {
+        Need.REFLINKS: f"this file system has no reflinks ({no_reflinks})" if no_reflinks else None,
+        Need.SWAP: why_no_swap(),
+        Need.COUNTED_FILTERS: why_no_counted_filters(),
+        Need.VMM_USERS: host.why_no_vmm_users(hypervisor),
+    }
+    return {need: why for need, why in found.items() if why is not None}
 
 
 def why_no_counted_filters() -> str | None:

@@ -68,7 +68,7 @@ def run(
     broken = _sabotage(sabotage, scenarios)
     chosen = [SCENARIOS[broken.scenario]] if broken else catalogue.named(scenarios)
     host = prepare(home, memory_mib, say)
-    why_not = broken.why_not(Hypervisor(hypervisor), needs.lacks(host.home)) if broken else None
+    why_not = broken.why_not(Hypervisor(hypervisor), needs.lacks(host, Hypervisor(hypervisor))) if broken else None
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
@@ -138,6 +138,7 @@ def _run_one(
         ledger=ledger,
         say=say,
         strike=strike,
+        why_no_vmm_users=host.why_no_vmm_users(hypervisor),
     )
     left: list[str] = []
     if keep:

@@ -92,6 +92,14 @@ SABOTAGES: dict[str, Sabotage] = {
             needs=Need.COUNTED_FILTERS,
         ),
         Sabotage(
+            name="shared-user",
+            summary="the fork's VMM runs as the user who runs Ramet",
+            scenario="base",
+            caught_by=("vmm-confined",),
+            strikes={Point.FORK_RESTORING: strikes.share_user, Point.FORK_RESTORED: strikes.confine_again},
+            needs=Need.VMM_USERS,
+        ),
+        Sabotage(
             name="other-disk",
             summary="the fork gets a disk that is not the source's",
             scenario="base",

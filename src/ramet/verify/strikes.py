@@ -18,7 +18,7 @@ from ramet.model import PAGE_BYTES, Hypervisor
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
-CONFINEMENT = "RAMET_CONFINEMENT"
+CONFINEMENT, USERS = "RAMET_CONFINEMENT", "RAMET_VMM_USERS"
 VMM_PROGRAMS = {
     Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
     Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
@@ -383,9 +383,15 @@ def set_free(world: World) -> None:
     _set_environment(world, CONFINEMENT, "off")
 
 
+def share_user(world: World) -> None:
+    """VMMs are started as the user that we are."""
+    _set_environment(world, USERS, "off")
+
+
 def confine_again(world: World) -> None:
     """VMMs are confined as before."""
     _put_environment_back(world, CONFINEMENT)
+    _put_environment_back(world, USERS)
 
 
 def _set_environment(world: World, name: str, value: str) -> None:

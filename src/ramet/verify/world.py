@@ -83,6 +83,8 @@ class World:
     ledger: Ledger
     say: Callable[[str], None]
     strike: Callable[[World, Point], None]
+    why_no_vmm_users: str | None = "nobody has asked"
+    """None if each VMM must run as a user of its own on this host."""
     tag: str = field(default_factory=lambda: secrets.token_hex(3))
     steps: list[survey.Step] = field(default_factory=list)
     baselines: dict[str, dict[str, Fingerprint]] = field(default_factory=dict)

@@ -333,6 +333,7 @@ def test_what_a_kernel_does_not_enforce_is_named(
     ("what", "words"),
     [
         ("not root", "does not run as root"),
+        ("not wished", "RAMET_VMM_USERS is off"),
         ("no capability", "lacks capabilities"),
         ("few ids", "too few user ids"),
         ("a closed program", "is closed to other users"),
@@ -346,6 +347,8 @@ def test_why_a_vmm_has_no_user_of_its_own_is_said(
     program, kvm = PYTHON, what == "a closed KVM"
     if what == "not root":
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    elif what == "not wished":
+        monkeypatch.setenv("RAMET_VMM_USERS", "off")
     elif what == "no capability":
         monkeypatch.setattr(confinement, "NEEDED_FOR_USERS", (63,))
     elif what == "few ids":
@@ -373,6 +376,7 @@ def test_users_are_of_the_range_that_nobody_gives_out() -> None:
     ("name", "value", "words"),
     [
         ("RAMET_CONFINEMENT", "maybe", "RAMET_CONFINEMENT is 'maybe'"),
+        pytest.param("RAMET_VMM_USERS", "no", "RAMET_VMM_USERS is 'no'", marks=requires("root")),
         ("RAMET_VMM_READS", "victim", "RAMET_VMM_READS must hold absolute paths, not 'victim'"),
         ("RAMET_VMM_READS", "/usr:/nowhere", "RAMET_VMM_READS names /nowhere, which does not exist"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import ConfigError, RametError, VmmError
+from ramet.model import Hypervisor
 from ramet.verify import run, run_all_sabotages, runner
 from ramet.verify.checks import Verdict
 from ramet.verify.runner import MEMORY_MIN_MIB
@@ -42,6 +43,9 @@ class EmptyHost:
 
     def exists(self, name: str) -> bool:
         return False
+
+    def why_no_vmm_users(self, hypervisor: Hypervisor) -> str | None:
+        return f"{hypervisor} is not there"
 
     def snapshots(self) -> list[object]:
         return []

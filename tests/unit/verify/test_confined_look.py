@@ -1,0 +1,97 @@
+"""``vmm-confined``: what is a failure, what is merely weak, and what is enforced."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ramet.linux import seccomp
+from ramet.verify import evidence, looks
+from ramet.verify.checks import CheckResult, Ledger, Strength, Verdict
+from ramet.verify.world import World
+
+GOOD = evidence.Privileges(user=0x7000_0001, capabilities=0, no_new_privileges=True, filters=2)
+
+
+@dataclass
+class Played:
+    """As much of a world as the look needs."""
+
+    ledger: Ledger = field(default_factory=lambda: Ledger("base", ["vmm-confined"]))
+    users: dict[str, int] = field(default_factory=dict)
+    why_no_vmm_users: str | None = None
+
+    def info(self, _role: str) -> Any:
+        return SimpleNamespace(pid=os.getpid(), name="fork")
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, found: evidence.Privileges, **world: Any) -> CheckResult:
+    monkeypatch.setattr(evidence, "privileges", lambda _pid: found)
+    played = Played(**world)
+    looks.confined(cast(World, played), "fork", at="fork restored")
+    return played.ledger.results()[0]
+
+
+def but(**changed: Any) -> evidence.Privileges:
+    known = {name: getattr(GOOD, name) for name in ("user", "capabilities", "no_new_privileges", "filters")}
+    return evidence.Privileges(**(known | changed))
+
+
+@pytest.fixture(autouse=True)
+def filters_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "why_not", lambda: None)
+
+
+def test_a_confined_one_is_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = looked(monkeypatch, GOOD, users={"source": 0x7000_0002, "fork": 0x7000_0009})
+    assert (found.verdict, found.strength) == (Verdict.PASS, Strength.ENFORCED)
+
+
+@pytest.mark.parametrize(
+    ("found", "world", "words"),
+    [
+        (but(no_new_privileges=False), {}, "no no_new_privs"),
+        (but(filters=1), {}, "1 filters of system calls"),
+        (but(capabilities=1 << 21), {}, "has capabilities"),
+        (but(user=os.geteuid()), {}, "as we do"),
+        (GOOD, {"users": {"source": GOOD.user}}, "as source's VMM does"),
+    ],
+)
+def test_what_is_not_as_it_can_be_here_fails(
+    monkeypatch: pytest.MonkeyPatch, found: evidence.Privileges, world: dict[str, Any], words: str
+) -> None:
+    result = looked(monkeypatch, found, **world)
+    assert result.verdict is Verdict.FAIL
+    assert words in str(result.reason)
+
+
+@pytest.mark.parametrize(
+    ("found", "why_no_users", "why_no_filter", "words"),
+    [
+        (but(user=os.geteuid(), capabilities=1), "root lacks capabilities", None, "root lacks capabilities"),
+        (but(filters=1), None, "there is no seccomp", "there is no seccomp"),
+        (but(filters=None), None, None, "does not count"),
+    ],
+)
+def test_what_the_host_cannot_do_is_weak(
+    monkeypatch: pytest.MonkeyPatch,
+    found: evidence.Privileges,
+    why_no_users: str | None,
+    why_no_filter: str | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(seccomp, "why_not", lambda: why_no_filter)
+    result = looked(monkeypatch, found, why_no_vmm_users=why_no_users)
+    assert (result.verdict, result.strength) == (Verdict.PASS, Strength.HELD)
+    assert f"weak: {words}" in result.facts[0].found or words in result.facts[0].found
+
+
+def test_a_process_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evidence.privileges(os.getpid())
+    assert found.user == os.geteuid()
+    assert not found.no_new_privileges
+    assert bool(found.capabilities) == (os.geteuid() == 0)
