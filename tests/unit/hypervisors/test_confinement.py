@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,6 +290,24 @@ def test_we_ourselves_are_not_confined_by_starting_one_that_is(place: Place) -> 
     assert "NoNewPrivs:\t0" in status
     assert "Seccomp:\t0" in status
     assert ctypes.CDLL(None).prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
+
+
+@requires("vmm-users")
+def test_nobody_can_trace_us_while_a_thread_of_ours_has_another_user(place: Place) -> None:
+    """Its memory is ours. Several are started at once, and in the end all is as before."""
+    libc = ctypes.CDLL(None)
+    confined = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=False)
+    seen: set[int] = set()
+
+    def start() -> subprocess.Popen[bytes]:
+        seen.add(libc.prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0))
+        return subprocess.Popen(["/bin/true"], stdin=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(5) as pool:
+        for child in list(pool.map(lambda _: confined.start(start), range(30))):
+            child.wait()
+    assert seen == {0}
+    assert libc.prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
 
 
 def test_a_kernel_without_any_means_starts_it_all_the_same_and_says_so(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from ramet.errors import HostError
 from ramet.instances import observe
 from ramet.instances.context import Store
-from ramet.model import Failure, State, VmmProcess
+from ramet.linux.unixsock import listen_in
+from ramet.model import Failure, Hypervisor, State, VmmProcess
 from ramet.store import atomic
 from tests.unit.instances.place import Place
 from tests.unit.snapshots.published import INSTANCE, record
@@ -41,6 +43,29 @@ def test_a_vmm_that_a_killed_stop_has_ended_was_not_lost(
     assert (seen.state, seen.failure) == (settled.state, settled.failure) == (state, failure)
     assert settled.pending is None
     assert store.read(INSTANCE) == settled
+
+
+def a_huge_file(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(8 << 40)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [os.mkfifo, Path.mkdir, a_huge_file, lambda path: listen_in(path.parent, path.name).close()],
+    ids=["a FIFO", "a directory", "a huge file", "a socket"],
+)
+@pytest.mark.parametrize("hypervisor", Hypervisor)
+def test_what_a_vmm_leaves_in_the_place_of_its_log_keeps_nobody_from_anything(
+    place: Place, hypervisor: Hypervisor, plant: Callable[[Path], object]
+) -> None:
+    """It may write there, and was taken over."""
+    place.change(state=State.RUNNING, vmm=GONE, hypervisor=hypervisor)
+    for name in (place.paths.vmm_log.name, "firecracker.log"):
+        plant(place.paths.logs / name)
+    assert observe.look(place.store, place.record).state in (State.FAILED, State.STOPPED)
+    with observe.exclusive(place.store, "web") as instance:
+        assert instance.record.vmm is None
 
 
 def fail_half_way(place: Place, meanwhile: Callable[[], object]) -> None:
