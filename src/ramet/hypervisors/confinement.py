@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 
 from ramet import config, process
 from ramet.errors import host_errors
+from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import LaunchSpec
 from ramet.linux import credentials, landlock, seccomp
@@ -55,9 +56,7 @@ SYSTEM: Final = tuple(
 STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
-KVM: Final = Path("/dev/kvm")
 OFF: Final = "RAMET_CONFINEMENT is off"
-GROUP_READ_WRITE: Final = stat.S_IRGRP | stat.S_IWGRP
 OTHERS_READ_WRITE: Final = stat.S_IROTH | stat.S_IWOTH
 
 
@@ -166,8 +165,8 @@ def why_no_users(program: str, *, kvm: bool) -> str | None:
     out_of_reach = _out_of_others_reach(Path(program))
     if out_of_reach is not None:
         return f"{out_of_reach} is closed to other users, and {program} is to be executed"
-    if kvm and not (_groups() or _mode(KVM) & OTHERS_READ_WRITE == OTHERS_READ_WRITE):
-        return f"{KVM} is open to root alone"
+    if kvm and not (_groups() or _mode(kvm_device.DEVICE) & OTHERS_READ_WRITE == OTHERS_READ_WRITE):
+        return f"{kvm_device.DEVICE} is open to root alone"
     return None
 
 
@@ -182,13 +181,13 @@ def _out_of_others_reach(path: Path) -> Path | None:
 def _groups() -> tuple[int, ...]:
     """The group that may use KVM, as distributions have it."""
     try:
-        found = KVM.stat()
+        found = kvm_device.DEVICE.stat()
     except OSError:
         return ()
     needed = (
         found.st_mode & OTHERS_READ_WRITE != OTHERS_READ_WRITE and found.st_gid != 0
     )  # root's group may read much else
-    return (found.st_gid,) if needed and found.st_mode & GROUP_READ_WRITE == GROUP_READ_WRITE else ()
+    return (found.st_gid,) if needed and kvm_device.groups_may_use(found.st_mode) else ()
 
 
 def _mode(path: Path) -> int:
@@ -223,7 +222,7 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     return landlock.Rules(
         read=(*SYSTEM, *config.more_that_vmms_read(), *_installation(Path(program).resolve())),
         load=tuple(sorted(loaded)),
-        use=(*DEVICES, *((KVM,) if kvm else ())),
+        use=(*DEVICES, *((kvm_device.DEVICE,) if kvm else ())),
         write=tuple(written),
     )
 

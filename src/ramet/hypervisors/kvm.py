@@ -8,7 +8,10 @@ the rest.
 from __future__ import annotations
 
 import functools
+import grp
 import os
+import pwd
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from ramet.linux.kvm import time_loop
 
 DEVICE = Path("/dev/kvm")
 PVM_MODULE = Path("/sys/module/kvm_pvm")
+GROUP_READS_AND_WRITES = stat.S_IRGRP | stat.S_IWGRP
 LOOP_ITERATIONS = 100_000
 LOOP_RUNS = 3
 NATIVE_MAX_S = 0.005
@@ -40,17 +44,16 @@ def problem() -> Problem | None:
     if not DEVICE.exists():
         load = f"modprobe {'kvm_amd' if 'svm' in flags else 'kvm_intel'}; for a container: --device /dev/kvm"
         return Problem(why="there is no /dev/kvm", mend=load if flags else ELSEWHERE)
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return Problem(
-            why="/dev/kvm is not readable and writable for this user",
-            mend="usermod -aG kvm $USER, and log in again; or run as root",
-        )
+    closed = _closed()
     if not flags:
         whose = " (it is kvm_pvm's)" if PVM_MODULE.exists() else ""
+        too = f" ({closed.why} either)" if closed is not None else ""
         return Problem(
-            why=f"/dev/kvm is there{whose}, but the CPU has neither vmx nor svm: guests would not run at native speed",
+            why=f"/dev/kvm is there{whose}, but the CPU has neither vmx nor svm: guests would not run at native speed{too}",
             mend=ELSEWHERE,
         )
+    if closed is not None:
+        return closed
     try:
         took_s = time_loop(DEVICE, LOOP_ITERATIONS, runs=LOOP_RUNS)
     except OSError as err:
@@ -59,6 +62,43 @@ def problem() -> Problem | None:
         slow = f"{took_s * 1000:.0f} ms for a loop that takes 0.1 ms natively"
         return Problem(why=f"/dev/kvm is there, but guest code is slow: {slow}", mend=ELSEWHERE)
     return None
+
+
+def _closed() -> Problem | None:
+    """Whether this user may not open the device; what mends that is what is true of its group and mode."""
+    if os.access(DEVICE, os.R_OK | os.W_OK):
+        return None
+    status = DEVICE.stat()
+    group = _group(status.st_gid)
+    whose = status.st_gid if group is None else group.gr_name
+    why = f"{DEVICE} is {stat.filemode(status.st_mode)} of group {whose}, and you may not open it"
+    if group is None or status.st_gid == 0 or not groups_may_use(status.st_mode):  # root's group owns much else
+        mend = f"setfacl -m u:$USER:rw {DEVICE} (as root; until the next boot); or run as root"
+    elif _user() in group.gr_mem:
+        mend = f"log in again: you are in the group {whose}, and were not yet when you logged in; or run as root"
+    else:
+        mend = f"usermod -aG {whose} $USER (as root), and log in again; or run as root"
+    return Problem(why=why, mend=mend)
+
+
+def groups_may_use(mode: int) -> bool:
+    """Whether a device of that mode can be read and written by its group."""
+    return mode & GROUP_READS_AND_WRITES == GROUP_READS_AND_WRITES
+
+
+def _group(gid: int) -> grp.struct_group | None:
+    """None: the host has it, and this container does not know it."""
+    try:
+        return grp.getgrgid(gid)
+    except KeyError:
+        return None
+
+
+def _user() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return None
 
 
 def why_not_usable() -> str | None:

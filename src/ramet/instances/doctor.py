@@ -11,7 +11,6 @@ from ramet.guests import image as images
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
-from ramet.instances import kvm_access
 from ramet.instances.choice import choose
 from ramet.linux.pagemap import has_pagemap_scan
 from ramet.model import MIB, Accelerator, Capability, Hypervisor
@@ -91,7 +90,7 @@ def _image(paths: StorePaths) -> Capability:
 
 
 def _kvm() -> Capability:
-    problem = kvm_access.problem()
+    problem = kvm.problem()
     if problem is None:
         return Capability(
             name="KVM",

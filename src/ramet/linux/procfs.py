@@ -173,15 +173,6 @@ def smaps_rollup(pid: int) -> dict[str, int]:
     return found
 
 
-def cpu_flags() -> frozenset[str]:
-    """The flags of the first CPU in /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
-
-
 def descendants(pid: int) -> list[int]:
     """The live processes that descend from ``pid``, in the order of their pids. One whose parent has ended descends from whoever
     adopted it.

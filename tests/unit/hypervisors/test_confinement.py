@@ -22,6 +22,7 @@ import pytest
 from ramet import process
 from ramet.errors import ConfigError
 from ramet.hypervisors import confinement
+from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.linux import credentials, landlock, procfs, seccomp
 from ramet.model import Accelerator
@@ -379,7 +380,7 @@ def test_why_a_vmm_has_no_user_of_its_own_is_said(
         program = shutil.copy("/bin/true", str(closed))
     else:
         (tmp_path / "kvm").touch(mode=0o600)
-        monkeypatch.setattr(confinement, "KVM", tmp_path / "kvm")
+        monkeypatch.setattr(kvm_device, "DEVICE", tmp_path / "kvm")
     why = confinement.why_no_users(program, kvm=kvm)
     assert why is not None
     assert words in why

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -40,14 +39,6 @@ def test_a_missing_device_is_mended_as_the_cpu_allows(
     assert found is not None
     assert "there is no" in found.why
     assert mend in found.mend
-
-
-def test_a_device_that_this_user_may_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    found = kvm.problem()
-    assert found is not None
-    assert "for this user" in found.why
-    assert "usermod -aG kvm" in found.mend
 
 
 def test_a_cpu_without_the_extension_is_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:

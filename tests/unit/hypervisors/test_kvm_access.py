@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ramet.hypervisors import kvm
-from ramet.instances import doctor, kvm_access
-from ramet.linux import procfs
+from ramet.instances import doctor
 
 GROUPS = {0: "root", 106: "kvm", 107: "virt"}
 
@@ -22,8 +21,8 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "kvm"
     path.touch()
     monkeypatch.setattr(kvm, "DEVICE", path)
-    monkeypatch.setattr(kvm, "problem", lambda: kvm.Problem(why="closed", mend="open it"))
-    monkeypatch.setattr(procfs, "cpu_flags", lambda: frozenset({"vmx"}))
+    monkeypatch.setattr(kvm, "problem", kvm.problem.__wrapped__)
+    monkeypatch.setattr(kvm, "_cpu_flags", lambda: {"vmx"})
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     return path
 
@@ -63,7 +62,7 @@ def test_what_opens_it_depends_on_its_group_and_mode(
     monkeypatch: pytest.MonkeyPatch, device: Path, mode: int, gid: int, members: tuple[str, ...], mend: str
 ) -> None:
     look_like(monkeypatch, device, mode, gid, members)
-    found = kvm_access.problem()
+    found = kvm.problem()
     assert found is not None
     assert found.mend.startswith(mend)
     assert "of group" in found.why
@@ -72,23 +71,9 @@ def test_what_opens_it_depends_on_its_group_and_mode(
 
 def test_where_the_cpu_cannot_no_permission_is_said_to_help(monkeypatch: pytest.MonkeyPatch, device: Path) -> None:
     look_like(monkeypatch, device, 0o600, 0)
-    monkeypatch.setattr(procfs, "cpu_flags", lambda: frozenset({"sse2"}))
-    found = kvm_access.problem()
+    monkeypatch.setattr(kvm, "_cpu_flags", lambda: {"sse2"})
+    found = kvm.problem()
     assert found is not None
     assert "neither vmx nor svm" in found.why
     assert "crw------- of group root" in found.why
     assert found.mend == kvm.ELSEWHERE
-
-
-def test_other_problems_are_told_as_they_are(monkeypatch: pytest.MonkeyPatch, device: Path) -> None:
-    monkeypatch.setattr(os, "access", lambda _path, _mode: True)
-    assert kvm_access.problem() == kvm.Problem(why="closed", mend="open it")
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
-    device.unlink()
-    assert kvm_access.problem() == kvm.Problem(why="closed", mend="open it")
-    monkeypatch.setattr(kvm, "problem", lambda: None)
-    assert kvm_access.problem() is None
-
-
-def test_the_flags_are_those_of_the_cpu_at_hand() -> None:
-    assert "sse2" in procfs.cpu_flags()
