@@ -1,4 +1,4 @@
-"""The only place that starts, finds, stops and waits for processes; somebody's own command is run by foreground.py.
+"""The only place that starts, finds, stops and waits for processes; somebody's own command is run by cli/foreground.py.
 
 Helper programs are run to their end under a deadline. A VMM outlives the command that started it, so it is found again by
 pid *and* start time *and* boot id: a recycled pid or a host that was booted anew never passes for it.

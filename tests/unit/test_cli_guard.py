@@ -94,7 +94,8 @@ def test_json_on_stdout_and_in_a_file(memory: Path, tmp_path: Path) -> None:
         (["{memory}", "--", "/etc/passwd"], "no program '/etc/passwd'"),
         (["{memory}-gone", "--", "true"], "No such file"),
         (["/dev/null", "--", "true"], "a character device"),
-        (["{memory}", "--output", "{memory}/x/report", "--", "true"], "no directory"),
+        (["{memory}", "--output", "{memory}.x/report", "--", "true"], "no directory"),
+        (["{memory}", "--output", "/", "--", "true"], "is a directory"),
         (["{memory}", "--nonsense", "--", "true"], "--nonsense"),
     ],
 )
@@ -141,11 +142,8 @@ def test_what_others_have_named_does_not_steer_the_terminal(tmp_path: Path) -> N
     assert not any(line.startswith(b"PASS") for line in done.stderr.splitlines())
 
 
-def test_a_report_that_cannot_be_written_was_said_before(memory: Path, tmp_path: Path) -> None:
-    (tmp_path / "report.json").mkdir()
-    done = guard(
-        str(memory), "--output", str(tmp_path / "report.json"), "--", "sh", "-c", 'echo >>"$1"', "sh", str(memory)
-    )
+def test_a_report_that_cannot_be_written_was_said_before(memory: Path) -> None:
+    done = guard(str(memory), "--output", "/dev/full", "--", "sh", "-c", 'echo >>"$1"', "sh", str(memory))
     assert done.stderr.startswith(b"FAIL")
     assert b"Could not write" in done.stderr
     assert done.returncode == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from ramet import foreground
+from ramet.cli import foreground
 from ramet.linux import procfs, subreaper
 from tests.unit.children import run_in_child
 

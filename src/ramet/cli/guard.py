@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output
+from ramet.cli import output, report_files
 from ramet.cli.context import App, Verb, verb
 from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
@@ -92,13 +92,7 @@ class GuardVerb(Verb):
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH... -- COMMAND [ARG]..."
 )
 @click.option("--allow-writers", is_flag=True, help="Begin although a process has one of the files open for writing.")
-@click.option(
-    "--output",
-    "report_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also write the report there, as JSON.",
-)
+@report_files.option("--output", "report_path", "the report, as JSON,")
 def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: Path | None) -> int:
     """Run a command and say which of your files it changed.
 
@@ -119,7 +113,7 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
 def _guard(
     app: App, paths: tuple[Path, ...], command: tuple[str, ...], allow_writers: bool, report_path: Path | None
 ) -> int:
-    from ramet import foreground
+    from ramet.cli import foreground
     from ramet.verify import evidence
     from ramet.verify.guard import guarding
     from ramet.verify.reports import documents
@@ -129,9 +123,9 @@ def _guard(
         raise ConfigError("There is no command to run.", hint="Write it after --: ramet guard PATH -- make test")
     if shutil.which(command[0]) is None:
         raise ConfigError(f"There is no program {command[0]!r} that could be run.")
-    if report_path is not None and not report_path.absolute().parent.is_dir():
-        raise ConfigError(f"There is no directory {report_path.absolute().parent} for --output.")
     _require_outside(report_path, paths)
+    if report_path is not None:
+        report_files.check({"--output": report_path})
     say = output.error_line if app.debug else None
     with foreground.adopting_orphans() as left_behind:
         with guarding(paths, allow_writers=allow_writers, on_progress=say) as watched:

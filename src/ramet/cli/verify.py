@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output
+from ramet.cli import output, report_files
 from ramet.cli.context import App, verb
 from ramet.cli.create import parse_memory
 from ramet.errors import ConfigError, HostError, InterruptedByUserError, RametError, host_errors
@@ -20,31 +16,8 @@ from ramet.errors import ConfigError, HostError, InterruptedByUserError, RametEr
 if TYPE_CHECKING:
     from ramet.verify.reports.results import Matrix, Report
 
-Function = TypeVar("Function", bound=Callable[..., object])
 COULD_NOT_RUN_STATUS = 2
 ALL = "all"
-
-
-def _report_option(option: str, name: str, what: str) -> Callable[[Function], Function]:
-    return click.option(
-        option, name, type=click.Path(), callback=_file, metavar="FILE", help=f"Also write {what} here."
-    )
-
-
-def _file(_ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """Option callback: a file's path.
-
-    Raises:
-        ConfigError: for what names no file.
-    """
-    if value == "":
-        raise ConfigError(f"{param.opts[0]} needs the name of a file.")
-    if value == "-":
-        raise ConfigError(
-            f"{param.opts[0]} writes a file, and - would be one of that name.",
-            hint="--json prints the JSON; a file that is called so is ./-",
-        )
-    return None if value is None else Path(value)
 
 
 @verb(
@@ -71,9 +44,9 @@ def _file(_ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     help="What runs the guests.",
 )
 @click.option("--keep", is_flag=True, help="Keep the instances, to look at them.")
-@_report_option("--output", "report_path", "the JSON")
-@_report_option("--html", "html", "one page of HTML")
-@_report_option("--junit", "junit", "JUnit's XML")
+@report_files.option("--output", "report_path", "the JSON")
+@report_files.option("--html", "html", "one page of HTML")
+@report_files.option("--junit", "junit", "JUnit's XML")
 def verify(
     app: App,
     listing: bool,
@@ -144,7 +117,7 @@ def _run(
         raise ConfigError("--sabotage all keeps nothing.", hint="Use --keep with the sabotage that is to be looked at.")
     if sabotage == ALL and "--junit" in reports:
         raise ConfigError("The detection matrix has no form in JUnit's XML.", hint="Use --output, or --html.")
-    _check_places(reports)
+    report_files.check(reports)
     home = app.home_dir() or default_home()
     with app.working("Verifying", lines=True) as say:
         report: Report | Matrix
@@ -171,43 +144,6 @@ def _check_names(scenarios: tuple[str, ...], sabotage: str | None) -> None:
     catalogue.named(scenarios)
     if sabotage is not None and sabotage != ALL:
         sabotages.named(sabotage)
-
-
-def _check_places(reports: Mapping[str, Path]) -> None:
-    """Refuse before the minutes that a run takes what could not be written after them.
-
-    Raises:
-        ConfigError: with what the system says to an attempt, or if two are the same file.
-    """
-    taken: dict[str, str] = {}
-    for option, path in reports.items():
-        try:
-            _check_place(option, path)
-        except OSError as err:
-            hint = f"Name another file for {option}."
-            raise ConfigError(f"{path} cannot be written: {err.strerror}.", hint=hint) from err
-        other = taken.setdefault(os.path.realpath(path), option)
-        if other != option:
-            raise ConfigError(f"{other} and {option} are the same file: {path}.", hint="Name two.")
-
-
-def _check_place(option: str, path: Path) -> None:
-    directory = path.absolute().parent
-    if not directory.is_dir():
-        raise ConfigError(f"There is no directory {directory} for {option}.")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a directory.", hint=f"Name a file for {option}.")
-    if path.exists() and not path.is_file():  # to open a pipe or a device means something to who reads it
-        if not os.access(path, os.W_OK):
-            hint = f"Name another file for {option}."
-            raise ConfigError(f"{path} cannot be written: {os.strerror(errno.EACCES)}.", hint=hint)
-        return
-    target = os.path.realpath(path)  # of a link that leads nowhere, what writing would make
-    with suppress(FileExistsError):
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        Path(target).unlink()
-        return
-    os.close(os.open(target, os.O_WRONLY | os.O_CLOEXEC))
 
 
 def _show(app: App, report: Report | Matrix, places: dict[str, Path]) -> None:

@@ -304,7 +304,7 @@ def test_a_name_that_the_kernel_has_cut_within_a_character_is_printed(tree: Path
     program.chmod(0o700)
     with guarding([tree]) as guard:
         subprocess.run(
-            [program, "if=/dev/zero", "of=memory", "bs=1", "count=1", "conv=notrunc", "status=none"],
+            [program, "if=/dev/zero", "of=memory", "bs=64", "count=1", "conv=notrunc", "status=none"],
             cwd=tree,
             check=True,
         )
