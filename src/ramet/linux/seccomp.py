@@ -60,6 +60,7 @@ REFUSED: Final[Mapping[str, int]] = {
     "connect": 42,
     # files that are not opened: modes, owners, times, attributes, sizes, names
     "truncate": 76,
+    "mkdir": 83,
     "link": 86,
     "symlink": 88,
     "chmod": 90,
@@ -76,6 +77,7 @@ REFUSED: Final[Mapping[str, int]] = {
     "lremovexattr": 198,
     "fremovexattr": 199,
     "utimes": 235,
+    "mkdirat": 258,
     "mknodat": 259,
     "fchownat": 260,
     "futimesat": 261,

@@ -59,6 +59,8 @@ def remove(host: Host, say: Callable[[str], None]) -> None:
             if name.startswith(mine):
                 with _unless_gone(host, name):
                     host.snapshot_remove(name)
+        for path in host.home.glob(f"{mine}*"):  # what a sabotage has put in the place of a VMM
+            path.unlink(missing_ok=True)
         _lock(host, tag).unlink(missing_ok=True)
 
 

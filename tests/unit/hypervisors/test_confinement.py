@@ -51,6 +51,7 @@ FILTERED = OTHERS_OF_THE_SAME_USER | {
     "victim: truncate",
     "victim: link",
     "victim: symlink",
+    "victim: make a directory",
     "make a device",
     "process: trace",
     "process: write its memory",

@@ -77,7 +77,9 @@ def removed(host: PlayedHost) -> list[str]:
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(host: PlayedHost) -> None:
+    (host.home / "verify-0a0a0a-qemu-system-x86_64").touch()
     assert removed(host) == ["removing what a run that was killed has left (verify-0a0a0a)"]
+    assert [path.name for path in host.home.iterdir()] == ["locks"]
     assert host.instances == OTHERS
     assert host.named == ["golden"]
     assert removed(host) == []
