@@ -175,7 +175,8 @@ def _out_of_others_reach(path: Path) -> Path | None:
     real = path.resolve()
     if _mode(real) & 0o005 != 0o005:
         return real
-    return next((parent for parent in real.parents if not _mode(parent) & 0o001), None)
+    on_the_way = dict.fromkeys((*path.absolute().parents, *real.parents))
+    return next((directory for directory in on_the_way if not _mode(directory) & 0o001), None)
 
 
 def _groups() -> tuple[int, ...]:

@@ -45,8 +45,8 @@ def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) 
         try:
             yield instance
         except RametError:
-            if instance.record.pending is not None:
-                _settle_after_failure(instance)
+            if instance.record.pending is not None and not is_live(instance.record):
+                _settle_after_failure(instance)  # of a live one, the next command does it: its VMM may not answer
             raise
 
 

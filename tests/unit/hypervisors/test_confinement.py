@@ -358,6 +358,7 @@ def test_what_a_kernel_does_not_enforce_is_named(
         ("no capability", "lacks capabilities"),
         ("few ids", "too few user ids"),
         ("a closed program", "is closed to other users"),
+        ("a link in a closed place", "is closed to other users"),
         ("a closed KVM", "is open to root alone"),
     ],
 )
@@ -379,6 +380,11 @@ def test_why_a_vmm_has_no_user_of_its_own_is_said(
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o700)
         program = shutil.copy("/bin/true", str(closed))
+    elif what == "a link in a closed place":
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o700)
+        (closed / "true").symlink_to("/bin/true")
+        program = str(closed / "true")
     else:
         (tmp_path / "kvm").touch(mode=0o600)
         monkeypatch.setattr(kvm_device, "DEVICE", tmp_path / "kvm")
