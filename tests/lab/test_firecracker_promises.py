@@ -12,6 +12,7 @@ import pytest
 
 from ramet import Host
 from ramet.errors import NoSpaceError
+from ramet.hypervisors import ownership
 from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.instances import standby as standby_module
 from ramet.linux import procfs
@@ -135,6 +136,7 @@ def test_the_third_generation_of_diffs_equals_a_full_snapshot_page_by_page(host:
     info = host.get("web")
     work = Path(info.run_dir).parent / "work"
     derive(memory_of(host, "web"), work / "diff", allow=ANY_METHOD)
+    ownership.give_like(work / "diff", work)
     with FirecrackerDriver().connect(Path(info.run_dir)) as monitor:
         monitor.stop_vcpus()
         monitor.create_snapshot(vmstate="work/diff-state", memory="work/diff", diff=True)

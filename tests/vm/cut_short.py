@@ -35,6 +35,8 @@ VERBS = {
         argv=("stop", "web", "--force", "--timeout", "0.1"), before=State.RUNNING, after=State.STOPPED
     ),
     "standby": Verb(argv=("standby", "web"), before=State.RUNNING, after=State.STANDBY),
+    "pause": Verb(argv=("pause", "web"), before=State.RUNNING, after=State.PAUSED),
+    "resume": Verb(argv=("resume", "web"), before=State.PAUSED, after=State.RUNNING),
     "restore": Verb(argv=("restore", "web"), before=State.STANDBY, after=State.RUNNING),
     "fork": Verb(argv=("fork", "web", "-n", "3"), before=State.RUNNING, after=State.RUNNING),
     "fork --start": Verb(argv=("fork", "web", "-n", "3", "--start"), before=State.STANDBY, after=State.STANDBY),
@@ -71,12 +73,12 @@ def bring_to(host: Host, state: State | None) -> None:
         sh(host, "web", MARKS)
         bring_to(host, state)
     elif state is State.RUNNING:
-        (host.restore if now is State.STANDBY else host.start)("web")
+        {State.STANDBY: host.restore, State.PAUSED: host.resume}.get(now, host.start)("web")
         if now is State.STOPPED:
             sh(host, "web", MARKS)
-    elif state is State.STANDBY:
+    elif state in (State.STANDBY, State.PAUSED):
         bring_to(host, State.RUNNING)
-        host.standby("web")
+        (host.standby if state is State.STANDBY else host.pause)("web")
     else:
         bring_to(host, State.RUNNING)
         host.stop("web")

@@ -15,12 +15,11 @@ from collections.abc import Callable
 import pytest
 
 from ramet import Host
-from ramet.model import State
 from tests.artifacts import TOLD
 from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import VERBS, Verb, check_guest
-from tests.vm.test_killed import Interrupted, check_after, command, cut_short, prepare
+from tests.vm.test_killed import WITH_MEMORY, Interrupted, check_after, command, cut_short, prepare
 
 __all__ = ["command"]
 SAMPLE = 1
@@ -73,7 +72,7 @@ def is_half_way(verb: Verb, became: str) -> bool:
 
 def sleep_and_wake(host: Host, verb: Verb) -> None:
     """No page that the guest has dirtied is missing from the next snapshot."""
-    if verb.before not in (State.RUNNING, State.STANDBY):
+    if verb.before not in WITH_MEMORY:
         return
     host.standby("web")
     host.restore("web")

@@ -33,6 +33,7 @@ APART = {"ramet": 1, "VMMs": 4}
 """How far apart those are that are tried with RAMET_TEST_ALL=1."""
 REPEATED = 5
 """Every so many-th of them is done again; in ``make test`` the first after a kill of Ramet."""
+WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
 ENDS_WITHIN_S = 90.0
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
 
@@ -172,7 +173,7 @@ def check_after(
 def recover(host: Host, verb: Verb) -> None:
     """Have it run, by what a user would type, and look into its guest."""
     info = host.get("web")
-    has_memory = info.state in (State.RUNNING, State.STANDBY) and verb.before in (State.RUNNING, State.STANDBY)
+    has_memory = info.state in WITH_MEMORY and verb.before in WITH_MEMORY
     bring_back(host, info.state)
     host.pause("web")
     host.resume("web")

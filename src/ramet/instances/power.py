@@ -38,7 +38,8 @@ def pause(store: Store, name: str) -> None:
                 instance.change(state=State.PAUSED, pending=None)
             except BaseException:
                 with signals_held():
-                    guest.unfreeze(monitor, instance.paths.run)
+                    if store.read(instance.record.id).state is not State.PAUSED:  # what is on disk is the truth
+                        guest.unfreeze(monitor, instance.paths.run)
                 raise
 
 
