@@ -17,6 +17,7 @@ from tests.model.played_stage import PlayedStage
 
 pytestmark = [requires("gcc"), pytest.mark.parametrize("hypervisor", Hypervisor)]
 COUNT = 6
+first_middle_or_last = pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_all_run_and_each_is_told(stage: PlayedStage, source: State) -> None:
     assert stage.host.check_store().whole
 
 
-@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+@first_middle_or_last
 def test_if_one_does_not_come_up_none_is_left(
     stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
@@ -81,7 +82,7 @@ def test_if_one_does_not_come_up_none_is_left(
     assert stage.host.check_store().whole
 
 
-@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+@first_middle_or_last
 def test_with_partial_the_others_stay_and_it_is_gone_and_told(
     stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
@@ -99,7 +100,7 @@ def test_with_partial_the_others_stay_and_it_is_gone_and_told(
     assert stage.host.check_store().whole
 
 
-@pytest.mark.parametrize("refused", ["web-1", "web-4", f"web-{COUNT}"])
+@first_middle_or_last
 def test_so_it_is_of_one_that_cannot_be_made(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
     establish = birth.establish
 

@@ -185,9 +185,8 @@ def _groups() -> tuple[int, ...]:
         found = kvm_device.DEVICE.stat()
     except OSError:
         return ()
-    needed = (
-        found.st_mode & OTHERS_READ_WRITE != OTHERS_READ_WRITE and found.st_gid != 0
-    )  # root's group may read much else
+    is_open = found.st_mode & OTHERS_READ_WRITE == OTHERS_READ_WRITE
+    needed = not is_open and found.st_gid != 0  # root's group may read much else
     return (found.st_gid,) if needed and kvm_device.groups_may_use(found.st_mode) else ()
 
 
@@ -236,6 +235,8 @@ def weaknesses(program: str, *, kvm: bool) -> list[str]:
     version = 0 if why_no_landlock() is not None else landlock.abi_version()
     found = []
     if why_same_user is not None:
+        if os.geteuid() == 0:
+            found.append(f"use root's capabilities: {why_same_user}")
         if version == 0:
             found.append(f"read and write the same user's files: {why_no_landlock()}")
         if why_no_filter is not None:

@@ -33,8 +33,8 @@ def is_live(record: InstanceRecord) -> bool:
 
 @contextmanager
 def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Locked]:
-    """Lock an instance for a verb and bring its record up to what is true; if the verb fails half-way, so that nothing is left of
-    that.
+    """Lock an instance for a verb and bring its record up to what is true. If the verb fails with its VM not live, what is left
+    of it is tidied up at once; of a live one, the next command does that.
 
     Raises:
         LockedError: if another command keeps it for ``timeout_s``.

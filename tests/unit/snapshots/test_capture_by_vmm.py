@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,3 +213,33 @@ def test_a_file_that_the_vmm_keeps_open_is_not_published(live: InstancePaths, in
         for fd in kept:
             os.close(fd)
     assert left_in(live) == ["disk.raw"]
+
+
+def test_a_descriptor_on_its_way_to_another_process_is_seen(
+    live: InstancePaths, into: SnapshotPaths, base: Path
+) -> None:
+    """It is nobody's in /proc; the kernel grants no lease."""
+    ours, theirs = socket.socketpair()
+
+    def send(memory: Path) -> None:
+        with memory.open("r+b") as stream:
+            socket.send_fds(ours, [b"x"], [stream.fileno()])
+
+    with ours, theirs, pytest.raises(VmmError, match="Somebody still holds"):
+        captured(PlayedMonitor(live.dir, after=send), live, into, base=base)
+
+
+@pytest.mark.parametrize("state", [b"", None], ids=["huge", "a symlink"])
+def test_what_is_no_device_state_is_not_read(
+    live: InstancePaths, into: SnapshotPaths, base: Path, state: bytes | None
+) -> None:
+    def plant(_memory: Path) -> None:
+        live.vmstate.unlink()
+        if state is None:
+            live.vmstate.symlink_to("/etc/passwd")
+        else:
+            with live.vmstate.open("wb") as stream:
+                stream.truncate(8 << 40)
+
+    with pytest.raises(VmmError, match="is no device state"):
+        captured(PlayedMonitor(live.dir, after=plant), live, into, base=base)

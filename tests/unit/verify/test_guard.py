@@ -254,15 +254,21 @@ def test_a_writer_that_is_left_behind_is_told_though_it_wrote_nothing(tree: Path
     assert any(f"(pid {child.pid})" in who for who in change.writers)
 
 
-def test_a_change_is_a_fail_whoever_can_write_still(tree: Path) -> None:
+def left_behind(tree: Path, argv: list[str]) -> tuple[GuardReport, int]:
+    """The report on a run whose end a process outlives, which says ready when it is; and its pid."""
     with guarding([tree]) as guard:
-        child = subprocess.Popen(["sh", "-c", "exec 3<>memory; echo x >&3; echo ready; read line"], **PIPES, cwd=tree)
+        child = subprocess.Popen(argv, **PIPES, cwd=tree)
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
     child.communicate(b"\n")
     assert guard.report is not None
-    assert guard.report.verdict is Verdict.FAIL
-    assert only(guard.report).held_by
+    return guard.report, child.pid
+
+
+def test_a_change_is_a_fail_whoever_can_write_still(tree: Path) -> None:
+    report, _ = left_behind(tree, ["sh", "-c", "exec 3<>memory; echo x >&3; echo ready; read line"])
+    assert report.verdict is Verdict.FAIL
+    assert only(report).held_by
 
 
 def test_a_shared_mapping_that_is_left_behind_is_told(tree: Path) -> None:
@@ -270,16 +276,11 @@ def test_a_shared_mapping_that_is_left_behind_is_told(tree: Path) -> None:
         "import mmap, os, sys; fd = os.open('memory', os.O_RDWR); m = mmap.mmap(fd, 4096); os.close(fd);"
         "os.closerange(3, 100); print('ready', flush=True); sys.stdin.readline()"
     )
-    with guarding([tree]) as guard:
-        child = subprocess.Popen([sys.executable, "-c", script], **PIPES, cwd=tree)
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-    child.communicate(b"\n")
-    assert guard.report is not None
-    assert guard.report.verdict is Verdict.INCONCLUSIVE
-    (held,) = only(guard.report).held_by
+    report, pid = left_behind(tree, [sys.executable, "-c", script])
+    assert report.verdict is Verdict.INCONCLUSIVE
+    (held,) = only(report).held_by
     assert held.startswith("mapping rw-s ")
-    assert f"(pid {child.pid})" in held
+    assert f"(pid {pid})" in held
 
 
 def test_a_process_that_is_left_behind_and_can_only_read_passes(tree: Path) -> None:
@@ -288,13 +289,8 @@ def test_a_process_that_is_left_behind_and_can_only_read_passes(tree: Path) -> N
         "import mmap, sys; f = open('memory', 'rb'); m = mmap.mmap(f.fileno(), 4096, mmap.MAP_PRIVATE); m[0] = 1;"
         "print('ready', flush=True); sys.stdin.readline()"
     )
-    with guarding([tree]) as guard:
-        child = subprocess.Popen([sys.executable, "-c", script], **PIPES, cwd=tree)
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-    child.communicate(b"\n")
-    assert guard.report is not None
-    assert (guard.report.verdict, guard.report.changes) == (Verdict.PASS, ())
+    report, _ = left_behind(tree, [sys.executable, "-c", script])
+    assert (report.verdict, report.changes) == (Verdict.PASS, ())
 
 
 def test_a_name_that_the_kernel_has_cut_within_a_character_is_printed(tree: Path) -> None:
