@@ -121,8 +121,8 @@ def test_a_signal_reaches_the_command_and_the_report_still_comes(memory: Path, n
 
 
 def test_ctrl_c_is_the_command_s_and_the_report_still_comes(memory: Path) -> None:
-    """The terminal sends it to the whole process group. Where there is none, as here, ours is passed on besides: the second counts
-    for nothing.
+    """The terminal sends it to the whole process group. Where there is none, as here, ours is passed on besides: the second
+    counts for nothing.
     """
     script = f"""trap 'trap "" INT; echo told; exit 0' INT; {STAYS}"""
     command = [*RAMET, "guard", str(memory), "--", "sh", "-c", script]
