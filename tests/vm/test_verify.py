@@ -177,7 +177,8 @@ def test_a_matrix_that_is_ended_removes_what_its_runs_have_made(host: Host, tmp_
         process.terminate()
         assert process.wait(timeout=60) != 0
     assert host.list() == []
-    assert marked(tmp_path) == []
+    # Python's own resource tracker ends a moment after its parent: once it reads the end of a pipe.
+    wait_until(lambda: not marked(tmp_path), 5, what="every process that descends from the first to end")
 
 
 def marked(mark: Path) -> list[int]:
