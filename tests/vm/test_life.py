@@ -50,6 +50,18 @@ def test_two_sleeps_in_a_row_keep_memory_and_disk(host: Host, standby: InstanceI
 
 
 @on_ext4
+def test_a_guest_keeps_time_by_its_tsc_and_stops_its_ticks(host: Host, standby: InstanceInfo) -> None:
+    """However busy the host was when it booted: one that distrusts its TSC takes much more CPU when idle, and loses time."""
+    host.restore("web")
+    assert sh(host, "web", "cat /sys/devices/system/clocksource/clocksource0/current_clocksource") in (
+        "tsc",
+        "tsc-early",
+    )
+    ticks = sh(host, "web", "grep -E 'hres_active|nohz_mode' /proc/timer_list").split()
+    assert ticks == [".hres_active", ":", "1", ".nohz_mode", ":", "2"], "in high resolution, and they can stop"
+
+
+@on_ext4
 def test_pause_and_resume(host: Host, running: InstanceInfo) -> None:
     assert host.pause("web").state is State.PAUSED
     host.pause("web")

@@ -58,7 +58,7 @@ def test_a_restore_waits_stopped_and_boots_nothing() -> None:
 
 def test_a_boot_tells_the_kernel_its_tsc_frequency() -> None:
     words = build(boot=True)
-    assert words[words.index("-append") + 1] == "quiet tsc_early_khz=2600000"
+    assert words[words.index("-append") + 1] == "quiet tsc_early_khz=2600000 tsc=reliable"
     assert "-incoming" not in words
 
 

@@ -78,7 +78,7 @@ def build_argv(
     socket_listen_cleanup) and leaves it when it is killed. A pid file would tell as much, but its path is resolved from the root.
     ``read_only_memory``: the memory file is opened read-only, and is guest RAM all the same. ``readonly=on`` alone would make a
     ROM of it; QEMU knows ``rom=off`` since 8.2 (e92666b0ba4c, "backends/hostmem-file: Add 'rom' property").
-    ``tsc_khz`` tells a booting kernel what it cannot measure (tsc.py).
+    ``tsc_khz`` tells a booting kernel what it cannot measure, and to rely on it (tsc.py).
     """
     backend = f"size={hardware.memory_mib}M,mem-path={escape(memory)},share=off,merge=off,dump=off"
     if read_only_memory:
@@ -107,5 +107,5 @@ def build_argv(
 
 
 def _boot_argv(boot: BootFiles, tsc_khz: int | None) -> list[str]:
-    cmdline = boot.cmdline if tsc_khz is None else f"{boot.cmdline} tsc_early_khz={tsc_khz}"
+    cmdline = boot.cmdline if tsc_khz is None else f"{boot.cmdline} tsc_early_khz={tsc_khz} tsc=reliable"
     return ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", cmdline]
