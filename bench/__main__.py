@@ -10,17 +10,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from bench import fan_out, fingerprint, fork, report, restore, standby, startup
+from bench import fan_out, fingerprint, fork, report, restore, scatter, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "fan-out", "startup", "fingerprint")
+FIGURES = ("restore", "standby", "fork", "fan-out", "scatter", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -34,6 +34,7 @@ class Plan:
     commands: int
     starts: int
     forks: int
+    sleeps: tuple[int, ...]
     dirty_mib: tuple[int, ...] = (1, 16, 64)
 
     def rounds_for(self, source: Source) -> int:
@@ -41,8 +42,19 @@ class Plan:
         return self.slow_rounds if slow else self.rounds
 
 
-FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64)
-QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, forks=16, dirty_mib=(1, 64))
+FULL = Plan(
+    figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64, sleeps=(1, 10, 25, 50)
+)
+QUICK = Plan(
+    figures=frozenset(FIGURES),
+    rounds=4,
+    slow_rounds=3,
+    commands=40,
+    starts=8,
+    forks=16,
+    sleeps=(1, 10),
+    dirty_mib=(1, 64),
+)
 
 
 def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:
@@ -75,6 +87,9 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
         if "fan-out" in plan.figures and here.reflinks:
             say(f"{here.setting}: {plan.forks} forks at once")
             tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
+        if "scatter" in plan.figures and here.reflinks:
+            say(f"{here.setting}: sleeps after scattered writes")
+            tables.append(scatter.measure(sources[0], say, sleeps=plan.sleeps))
         if "startup" in plan.figures:
             say(f"{here.setting}: commands and start-up")
             tables += startup.measure(sources[0], commands=plan.commands, starts=plan.starts)
@@ -117,15 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if a target is missed")
     options = parser.parse_args(arguments)
     base = QUICK if options.quick else FULL
-    options.plan = Plan(
-        figures=frozenset(options.only),
-        rounds=base.rounds,
-        slow_rounds=base.slow_rounds,
-        commands=base.commands,
-        forks=base.forks,
-        starts=base.starts,
-        dirty_mib=base.dirty_mib,
-    )
+    options.plan = replace(base, figures=frozenset(options.only))
     return options
 
 

@@ -19,6 +19,7 @@ class Unit(StrEnum):
     BYTES = "B"
     BYTES_PER_SECOND = "B/s"
     RATIO = "ratio"
+    COUNT = "count"
 
 
 SHOWN = {
@@ -26,6 +27,7 @@ SHOWN = {
     Unit.BYTES: (1 / MIB, "MiB"),
     Unit.BYTES_PER_SECOND: (1 / MIB, "MiB/s"),
     Unit.RATIO: (1.0, ""),
+    Unit.COUNT: (1.0, ""),
 }
 
 

@@ -149,6 +149,8 @@ class SnapshotFile(Value, frozen=True, kw_only=True):
     """How it was derived from its base; None if it was written from nothing."""
     written_bytes: int = 0
     """Bytes that Ramet wrote into it after deriving (dirty pages)."""
+    pieces: int = 0
+    """Of memory: into how many places diffs of this instance have written since it was last written whole."""
     sha256: str | None = None
     """Of the device state."""
     root: str | None = None

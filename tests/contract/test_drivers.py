@@ -27,6 +27,7 @@ from ramet.linux import procfs
 from ramet.model import MIB, Accelerator, Ping, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots.capture import capture, capture_by_vmm, find_dirty
+from ramet.snapshots.scatter import Scatter
 from ramet.store.derive import ANY_METHOD, derive
 from tests import guest_images
 from tests.capabilities import requires
@@ -102,10 +103,17 @@ class Machine:
                     diff=True,
                     into=into,
                     before_request=lambda: None,
+                    scatter=Scatter(),
                 )
             else:
                 capture(
-                    monitor, self.vmm, live=self.paths, mapped_file=self.paths.memory, into=into, base_is_empty=True
+                    monitor,
+                    self.vmm,
+                    live=self.paths,
+                    mapped_file=self.paths.memory,
+                    into=into,
+                    base_is_empty=True,
+                    scatter=Scatter(),
                 )
             monitor.resume_vcpus()
 

@@ -16,6 +16,7 @@ from ramet.linux import extents, procfs, reflink
 from ramet.model import MIB, Method
 from ramet.paths import SnapshotPaths
 from ramet.snapshots.publish import publish
+from ramet.snapshots.scatter import PIECES_MAX
 from ramet.store.derive import derive, probe_reflink
 from ramet.store.layout import open_store, work_in_progress
 from tests.capabilities import requires
@@ -171,6 +172,27 @@ def test_scattered_pages_take_their_own_size_and_not_32_times_it(place: Path) ->
     pages = 64 * MIB // PAGE // 128
     assert taken[True] < 4 * pages * PAGE
     assert taken[False] > 16 * pages * PAGE, "the hint is not needed any more: say so in design and code"
+
+
+@on_reflinks
+def test_a_memory_file_that_diffs_have_scattered_is_written_whole(place: Path) -> None:
+    """H73: a clone of it takes a step for each extent."""
+    base = random_file(place / "memory", 4 * MIB)
+    with Mapper(base) as child:
+        for page in range(0, 1000, 20):
+            child.write(page * PAGE, b"d" * PAGE)
+        view = child.read()
+        cloned = capture(child, base, place / "cloned", pieces=PIECES_MAX - 50)
+        copied = capture(child, base, place / "copied", pieces=PIECES_MAX - 49)
+    assert (cloned.method, cloned.pieces) == (Method.REFLINK, PIECES_MAX)
+    assert (copied.method, copied.pieces) == (Method.COPY, 0)
+    for name in ("cloned", "copied"):
+        assert (place / name).read_bytes() == view
+        with (place / name).open("rb") as stream:
+            assert extents.count_extents(stream.fileno()) == len(extents_of(place / name))
+    assert len(extents_of(place / "cloned")) > 90
+    assert len(extents_of(place / "copied")) < 10
+    assert extents.exclusive_bytes(extents_of(place / "copied")) == 4 * MIB
 
 
 # -- extents and mappings -----------------------------------------------------------------------------------------

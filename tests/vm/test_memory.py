@@ -7,8 +7,12 @@ import pytest
 from ramet import Host
 from ramet.linux import pagemap, procfs
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB, InstanceInfo, State
+from ramet.model import MIB, InstanceInfo, Method, SnapshotFile, State
+from ramet.paths import SnapshotPaths
+from ramet.snapshots import manifest as manifests
+from ramet.snapshots import scatter
 from tests.capabilities import requires
+from tests.file_systems import on_xfs
 from tests.vm.guests import sh
 
 
@@ -36,6 +40,41 @@ def test_a_second_generation_is_whole(
     assert 8 * MIB < second.written_bytes < 32 * MIB, "a diff writes the dirty pages, not the memory"
     host.restore("web")
     assert sh(host, "web", "ramet-fill --sum /ram/fill; ramet-fill --sum /ram/more") == sums
+
+
+@on_xfs
+def test_a_memory_file_that_sleeps_have_scattered_is_written_whole_at_one(
+    host: Host, standby: InstanceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H73; a fork begins with no pieces of its own, however many its source has."""
+
+    def sleep() -> SnapshotFile:
+        host.restore("web")
+        snapshot = host.standby("web").snapshot
+        assert snapshot is not None
+        return pieces_of(host, snapshot.id)
+
+    before = sleep()
+    assert before.method is Method.REFLINK
+    assert before.pieces > 100, "of a guest that has only woken"
+    monkeypatch.setattr(scatter, "PIECES_MAX", before.pieces)
+    whole = sleep()
+    assert (whole.method, whole.pieces) == (Method.COPY, 0)
+    monkeypatch.undo()
+    again = sleep()
+    assert again.method is Method.REFLINK
+    assert again.pieces > 0
+    [fork] = host.fork("web", ["fork"]).instances
+    assert fork.snapshot is not None
+    assert pieces_of(host, fork.snapshot.id).pieces == 0
+    assert all(check.whole for check in host.snapshot_check())
+    host.restore("fork", verified=True)
+    assert sh(host, "fork", "cat /ram/mark") == "ram-source"
+
+
+def pieces_of(host: Host, snapshot_id: str) -> SnapshotFile:
+    """Of memory."""
+    return manifests.load(SnapshotPaths(dir=host.home / "snapshots" / snapshot_id)).memory
 
 
 @requires("pagemap-scan")

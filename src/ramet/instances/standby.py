@@ -46,7 +46,7 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
         guest.freeze(monitor, instance.paths.run)
     with ExitStack() as held:
         try:
-            with captured(instance, monitor) as taken, store.publishing(taken.manifest.id):
+            with captured(instance, monitor, guest_waits=False) as taken, store.publishing(taken.manifest.id):
                 manifest = taken.summed_up()
                 publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
                 held.enter_context(signals_held())

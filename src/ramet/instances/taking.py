@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import CorruptError, VmmError
+from ramet.errors import CorruptError, HostError, NotFoundError, VmmError
 from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
 from ramet.instances import live_files
-from ramet.instances.context import Locked, vmm_of
+from ramet.instances.context import Locked, Store, vmm_of
 from ramet.model import MIB, Manifest, SnapshotKind, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import capture as captures
+from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import add_sums, describe
+from ramet.snapshots.scatter import Scatter
 from ramet.store.layout import new_id, work_in_progress
 
 log = logging.getLogger("ramet.capture")
@@ -40,8 +42,8 @@ class Taken:
 
 
 @contextmanager
-def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Iterator[Taken]:
-    """Capture a frozen VM into work in progress, which goes with the block unless it is published."""
+def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest_waits: bool = True) -> Iterator[Taken]:
+    """Capture a frozen VM into work in progress, which goes with the block unless it is published. ``guest_waits``: to run on."""
     store, record = instance.store, instance.record
     vmm = vmm_of(record)
     if monitor.vcpus_running():
@@ -50,7 +52,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Itera
     with work_in_progress(store.paths, snapshot_id) as work:
         files = SnapshotPaths(dir=work)
         if isinstance(monitor, SavesMemory):
-            result, base_id = _captured_by_vmm(instance, monitor, vmm, files)
+            result, base_id = _captured_by_vmm(instance, monitor, vmm, files, guest_waits=guest_waits)
         else:
             base_id = record.mapped_snapshot
             result = captures.capture(
@@ -60,6 +62,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory) -> Itera
                 mapped_file=live_files.mapped_file(store.paths, record),
                 into=files,
                 base_is_empty=base_id is None,
+                scatter=_scatter(store, base_id, guest_waits=guest_waits),
             )
         if record.vmm_build is None:
             raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
@@ -83,7 +86,7 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
 
 
 def _captured_by_vmm(
-    instance: Locked, monitor: SavesMemory, vmm: VmmProcess, into: SnapshotPaths
+    instance: Locked, monitor: SavesMemory, vmm: VmmProcess, into: SnapshotPaths, *, guest_waits: bool
 ) -> tuple[captures.Captured, str | None]:
     """A capture that the VMM writes itself; and the snapshot whose memory it is a diff of, None if it is whole."""
     store, record = instance.store, instance.record
@@ -106,8 +109,18 @@ def _captured_by_vmm(
         or (record.mapped_snapshot is None and record.diff_base is None and not record.needs_full),
         into=into,
         before_request=lambda: instance.change(needs_full=True),
+        scatter=_scatter(store, base_id, guest_waits=guest_waits),
     )
     return result, base_id
+
+
+def _scatter(store: Store, base_id: str | None, *, guest_waits: bool) -> Scatter:
+    """Of the memory file of a base; a base that cannot be read is found out by whoever needs more of it than this figure."""
+    pieces = 0
+    if base_id is not None:
+        with suppress(CorruptError, NotFoundError, HostError):
+            pieces = manifests.load(store.paths.snapshot(base_id)).memory.pieces
+    return Scatter(pieces=pieces, guest_waits=guest_waits)
 
 
 def _is_whole(memory: Path, size_bytes: int) -> bool:

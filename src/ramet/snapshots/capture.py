@@ -22,10 +22,11 @@ from ramet.errors import HostError, UnsupportedError, VmmDiedError, VmmError, ho
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
 from ramet.linux import foreign, leases, procfs, procmem
-from ramet.linux.extents import map_data
+from ramet.linux.extents import count_extents, map_data
 from ramet.linux.pagemap import written_regions
-from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
+from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.snapshots.scatter import Scatter
 from ramet.store.derive import ANY_METHOD, derive
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def capture(
     mapped_file: Path,
     into: SnapshotPaths,
     base_is_empty: bool,
+    scatter: Scatter,
 ) -> Captured:
     """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole.
 
@@ -77,7 +79,9 @@ def capture(
     vmstate = _capture_device_state(monitor, live.vmstate, into.vmstate)
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
-    memory, dirty = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
+    memory, dirty = capture_memory(
+        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, scatter=scatter
+    )
     return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 
 
@@ -91,6 +95,7 @@ def capture_by_vmm(
     diff: bool,
     into: SnapshotPaths,
     before_request: Callable[[], object],
+    scatter: Scatter,
 ) -> Captured:
     """Let a VMM whose vCPUs are stopped write its memory itself: a diff onto a derivation of ``base`` (None: onto one hole),
     never onto the base, or all of it. What it wrote moves into ``into`` once it holds no descriptor of it any more (H68).
@@ -104,8 +109,10 @@ def capture_by_vmm(
     _remove_leftovers(live)
     try:
         disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
-        method = derive(base, live.next_memory, allow=ANY_METHOD) if base is not None else None
-        if method is None:
+        if base is not None:
+            method: Method | None = derive(base, live.next_memory, allow=scatter.how_to_derive(base, 0))
+        else:
+            method = None
             _make_hole(live.next_memory, size_bytes)
         with host_errors(f"give the VMM {live.next_memory}"):
             ownership.give_like(live.next_memory, live.work)
@@ -131,11 +138,30 @@ def capture_by_vmm(
     finally:
         _remove_leftovers(live)
     return Captured(
-        memory=SnapshotFile(size_bytes=size_bytes, method=method, written_bytes=_pages_of(written_bytes - len(state))),
+        memory=SnapshotFile(
+            size_bytes=size_bytes,
+            method=method,
+            written_bytes=_pages_of(written_bytes - len(state)),
+            pieces=scatter.after(method, _pieces_more_than(base, into.memory) if base is not None else 0),
+        ),
         vmstate=_described(state),
         disk=SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method),
         dirty=None,
     )
+
+
+def _pieces_more_than(base: Path, path: Path) -> int:
+    """How many extents a VMM has added to what was derived from ``base``; none where the file system cannot tell."""
+    counts = []
+    for one in (base, path):
+        with host_errors(f"count the extents of {one}"), one.open("rb") as stream:
+            try:
+                counts.append(count_extents(stream.fileno()))
+            except OSError as err:
+                if err.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
+                    return 0
+                raise
+    return max(counts[1] - counts[0], 0)
 
 
 def _dig_holes(path: Path) -> None:
@@ -201,7 +227,7 @@ def _device_state(path: Path) -> bytes:
 
 
 def capture_memory(
-    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool
+    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool, scatter: Scatter
 ) -> tuple[SnapshotFile, tuple[tuple[int, int], ...]]:
     """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them; returns also where
     in the file those are.
@@ -213,7 +239,7 @@ def capture_memory(
         VmmError: if the VMM does not map that file privately, or ended meanwhile (VmmDiedError).
     """
     runs = find_dirty(vmm, mapped_file)
-    method = derive(mapped_file, into, allow=ANY_METHOD)
+    method = derive(mapped_file, into, allow=scatter.how_to_derive(mapped_file, len(runs)))
     with host_errors(f"write guest memory to {into}"):
         dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -221,7 +247,12 @@ def capture_memory(
             written = _copy_runs(vmm, runs, dst_fd, skip_zeros=base_is_hole)
         finally:
             os.close(dst_fd)
-    file = SnapshotFile(size_bytes=into.stat().st_size, method=None if base_is_empty else method, written_bytes=written)
+    file = SnapshotFile(
+        size_bytes=into.stat().st_size,
+        method=None if base_is_empty else method,
+        written_bytes=written,
+        pieces=scatter.after(method, len(runs)) if not base_is_empty else 0,
+    )
     return file, tuple((run.file_offset, run.file_offset + run.length) for run in runs)
 
 

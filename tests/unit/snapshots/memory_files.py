@@ -9,6 +9,7 @@ from pathlib import Path
 from ramet.linux.extents import map_data
 from ramet.model import PAGE_BYTES, SnapshotFile
 from ramet.snapshots.capture import capture_memory
+from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper
 from tests.unit.layouts import Layout, write_layout
 
@@ -51,5 +52,8 @@ def data_pages(path: Path) -> list[int]:
         ]
 
 
-def capture(child: Mapper, base: Path, into: Path, *, base_is_empty: bool = False) -> SnapshotFile:
-    return capture_memory(child.vmm, mapped_file=base, into=into, base_is_empty=base_is_empty)[0]
+def capture(
+    child: Mapper, base: Path, into: Path, *, base_is_empty: bool = False, pieces: int = 0, guest_waits: bool = False
+) -> SnapshotFile:
+    scatter = Scatter(pieces=pieces, guest_waits=guest_waits)
+    return capture_memory(child.vmm, mapped_file=base, into=into, base_is_empty=base_is_empty, scatter=scatter)[0]

@@ -16,6 +16,7 @@ from ramet.model import PAGE_BYTES, Method
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import capture as module
 from ramet.snapshots.capture import Captured, capture
+from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper, own_descriptors
 from tests.unit.snapshots.memory_files import ONES, Fingerprint, full_base, hole
 
@@ -66,7 +67,9 @@ def child(live: InstancePaths) -> Iterator[Mapper]:
 
 
 def captured(monitor: PlayedMonitor, child: Mapper, live: InstancePaths, into: SnapshotPaths) -> Captured:
-    return capture(monitor, child.vmm, live=live, mapped_file=live.memory, into=into, base_is_empty=False)
+    return capture(
+        monitor, child.vmm, live=live, mapped_file=live.memory, into=into, base_is_empty=False, scatter=Scatter()
+    )
 
 
 def test_everything_is_captured_and_described(child: Mapper, live: InstancePaths, into: SnapshotPaths) -> None:
@@ -150,6 +153,14 @@ def test_a_first_capture_knows_no_method(tmp_path: Path, live: InstancePaths, in
     hole(live.memory)
     with Mapper(live.memory) as child:
         child.write(0, ONES)
-        made = capture(PlayedMonitor(), child.vmm, live=live, mapped_file=live.memory, into=into, base_is_empty=True)
+        made = capture(
+            PlayedMonitor(),
+            child.vmm,
+            live=live,
+            mapped_file=live.memory,
+            into=into,
+            base_is_empty=True,
+            scatter=Scatter(),
+        )
     assert made.memory.method is None
     assert into.memory.stat().st_size == live.memory.stat().st_size

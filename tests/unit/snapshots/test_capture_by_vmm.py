@@ -17,6 +17,7 @@ from ramet.errors import HostError, NoSpaceError, RejectedError, UnsupportedErro
 from ramet.model import PAGE_BYTES, Method, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots.capture import Captured, capture_by_vmm
+from ramet.snapshots.scatter import Scatter
 from tests.unit.snapshots.memory_files import ONES, PAGES, full_base
 
 STATE = b"device state" * 700
@@ -88,6 +89,7 @@ def captured(
     base: Path | None,
     diff: bool = True,
     before_request: Callable[[], object] = lambda: None,
+    pieces: int = 0,
 ) -> Captured:
     return capture_by_vmm(
         monitor,
@@ -98,6 +100,7 @@ def captured(
         diff=diff,
         into=into,
         before_request=before_request,
+        scatter=Scatter(pieces=pieces),
     )
 
 
