@@ -6,7 +6,6 @@ pid *and* start time *and* boot id: a recycled pid or a host that was booted ane
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
 import logging
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
+from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
 from ramet.signals import signals_held
 
@@ -41,10 +41,6 @@ PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-_libc.prctl.restype = ctypes.c_int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,7 +410,8 @@ def _signal_and_wait(pidfd: int, number: int, timeout_s: float) -> bool:
 
 def _die_with_parent(parent: int) -> None:
     """The signal comes when the *thread* that started us ends (prctl(2)): ``run`` stays in it until we have."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    with suppress(OSError):
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
 
@@ -442,9 +439,11 @@ def _needs_preparing() -> bool:
 
 
 def _prepare_vmm() -> None:
-    # Without Yama the kernel answers EINVAL, and nothing is needed then.
-    if _libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
-        os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
+    try:
+        prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # without Yama, and nothing is needed then
+            os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
     # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from ramet.errors import CorruptError, HostError
+from ramet.linux.libc import LIBC, checked
 
 T = TypeVar("T")
 AT_FDCWD = -100
@@ -23,9 +24,8 @@ RENAME_NOREPLACE = 1
 OTHER_VERSION = "Use the version of Ramet that wrote it."
 """The hint where nothing is damaged: another Ramet reads it."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-_libc.renameat2.restype = ctypes.c_int
+LIBC.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+LIBC.renameat2.restype = ctypes.c_int
 
 
 def fsync_directory(path: Path) -> None:
@@ -123,10 +123,11 @@ def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> Non
 
 def rename_noreplace(source: Path, target: Path) -> None:
     """renameat2(2) with RENAME_NOREPLACE: a plain rename would replace an empty directory."""
-    result = _libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE)
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    try:
+        checked(LIBC.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE))
+    except OSError as err:
+        err.filename, err.filename2 = str(source), str(target)
+        raise
 
 
 def remove_tree(path: Path) -> None:
