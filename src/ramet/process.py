@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
+from ramet.linux import capabilities
 from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
 from ramet.signals import signals_held
@@ -35,7 +36,6 @@ Starter = Callable[[Callable[[], "subprocess.Popen[bytes]"]], "subprocess.Popen[
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-CAP_SYS_PTRACE = 19
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
@@ -416,16 +416,9 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def has_capabilities(*numbers: int) -> bool:
-    """Whether this process has all of them in effect (capabilities(7)): root in a container often has not."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    return all(effective >> number & 1 for number in numbers)
-
-
 def may_trace() -> bool:
     """Whether we may read the memory of any process."""
-    return has_capabilities(CAP_SYS_PTRACE)
+    return capabilities.in_effect(capabilities.CAP_SYS_PTRACE)
 
 
 def _needs_preparing() -> bool:
