@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ramet.errors import CorruptError, HostError
+from ramet.errors import CorruptError, FormatVersionError, HostError
 from ramet.linux.libc import LIBC, checked
 
 T = TypeVar("T")
@@ -148,7 +148,8 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
     Raises:
         FileNotFoundError: if there is no such file.
         HostError: if it cannot be read.
-        CorruptError: if it is damaged (the message says where), or of another version.
+        FormatVersionError: if it is of another version.
+        CorruptError: if it is damaged; the message says where.
     """
     try:
         data = path.read_bytes()
@@ -165,7 +166,7 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
             f"{path} is damaged: it is not what Ramet wrote ({err}).",
             hint="Restore it from a backup, or remove what it describes: ramet rm --force, ramet snapshot rm or ramet image rm.",
         ) from err
-    raise CorruptError(
+    raise FormatVersionError(
         f"{path} has format version {found}; this Ramet reads {format_version}.",
         hint=OTHER_VERSION,
     )
