@@ -14,6 +14,7 @@ from ramet.cli import output, report_files
 from ramet.cli.context import App, Verb, verb
 from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
+from ramet.pages import in_words
 
 if TYPE_CHECKING:
     from ramet.verify.guard import Change, GuardReport, Outcome
@@ -174,8 +175,6 @@ def _count(number: int, word: str, words: str | None = None) -> str:
 
 
 def _about(change: Change) -> list[str]:
-    from ramet.snapshots.sums import in_words
-
     pages = [in_words(change.pages)] if change.pages else []
     return [*_first(change.differences), *pages, *_first(change.writers)]
 

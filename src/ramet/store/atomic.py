@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from ramet.errors import CorruptError, FormatVersionError, HostError
+from ramet.linux import whole
 from ramet.linux.libc import LIBC, checked
 
 T = TypeVar("T")
@@ -197,7 +198,5 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
 
 
 def _write_durably(fd: int, data: bytes) -> None:
-    done = 0
-    while done < len(data):
-        done += os.write(fd, data[done:])
+    whole.write(fd, data)
     os.fsync(fd)
