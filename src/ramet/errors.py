@@ -21,6 +21,7 @@ objects that a caller needs to act. A message says what was tried, what happened
         VmmDiedError                            11
       SnapshotError                   12
         CorruptError                  13
+          FormatVersionError          13
         IncompatibleError             14
       GuestError                      15
         GuestTimeoutError             16
@@ -209,6 +210,12 @@ class CorruptError(SnapshotError):
 
     code = "corrupt"
     exit_status = 13
+
+
+class FormatVersionError(CorruptError):
+    """A file of another version of Ramet, which reads it: nothing is damaged."""
+
+    code = "format-version"
 
 
 class IncompatibleError(SnapshotError):

@@ -17,6 +17,9 @@ from pathlib import Path
 
 AGENT_PORTS = 8
 CONSOLE_SOCKET = "console.sock"
+QMP_SOCKET = "qmp.sock"
+API_SOCKET = "api.sock"
+"""Firecracker's REST interface."""
 VSOCK_SOCKET = "vsock.sock"
 """Where Firecracker takes connections to its guest's vsock."""
 

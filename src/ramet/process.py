@@ -6,7 +6,6 @@ pid *and* start time *and* boot id: a recycled pid or a host that was booted ane
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
 import logging
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
+from ramet.linux import capabilities
+from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
 from ramet.signals import signals_held
 
@@ -35,16 +36,11 @@ Starter = Callable[[Callable[[], "subprocess.Popen[bytes]"]], "subprocess.Popen[
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-CAP_SYS_PTRACE = 19
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-_libc.prctl.restype = ctypes.c_int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,21 +410,15 @@ def _signal_and_wait(pidfd: int, number: int, timeout_s: float) -> bool:
 
 def _die_with_parent(parent: int) -> None:
     """The signal comes when the *thread* that started us ends (prctl(2)): ``run`` stays in it until we have."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    with suppress(OSError):
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
 
 
-def has_capabilities(*numbers: int) -> bool:
-    """Whether this process has all of them in effect (capabilities(7)): root in a container often has not."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    return all(effective >> number & 1 for number in numbers)
-
-
 def may_trace() -> bool:
     """Whether we may read the memory of any process."""
-    return has_capabilities(CAP_SYS_PTRACE)
+    return capabilities.in_effect(capabilities.CAP_SYS_PTRACE)
 
 
 def _needs_preparing() -> bool:
@@ -442,9 +432,11 @@ def _needs_preparing() -> bool:
 
 
 def _prepare_vmm() -> None:
-    # Without Yama the kernel answers EINVAL, and nothing is needed then.
-    if _libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
-        os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
+    try:
+        prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # without Yama, and nothing is needed then
+            os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
     # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:

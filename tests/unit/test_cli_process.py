@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ramet.cli.signals import Ending, TerminatedError
+from ramet.model import Hypervisor
 from ramet.signals import ENDING_SIGNALS
+from tests.unit.instances.place import Place
 
 HOST_STATUS = 8
 BROKEN_PIPE_STATUS = 141
@@ -175,3 +177,22 @@ def test_a_warning_of_the_library_is_one_line_for_a_person(tmp_path: Path) -> No
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
     )
     assert said.stderr == "ramet: warning: hooks failed: a\\x1b[2J\n"
+
+
+LOOKING = """
+import sys
+from ramet.cli.main import run
+status = run(["--home", sys.argv[1], "ls"])
+print(status, [name for name in ("asyncio", "qemu.qmp", "http.client") if name in sys.modules])
+"""
+
+
+def test_a_verb_that_only_looks_loads_no_way_to_talk_to_a_vmm(tmp_path: Path) -> None:
+    """With instances in the store too, of either hypervisor: they take longer to load than the rest takes to run."""
+    place = Place(tmp_path / "home")
+    place.change(hypervisor=Hypervisor.FIRECRACKER)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKING, str(tmp_path / "home")], capture_output=True, timeout=TIMEOUT_S, check=True
+    )
+    assert b"\nweb " in done.stdout
+    assert done.stdout.splitlines()[-1] == b"0 []"

@@ -89,6 +89,7 @@ def test_exit_statuses_are_distinct_except_within_a_family_that_shares_one() -> 
         8: {"HostError", "CommandError"},
         9: {"NoSpaceError", "RoomError"},
         10: {"VmmError", "LaunchError", "RejectedError"},
+        13: {"CorruptError", "FormatVersionError"},
     }
     assert all(0 < status < 126 or status == 130 for status in by_status), "the shell's own are not ours"
     assert 70 not in by_status

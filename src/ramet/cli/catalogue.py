@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import click
 
+from ramet.spelling import did_you_mean
+
 
 class Entry(NamedTuple):
     """A verb before it is loaded: where it lives, and the first sentence of its help (a test compares them)."""
@@ -81,11 +83,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if word not in VERBS and not word.startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(word, VERBS, n=1)
-            suggestion = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no verb {word!r}.{suggestion}", ctx=ctx)
+            raise click.UsageError(f"There is no verb {word!r}. {did_you_mean(word, VERBS)}".rstrip(), ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

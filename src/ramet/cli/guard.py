@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,60 +14,17 @@ from ramet.cli import output, report_files
 from ramet.cli.context import App, Verb, verb
 from ramet.cli.failures import visible
 from ramet.errors import ConfigError, RametError, host_errors
+from ramet.pages import in_words
 
 if TYPE_CHECKING:
-    from ramet.verify.guard import Change, GuardReport
-    from ramet.verify.reports.documents import GuardDocument, VerdictWord
+    from ramet.verify.guard import Change, GuardReport, Outcome
 
 COMMAND = "ramet.command"
-CHANGED_STATUS, FAILED_STATUS = 1, 2
-STATUSES = {"PASS": 0, "FAIL": CHANGED_STATUS, "INCONCLUSIVE": FAILED_STATUS}
+COULD_NOT_RUN_STATUS = 2
 STDERR = 2
 INDENT = 4
 SHOWN_MAX = 20
 """Changes that are printed, and lines of one kind in each: a tree that is gone must not bury the rest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What the guard found, how the command ended, and what they come to."""
-
-    report: GuardReport
-    command: tuple[str, ...]
-    status: int
-    """Minus the signal that ended it."""
-    still_running: tuple[str, ...]
-    """Processes of the command, by name and pid."""
-    hidden: int
-    """How many of them we may not look at."""
-
-    @property
-    def verdict(self) -> VerdictWord:
-        """That of the report; what a failed command left as it was is no PASS, nor what somebody may have open for writing."""
-        found: VerdictWord = self.report.verdict.value
-        if found == "PASS" and (self.status or self.hidden):
-            return "INCONCLUSIVE"
-        return found
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is INCONCLUSIVE; None if it is not."""
-        if self.verdict != "INCONCLUSIVE":
-            return None
-        how = f"ended with status {self.status}" if self.status >= 0 else f"was ended by signal {-self.status}"
-        reasons = [
-            self.report.undecided,
-            f"what {self.hidden} of the processes that still run can write to may not be looked at"
-            if self.hidden
-            else None,
-            f"the command {how}" if self.status else None,
-        ]
-        return " and ".join(filter(None, reasons))
-
-    @property
-    def exit_status(self) -> int:
-        """As documented in docs/cli.md."""
-        return STATUSES[self.verdict]
 
 
 class GuardVerb(Verb):
@@ -106,7 +62,7 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
     try:
         return _guard(app, paths, tuple(click.get_current_context().meta[COMMAND]), allow_writers, report_path)
     except RametError as err:
-        err.exit_status = FAILED_STATUS
+        err.exit_status = COULD_NOT_RUN_STATUS
         raise
 
 
@@ -115,8 +71,8 @@ def _guard(
 ) -> int:
     from ramet.cli import foreground
     from ramet.verify import evidence
-    from ramet.verify.guard import guarding
-    from ramet.verify.reports import documents
+    from ramet.verify.guard import Outcome, guarding
+    from ramet.verify.reports import conversion
     from ramet.verify.watch import name_of
 
     if not command:
@@ -134,7 +90,7 @@ def _guard(
         still_running, hidden = tuple(map(name_of, left)), evidence.hidden_processes(left)
     assert watched.report is not None
     outcome = Outcome(report=watched.report, command=command, status=status, still_running=still_running, hidden=hidden)
-    encoded = documents.encoded(_document(outcome))
+    encoded = conversion.encode(outcome)
     if app.json:
         output.raw(encoded)
     else:
@@ -168,46 +124,6 @@ def _require_outside(report_path: Path | None, paths: tuple[Path, ...]) -> None:
         )
 
 
-def _document(outcome: Outcome) -> GuardDocument:
-    from ramet.verify.entries import Kind
-    from ramet.verify.reports.documents import ChangeDocument, CommandDocument, GuardDocument
-
-    report, status = outcome.report, outcome.status
-    return GuardDocument(
-        verdict=outcome.verdict,
-        exit_status=outcome.exit_status,
-        reason=outcome.reason,
-        command=CommandDocument(
-            argv=outcome.command,
-            status=status if status >= 0 else None,
-            signal=-status if status < 0 else None,
-            still_running=outcome.still_running,
-        ),
-        paths=tuple(str(path) for path in report.paths),
-        files=report.files,
-        directories=report.kinds[Kind.DIRECTORY],
-        symlinks=report.kinds[Kind.SYMLINK],
-        not_read=tuple(str(path) for path in report.not_read),
-        bytes=report.total_bytes,
-        seconds=round(report.seconds, 3),
-        writers_unseen=report.writers_unseen,
-        changes=tuple(
-            ChangeDocument(
-                path=str(change.path),
-                what=change.kind.value,
-                harmless=change.harmless,
-                is_new=change.is_new,
-                is_gone=change.is_gone,
-                differences=change.differences,
-                pages=tuple((pages.start, pages.stop) for pages in change.pages),
-                writers=change.writers,
-                held_by=change.held_by,
-            )
-            for change in report.changes
-        ),
-    )
-
-
 # -- in words -----------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +135,7 @@ def _lines(outcome: Outcome) -> list[str]:
         found += f", but {outcome.reason}"
     if outcome.reason is None or not outcome.status:
         ended = f"{_ended(outcome.status)}, {ended}"
-    lines = [f"{output.coloured(outcome.verdict)}  {found}: {visible(shlex.join(outcome.command))} ({ended})"]
+    lines = [f"{output.coloured(outcome.verdict.value)}  {found}: {visible(shlex.join(outcome.command))} ({ended})"]
     by_weight = sorted(report.changes, key=lambda change: change.harmless)  # what passes comes last
     for change in by_weight[:SHOWN_MAX]:
         lines += ["", visible(str(change.path)), *(" " * INDENT + visible(text) for text in _about(change))]
@@ -259,8 +175,6 @@ def _count(number: int, word: str, words: str | None = None) -> str:
 
 
 def _about(change: Change) -> list[str]:
-    from ramet.snapshots.sums import in_words
-
     pages = [in_words(change.pages)] if change.pages else []
     return [*_first(change.differences), *pages, *_first(change.writers)]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ramet.errors import GuestError, NoSpaceError, host_errors
 from ramet.guests import wire
 from ramet.guests.wire import GuestRefusedError, Reader
+from ramet.linux import whole
 from ramet.model import ExecResult
 
 HEADER_BYTES = 12
@@ -62,9 +63,7 @@ class Incoming:
             raise GuestError(f"The guest sent more than {self._limit_bytes} bytes of {self._src}.")
         if data:
             with host_errors("write the file that is copied"):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._dst_fd, view) :]
+                whole.write(self._dst_fd, data)
             if self._progress:
                 self._progress(self._received_bytes)
 

@@ -19,25 +19,25 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ramet import config, process
+from ramet import config
 from ramet.errors import host_errors
 from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import LaunchSpec
-from ramet.linux import credentials, landlock, seccomp
+from ramet.linux import capabilities, credentials, landlock, seccomp
 
 T = TypeVar("T")
 
 USERS: Final = range(0x7000_0000, 0x7FFE_0000)
 """Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
 NEEDED_FOR_USERS: Final = (
-    credentials.CAP_CHOWN,
-    credentials.CAP_DAC_OVERRIDE,
-    credentials.CAP_FOWNER,
-    credentials.CAP_KILL,
-    credentials.CAP_SETGID,
-    credentials.CAP_SETUID,
-    process.CAP_SYS_PTRACE,
+    capabilities.CAP_CHOWN,
+    capabilities.CAP_DAC_OVERRIDE,
+    capabilities.CAP_FOWNER,
+    capabilities.CAP_KILL,
+    capabilities.CAP_SETGID,
+    capabilities.CAP_SETUID,
+    capabilities.CAP_SYS_PTRACE,
 )
 """To start a process of another user, and to read its memory afterwards."""
 SYSTEM: Final = tuple(
@@ -158,7 +158,7 @@ def why_no_users(program: str, *, kvm: bool) -> str | None:
         return "Ramet does not run as root"
     if not config.vmm_users_wanted():
         return "RAMET_VMM_USERS is off"
-    if not process.has_capabilities(*NEEDED_FOR_USERS):
+    if not capabilities.in_effect(*NEEDED_FOR_USERS):
         return "root lacks capabilities here, such as CAP_SYS_PTRACE"
     if not credentials.ids_exist(USERS.start, USERS.stop - 1):
         return "this user namespace has too few user ids"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ramet.errors import CorruptError, HostError, NotFoundError
+from ramet.errors import CorruptError, FormatVersionError, HostError, NotFoundError
 from ramet.instances.context import Store
 from ramet.model import InstanceRecord, State
 from ramet.store import atomic, names
@@ -31,7 +31,7 @@ def users_of(store: Store, snapshot_id: str) -> list[InstanceRecord]:
 
 def way_out(store: Store, snapshot_id: str, err: CorruptError | HostError | NotFoundError) -> str:
     """What to do about a snapshot whose manifest cannot be read, for that reason: a sentence that names commands."""
-    if err.hint == atomic.OTHER_VERSION:
+    if isinstance(err, FormatVersionError):
         return atomic.OTHER_VERSION
     commands = [f"ramet {_letting_go(one)} {one.name}" for one in users_of(store, snapshot_id)]
     for entry in sorted(store.paths.snapshot_names.iterdir()):

@@ -18,6 +18,7 @@ from ramet.instances import damaged
 from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import PAGE_BYTES, Manifest, SnapshotCheck, SnapshotDamage, SnapshotFile, State, VmmProcess
+from ramet.pages import in_words
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import sums
@@ -245,13 +246,13 @@ def _in_words(found: sums.Damage, name: str, sums_name: str) -> Iterator[Snapsho
     if found.pages:
         first, last = found.pages[0].start * PAGE_BYTES, found.pages[0].stop * PAGE_BYTES - 1
         which = "the first of them " if len(found.pages) > 1 else ""
-        text = f"{sums.in_words(found.pages)} changed ({which}at bytes {first} to {last})."
+        text = f"{in_words(found.pages)} changed ({which}at bytes {first} to {last})."
         yield SnapshotDamage(file=name, text=text, pages=_pairs(found.pages))
     if found.unknown:
-        text = f"It is damaged: nobody can tell whether these are whole: {sums.in_words(found.unknown)} of {name}."
+        text = f"It is damaged: nobody can tell whether these are whole: {in_words(found.unknown)} of {name}."
         yield SnapshotDamage(file=sums_name, text=text, pages=_pairs(found.unknown))
     if found.unreadable:
-        text = f"The disk does not give it: somewhere in {sums.in_words(found.unreadable)}."
+        text = f"The disk does not give it: somewhere in {in_words(found.unreadable)}."
         yield SnapshotDamage(file=name, text=text, pages=_pairs(found.unreadable))
     if found.root_differs:
         yield SnapshotDamage(

@@ -15,7 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConflictError, CorruptError, LockedError, NotFoundError, RametError, StateError, host_errors
+from ramet.errors import (
+    ConflictError,
+    CorruptError,
+    FormatVersionError,
+    LockedError,
+    NotFoundError,
+    RametError,
+    StateError,
+    host_errors,
+)
 from ramet.hypervisors import ownership
 from ramet.hypervisors.confinement import USERS
 from ramet.instances import damaged, live_files, observe
@@ -139,7 +148,8 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
         return [_Found(text="It has no record.", mend=where)]
     except CorruptError as err:
         remove = f"Restore it from a backup, or remove it: ramet rm --force {instance_id}"
-        return [_Found(text=err.message, mend=atomic.OTHER_VERSION if err.hint == atomic.OTHER_VERSION else remove)]
+        is_whole = isinstance(err, FormatVersionError)
+        return [_Found(text=err.message, mend=atomic.OTHER_VERSION if is_whole else remove)]
     found = list(_loose(paths.dir, PRIVATE_MODE, ownership.PASSABLE))
     if names.lookup(store.paths.instance_names, record.name) != instance_id:
         found.append(

@@ -4,8 +4,6 @@ change theirs together.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import struct
 import threading
 import time
@@ -14,18 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from ramet.linux.libc import prctl, syscall
+
 SYS_SETGROUPS, SYS_SETRESUID, SYS_SETRESGID = 116, 117, 119
 """Of x86-64."""
 PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 3, 4, 38
 UID_MAP: Final = Path("/proc/self/uid_map")
-CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 3, 5, 6, 7
 
 _one_at_a_time = threading.Lock()
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
-_libc.syscall.restype = ctypes.c_long
-_libc.prctl.argtypes = [ctypes.c_int, *([ctypes.c_ulong] * 4)]
-_libc.prctl.restype = ctypes.c_int
 
 
 def ids_exist(first: int, last: int) -> bool:
@@ -46,13 +40,11 @@ def become(user: int, groups: Sequence[int]) -> None:
     """
     packed = struct.pack(f"={len(groups)}I", *groups)
     for number, *arguments in (
-        (SYS_SETGROUPS, len(groups), packed, 0),
+        (SYS_SETGROUPS, len(groups), packed),
         (SYS_SETRESGID, user, user, user),
         (SYS_SETRESUID, user, user, user),
     ):
-        if _libc.syscall(number, *arguments) != 0:
-            error = ctypes.get_errno()
-            raise OSError(error, f"become user {user}: {os.strerror(error)}")
+        syscall(number, *arguments, what=f"become user {user}")
 
 
 def forbid_new_privileges() -> None:
@@ -61,9 +53,7 @@ def forbid_new_privileges() -> None:
     Raises:
         OSError: if the kernel refuses.
     """
-    if _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"no_new_privs: {os.strerror(error)}")
+    prctl(PR_SET_NO_NEW_PRIVS, 1, what="no_new_privs")
 
 
 @contextmanager
@@ -72,12 +62,12 @@ def dumpable_kept() -> Iterator[None]:
     when the block, and the thread, have ended. One at a time: as long as any thread has another user, that user could trace us.
     """
     with _one_at_a_time:
-        before = _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+        before = prctl(PR_GET_DUMPABLE)
         try:
             yield
         finally:
             if before == 1:
-                _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+                prctl(PR_SET_DUMPABLE, 1)
 
 
 def wait_for_end_of_thread(tid: int) -> None:

@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from ramet.linux.libc import LIBC, checked
+
 FAN_MODIFY = 0x2
 FAN_CLOSE_WRITE = 0x8
 FAN_OPEN = 0x20
@@ -24,9 +26,8 @@ METADATA_VERSION = 3
 BATCH_BYTES = 64 * METADATA.size
 """Each event brings a descriptor with it; what there are none left for is lost without a word."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_init.argtypes = [ctypes.c_uint, ctypes.c_uint]
-_libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
+LIBC.fanotify_init.argtypes = [ctypes.c_uint, ctypes.c_uint]
+LIBC.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def create() -> int:
         OSError: EPERM without CAP_SYS_ADMIN (without it no event tells its process), ENOSYS where it is not built in.
     """
     flags = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
-    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_LARGEFILE | os.O_CLOEXEC))
+    return checked(LIBC.fanotify_init(flags, os.O_RDONLY | os.O_LARGEFILE | os.O_CLOEXEC))
 
 
 def mark(group: int, path: Path, mask: int) -> None:
@@ -54,7 +55,7 @@ def mark(group: int, path: Path, mask: int) -> None:
     Raises:
         OSError: ENODEV, EOPNOTSUPP on file systems that cannot.
     """
-    _checked(_libc.fanotify_mark(group, FAN_MARK_ADD, mask, -1, os.fsencode(path.absolute())))
+    checked(LIBC.fanotify_mark(group, FAN_MARK_ADD, mask, -1, os.fsencode(path.absolute())))
 
 
 def events(group: int) -> list[Event]:
@@ -76,10 +77,3 @@ def events(group: int) -> list[Event]:
         found.append(Event(mask=mask, fd=fd, pid=pid))
         position += length
     return found
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result

@@ -4,20 +4,23 @@ access to files that it does not name.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
+
+from ramet.linux.libc import syscall
 
 SYS_LANDLOCK_CREATE_RULESET: Final = 444
 SYS_LANDLOCK_ADD_RULE: Final = 445
 SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
+WHAT: Final = "Landlock"
+"""An error of these begins with it."""
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
 REMOVE_FILE, MAKE_REG, MAKE_SOCK = 1 << 5, 1 << 8, 1 << 9
@@ -35,10 +38,6 @@ TRUNCATE_SINCE, NET_SINCE, IOCTL_SINCE, SCOPE_SINCE = 3, 4, 5, 6
 BOTH_TCP: Final = 0b11
 BOTH_SCOPES: Final = 0b11
 """Abstract unix sockets, and signals, to processes outside."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 4)]
-_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ def abi_version() -> int:
     Raises:
         OSError: ENOSYS where it is not built in, EOPNOTSUPP where it is not enabled at boot.
     """
-    return _syscall(SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION, 0)
+    return syscall(SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION, what=WHAT)
 
 
 def restrict_this_thread(rules: Rules) -> None:
@@ -82,7 +81,7 @@ def restrict_this_thread(rules: Rules) -> None:
         "=QQQ", handled, BOTH_TCP if version >= NET_SINCE else 0, BOTH_SCOPES if version >= SCOPE_SINCE else 0
     )
     fields = 3 if version >= SCOPE_SINCE else 2 if version >= NET_SINCE else 1  # an older kernel knows no more of them
-    ruleset = _syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, 8 * fields, 0, 0)
+    ruleset = syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, 8 * fields, 0, what=WHAT)
     try:
         for path in rules.read:
             with suppress(OSError):
@@ -91,7 +90,7 @@ def restrict_this_thread(rules: Rules) -> None:
             for path in paths:
                 with suppress(FileNotFoundError):
                     _allow(ruleset, path, rights & handled)
-        _syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, 0)
+        syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, what=WHAT)
     finally:
         os.close(ruleset)
 
@@ -101,18 +100,6 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= FOR_FILES
-        _syscall(SYS_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, struct.pack("=Qi", rights, fd), 0)
+        syscall(SYS_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, struct.pack("=Qi", rights, fd), what=WHAT)
     finally:
         os.close(fd)
-
-
-def _syscall(number: int, first: int | bytes | None, second: int, third: int | bytes, fourth: int) -> int:
-    result = _libc.syscall(number, first, second, third, fourth)
-    if result < 0:
-        _raise_last_error()
-    return int(result)
-
-
-def _raise_last_error() -> NoReturn:
-    number = ctypes.get_errno()
-    raise OSError(number, f"Landlock: {os.strerror(number)}")

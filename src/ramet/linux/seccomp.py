@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import platform
 import resource
 import socket
@@ -17,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from ramet.linux.libc import syscall
 
 MACHINE: Final = "x86_64"
 SYS_SECCOMP: Final = 317
@@ -161,10 +162,6 @@ SOCKET: Final = 41
 CLONE3: Final = 435
 """Its flags are in memory, where no filter looks: it is said not to exist, and the C library then uses clone(2)."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.argtypes = [ctypes.c_long, *([ctypes.c_void_p] * 3)]
-_libc.syscall.restype = ctypes.c_long
-
 
 class _Program(ctypes.Structure):
     """struct sock_fprog."""
@@ -190,12 +187,8 @@ def restrict_this_thread() -> None:
     """
     code = assemble()
     program = _Program(len(code) // 8, code)
-    result = _libc.syscall(
-        SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
-    )
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"seccomp: {os.strerror(number)}")
+    flags, address = SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
+    syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, address, what="seccomp")
 
 
 def assemble() -> bytes:

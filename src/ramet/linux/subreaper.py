@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
+
+from ramet.linux.libc import prctl
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_CHILD_SUBREAPER = 37
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-_libc.prctl.restype = ctypes.c_int
 
 
 def set_child_subreaper(on: bool) -> None:
@@ -19,7 +16,7 @@ def set_child_subreaper(on: bool) -> None:
     Raises:
         OSError: where a filter of system calls refuses it.
     """
-    _checked(_libc.prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0))
+    prctl(PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def is_child_subreaper() -> bool:
@@ -29,11 +26,5 @@ def is_child_subreaper() -> bool:
         OSError: where a filter of system calls refuses to tell.
     """
     found = ctypes.c_int()
-    _checked(_libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.addressof(found), 0, 0, 0))
+    prctl(PR_GET_CHILD_SUBREAPER, ctypes.addressof(found))
     return bool(found.value)
-
-
-def _checked(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

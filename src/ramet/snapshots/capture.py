@@ -21,7 +21,7 @@ from ramet import process
 from ramet.errors import HostError, UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
-from ramet.linux import foreign, leases, procfs, procmem
+from ramet.linux import foreign, leases, procfs, procmem, whole
 from ramet.linux.extents import count_extents, map_data
 from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
@@ -386,7 +386,9 @@ def _copy_chunk(
     with _reading(vmm):
         procmem.read_into(memory_fd, chunk.address, data)
     pieces = _nonzero_pieces(data) if skip_zeros else [(0, len(data))]
-    return sum(_write_all(dst_fd, data[low:high], chunk.file_offset + low) for low, high in pieces)
+    for low, high in pieces:
+        whole.pwrite(dst_fd, data[low:high], chunk.file_offset + low)
+    return sum(high - low for low, high in pieces)
 
 
 def _nonzero_pieces(chunk: memoryview) -> list[tuple[int, int]]:
@@ -403,10 +405,3 @@ def _nonzero_pieces(chunk: memoryview) -> list[tuple[int, int]]:
     if low < len(chunk):
         pieces.append((low, len(chunk)))
     return pieces
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> int:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-    return done

@@ -25,8 +25,10 @@ from typing import Final, TypeVar
 from xxhash import xxh3_128_digest
 
 from ramet.errors import CorruptError, InterruptedByUserError
+from ramet.linux import whole
 from ramet.linux.extents import map_data
 from ramet.model import MIB, PAGE_BYTES
+from ramet.pages import ranges
 
 CHUNK_BYTES: Final = MIB
 PAGES: Final = CHUNK_BYTES // PAGE_BYTES
@@ -144,20 +146,11 @@ def check(
         else:
             pages += sorted(first + page for page in wrong)
     return Damage(
-        pages=_ranges(pages),
+        pages=ranges(pages),
         unknown=tuple(unknown),
         unreadable=tuple(unreadable),
         root_differs=_root(size, chunk_digests) != root,
     )
-
-
-def in_words(pages: Iterable[range], *, limit: int = 8) -> str:
-    """``pages 0-3, 77 (5 in all)``; no more than ``limit`` ranges."""
-    ranges = list(pages)
-    shown = [f"{one.start}-{one.stop - 1}" if len(one) > 1 else str(one.start) for one in ranges[:limit]]
-    more = ", …" if len(ranges) > limit else ""
-    total = sum(map(len, ranges))
-    return f"page{'s' if total != 1 else ''} {', '.join(shown)}{more}" + (f" ({total} in all)" if total > 1 else "")
 
 
 def _summed(sums_fd: int, chunk_digests: bytes, count: int) -> Iterator[int]:
@@ -182,8 +175,8 @@ def _update_chunk(content_fd: int, sums_fd: int, size: int, item: tuple[int, lis
     low, high = (
         (position - number * CHUNK_BYTES) // PAGE_BYTES * DIGEST_BYTES for position in (regions[0][0], regions[-1][1])
     )
-    _write(sums_fd, block[low:high], number * BLOCK_BYTES + low)
-    _write(sums_fd, _digest_of_block(block), at)
+    whole.pwrite(sums_fd, block[low:high], number * BLOCK_BYTES + low)
+    whole.pwrite(sums_fd, _digest_of_block(block), at)
 
 
 def _digest_regions(content_fd: int, block: bytearray, number: int, regions: Sequence[Region]) -> None:
@@ -263,16 +256,6 @@ def _of_page(block: bytes | bytearray, page: int) -> bytes | bytearray:
     return block[page * DIGEST_BYTES : (page + 1) * DIGEST_BYTES]
 
 
-def _ranges(numbers: Sequence[int]) -> tuple[range, ...]:
-    found: list[range] = []
-    for number in numbers:
-        if found and found[-1].stop == number:
-            found[-1] = range(found[-1].start, number + 1)
-        else:
-            found.append(range(number, number + 1))
-    return tuple(found)
-
-
 def _read(fd: int, count: int, offset: int) -> bytes:
     """What is missing reads as zeros."""
     data = bytearray(count)
@@ -290,10 +273,3 @@ def _fill(fd: int, into: memoryview, offset: int) -> None:
         ):  # O_DIRECT reads nothing from there
             into[done:] = bytes(len(into) - done)
             return
-
-
-def _write(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)

@@ -15,7 +15,9 @@ from typing import TypeVar
 
 import msgspec
 
-from ramet.errors import CorruptError, HostError
+from ramet.errors import CorruptError, FormatVersionError, HostError
+from ramet.linux import whole
+from ramet.linux.libc import LIBC, checked
 
 T = TypeVar("T")
 AT_FDCWD = -100
@@ -23,9 +25,8 @@ RENAME_NOREPLACE = 1
 OTHER_VERSION = "Use the version of Ramet that wrote it."
 """The hint where nothing is damaged: another Ramet reads it."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-_libc.renameat2.restype = ctypes.c_int
+LIBC.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+LIBC.renameat2.restype = ctypes.c_int
 
 
 def fsync_directory(path: Path) -> None:
@@ -123,10 +124,11 @@ def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> Non
 
 def rename_noreplace(source: Path, target: Path) -> None:
     """renameat2(2) with RENAME_NOREPLACE: a plain rename would replace an empty directory."""
-    result = _libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE)
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    try:
+        checked(LIBC.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE))
+    except OSError as err:
+        err.filename, err.filename2 = str(source), str(target)
+        raise
 
 
 def remove_tree(path: Path) -> None:
@@ -147,7 +149,8 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
     Raises:
         FileNotFoundError: if there is no such file.
         HostError: if it cannot be read.
-        CorruptError: if it is damaged (the message says where), or of another version.
+        FormatVersionError: if it is of another version.
+        CorruptError: if it is damaged; the message says where.
     """
     try:
         data = path.read_bytes()
@@ -164,7 +167,7 @@ def read_json(path: Path, kind: type[T], *, format_version: int | None = None) -
             f"{path} is damaged: it is not what Ramet wrote ({err}).",
             hint="Restore it from a backup, or remove what it describes: ramet rm --force, ramet snapshot rm or ramet image rm.",
         ) from err
-    raise CorruptError(
+    raise FormatVersionError(
         f"{path} has format version {found}; this Ramet reads {format_version}.",
         hint=OTHER_VERSION,
     )
@@ -195,7 +198,5 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
 
 
 def _write_durably(fd: int, data: bytes) -> None:
-    done = 0
-    while done < len(data):
-        done += os.write(fd, data[done:])
+    whole.write(fd, data)
     os.fsync(fd)

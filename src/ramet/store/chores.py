@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ramet.errors import NoSpaceError, host_errors
-from ramet.linux import ofdlock
+from ramet.linux import ofdlock, whole
 from ramet.signals import signals_held
 from ramet.store import atomic
 from ramet.store.layout import is_id
@@ -49,8 +49,7 @@ class Chore:
         """
         data = "".join(f"{kind} {one}\n" for one in filter(None, ids)).encode()
         with host_errors(f"note in {self._path} what to do if this is killed"):
-            while data:
-                data = data[os.write(self._fd, data) :]
+            whole.write(self._fd, data)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ramet.errors import ConflictError, HostError, UnsupportedError, host_errors
-from ramet.linux import reflink
+from ramet.linux import reflink, whole
 from ramet.linux.extents import map_data
 from ramet.model import Method
 from ramet.store import atomic
@@ -176,7 +176,5 @@ def _read_write(src_fd: int, dst_fd: int, start: int, end: int) -> None:
         count = os.preadv(src_fd, [buffer[: min(len(buffer), end - position)]], position)
         if count == 0:
             raise HostError(f"The source ended at {position}, before {end}: it was truncated while it was copied.")
-        done = 0
-        while done < count:
-            done += os.pwrite(dst_fd, buffer[done:count], position + done)
+        whole.pwrite(dst_fd, buffer[:count], position)
         position += count

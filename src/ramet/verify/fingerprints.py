@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ramet.errors import InterruptedByUserError
 from ramet.linux import extents
+from ramet.pages import ranges
 
 T = TypeVar("T")
 READ_BYTES = 256 << 10
@@ -213,7 +214,9 @@ class PageDigests:
 
     def differing(self, other: PageDigests) -> list[range]:
         """The pages that are not the same in both, as ranges of page numbers in order; a page that is missing is zeros."""
-        found: list[range] = []
+        return list(ranges(self._differing(other)))
+
+    def _differing(self, other: PageDigests) -> Iterator[int]:
         for number in sorted(self.chunks.keys() | other.chunks.keys()):
             mine, theirs = self.chunks.get(number, EMPTY_CHUNK), other.chunks.get(number, EMPTY_CHUNK)
             if mine == theirs:
@@ -221,12 +224,7 @@ class PageDigests:
             first = number * CHUNK_BYTES // PAGE_BYTES
             for index in range(0, len(EMPTY_CHUNK), DIGEST_BYTES):
                 if mine[index : index + DIGEST_BYTES] != theirs[index : index + DIGEST_BYTES]:
-                    page = first + index // DIGEST_BYTES
-                    if found and found[-1].stop == page:
-                        found[-1] = range(found[-1].start, page + 1)
-                    else:
-                        found.append(range(page, page + 1))
-        return found
+                    yield first + index // DIGEST_BYTES
 
 
 def page_digests(path: Path) -> PageDigests:

@@ -22,6 +22,7 @@ from ramet.verify.fingerprints import Examined, at_once, differences, examine
 from ramet.verify.watch import Holder, Inode, Watch, holders
 
 Say = Callable[[str], None]
+EXIT_STATUSES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,48 @@ class GuardReport:
         if not all(change.harmless for change in self.changes):
             return Verdict.FAIL
         return Verdict.PASS if self.undecided is None else Verdict.INCONCLUSIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a guard found, how the command that it was set for ended, and what they come to."""
+
+    report: GuardReport
+    command: tuple[str, ...]
+    status: int
+    """Minus the signal that ended it."""
+    still_running: tuple[str, ...]
+    """Processes of the command, by name and pid."""
+    hidden: int
+    """How many of them we may not look at."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the report; what a failed command left as it was is no PASS, nor what somebody may have open for writing."""
+        found = self.report.verdict
+        if found is Verdict.PASS and (self.status or self.hidden):
+            return Verdict.INCONCLUSIVE
+        return found
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is INCONCLUSIVE; None if it is not."""
+        if self.verdict is not Verdict.INCONCLUSIVE:
+            return None
+        how = f"ended with status {self.status}" if self.status >= 0 else f"was ended by signal {-self.status}"
+        reasons = [
+            self.report.undecided,
+            f"what {self.hidden} of the processes that still run can write to may not be looked at"
+            if self.hidden
+            else None,
+            f"the command {how}" if self.status else None,
+        ]
+        return " and ".join(filter(None, reasons))
+
+    @property
+    def exit_status(self) -> int:
+        """As documented in docs/cli.md."""
+        return EXIT_STATUSES[self.verdict]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,11 +9,8 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ramet.instances.host import Host
-from ramet.linux import reflink, seccomp
+from ramet.linux import capabilities, reflink, seccomp
 from ramet.model import Hypervisor
-
-CAP_SYS_NICE = 1 << 23
-"""capabilities(7), <linux/capability.h>."""
 
 
 class Need(Enum):
@@ -48,10 +45,7 @@ def why_no_swap() -> str | None:
     """None if this host has swap, and we may have another process swapped out; else what to do about it."""
     if len(Path("/proc/swaps").read_text().splitlines()) <= 1:
         return "this host has no swap; `swapon` a file or a zram device, and try again"
-    capabilities = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
-    )
-    if not int(capabilities.split()[1], 16) & CAP_SYS_NICE:
+    if not capabilities.in_effect(capabilities.CAP_SYS_NICE):
         return "to have another process swapped out takes CAP_SYS_NICE; try again as root"
     return None
 

@@ -85,6 +85,7 @@ def run(
         scenarios=tuple(runs),
         sabotage=sabotage,
         seconds=time.monotonic() - began,
+        must_fail=broken.caught_by if broken else (),
     )
 
 

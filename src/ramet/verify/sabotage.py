@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ramet.errors import ConfigError
 from ramet.model import Hypervisor
-from ramet.verify import spelling, strikes
+from ramet.spelling import did_you_mean
+from ramet.verify import strikes
 from ramet.verify.needs import Need
 from ramet.verify.world import CutShortError, Point, World
 
@@ -332,7 +333,8 @@ def named(name: str) -> Sabotage:
         ConfigError: if there is none.
     """
     if name not in SABOTAGES:
-        raise ConfigError(f"There is no sabotage {name!r}.", hint=spelling.hint(name, SABOTAGES))
+        hint = f"{did_you_mean(name, SABOTAGES)} `ramet verify --list` lists them.".lstrip()
+        raise ConfigError(f"There is no sabotage {name!r}.", hint=hint)
     return SABOTAGES[name]
 
 

@@ -24,7 +24,7 @@ from ramet.errors import ConfigError
 from ramet.hypervisors import confinement
 from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
-from ramet.linux import credentials, landlock, procfs, seccomp
+from ramet.linux import capabilities, credentials, landlock, procfs, seccomp
 from ramet.model import Accelerator
 from tests.capabilities import any_python, requires
 
@@ -440,7 +440,7 @@ def test_where_the_child_has_to_be_prepared_it_is_confined_too(
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN if why != "Yama" else signal.SIG_DFL)
     try:
         monkeypatch.setattr(process, "YAMA_PTRACE_SCOPE", place.spec.disk)
-        monkeypatch.setattr(process, "CAP_SYS_PTRACE", 63)  # which nobody has
+        monkeypatch.setattr(capabilities, "CAP_SYS_PTRACE", 63)  # which nobody has
         assert process._needs_preparing()
         found = place.run()
     finally:

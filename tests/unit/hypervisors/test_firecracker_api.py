@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import HostError, NoSpaceError, RejectedError, VmmDiedError, VmmError
-from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
+from ramet.hypervisors.firecracker.api import FirecrackerMonitor
 from ramet.linux.unixsock import listen_in
+from ramet.paths import API_SOCKET
 
 NO_CONTENT = b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
 Behaviour = Callable[[socket.socket], None]

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import VmmDiedError
-from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
+from ramet.hypervisors.qemu.qmp import QmpMonitor
 from ramet.linux.unixsock import listen_in
+from ramet.paths import QMP_SOCKET
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 TIMEOUT_S = 60.0

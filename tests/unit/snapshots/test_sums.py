@@ -218,10 +218,3 @@ def test_progress_is_told_of_each_byte_of_data_once(content: Path) -> None:
     with opened(content, content.with_suffix(".sums")) as (content_fd, sums_fd):
         sums.check(content_fd, sums_fd, root, progress=told.append)
     assert sum(told) == 4 * PAGE_BYTES
-
-
-def test_pages_in_words() -> None:
-    assert sums.in_words([range(7, 8)]) == "page 7"
-    assert sums.in_words([range(4), range(77, 78)]) == "pages 0-3, 77 (5 in all)"
-    many = [range(2 * page, 2 * page + 1) for page in range(20)]
-    assert sums.in_words(many, limit=3) == "pages 0, 2, 4, … (20 in all)"

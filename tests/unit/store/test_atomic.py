@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.errors import CorruptError, HostError
+from ramet.errors import CorruptError, FormatVersionError, HostError
 from ramet.store import atomic
 from tests.unit.children import own_descriptors, run_in_child
 from tests.unit.steps import Steps, write_in_pieces
@@ -314,7 +314,7 @@ def test_damaged_json_is_corrupt_and_says_where(place: Path, content: bytes, for
 
 def test_another_version_is_refused_as_such_although_its_fields_are_unknown(place: Path) -> None:
     (place / "thing.json").write_bytes(b'{"format_version": 7, "renamed": true}')
-    with pytest.raises(CorruptError, match="format version 7; this Ramet reads 1"):
+    with pytest.raises(FormatVersionError, match="format version 7; this Ramet reads 1"):
         atomic.read_json(place / "thing.json", Thing, format_version=1)
 
 

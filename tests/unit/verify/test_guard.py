@@ -18,7 +18,7 @@ from ramet.linux import fanotify
 from ramet.verify import evidence
 from ramet.verify.checks import Verdict
 from ramet.verify.fingerprints import PAGE_BYTES, Examined, examine
-from ramet.verify.guard import Change, GuardReport, guarding
+from ramet.verify.guard import Change, GuardReport, Outcome, guarding
 from ramet.verify.watch import COULD_WRITE, WROTE
 from tests.unit.children import run_in_child
 
@@ -352,3 +352,16 @@ def test_a_file_that_was_renamed_is_told_as_that(tree: Path) -> None:
     assert gone.differences == ("it is gone",)
     assert made.differences == (f"it is new: {tree / 'disk.raw'} was renamed, or has this name too",)
     assert report.writers_unseen is None
+
+
+def test_a_process_that_is_left_behind_and_may_not_be_looked_at_is_no_pass(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(bytes(4096))
+    with guarding([tmp_path]) as guarded:
+        pass
+    assert guarded.report is not None
+    seen = Outcome(report=guarded.report, command=("x",), status=0, still_running=("sudo (pid 5)",), hidden=0)
+    assert (seen.verdict, seen.exit_status, seen.reason) == ("PASS", 0, None)
+    unseen = Outcome(report=guarded.report, command=("x",), status=0, still_running=("sudo (pid 5)",), hidden=1)
+    assert (unseen.verdict, unseen.exit_status) == ("INCONCLUSIVE", 2)
+    assert unseen.reason is not None
+    assert "may not be looked at" in unseen.reason

@@ -11,6 +11,7 @@ from ramet.model import Hypervisor
 from ramet.verify import run, run_all_sabotages, runner
 from ramet.verify.checks import Verdict
 from ramet.verify.runner import MEMORY_MIN_MIB
+from ramet.verify.sabotage import SABOTAGES
 from ramet.verify.scenarios import catalogue
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import CutShortError, World
@@ -109,3 +110,13 @@ def test_a_run_that_chose_its_scenarios_says_how_many_it_left_out(
     assert "scenarios" not in run(tmp_path).host
     (tmp_path / "locks").rmdir()
     assert run(tmp_path, scenarios=["second"]).host["scenarios"] == "second: 1 of 2"
+
+
+def test_the_report_of_a_sabotage_says_which_checks_it_must_fail(
+    scenarios: dict[str, Scenario], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scenarios["base"] = played("base", works=True, error=None)
+    monkeypatch.setattr(runner, "SCENARIOS", scenarios)
+    assert run(tmp_path, sabotage="reboot").must_fail == SABOTAGES["reboot"].caught_by
+    (tmp_path / "locks").rmdir()
+    assert run(tmp_path).must_fail == ()

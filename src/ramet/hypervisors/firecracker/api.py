@@ -20,9 +20,9 @@ import msgspec
 
 from ramet.errors import RejectedError, VmmDiedError, VmmError, host_error
 from ramet.hypervisors.control import reach
+from ramet.paths import API_SOCKET
 
 log = logging.getLogger("ramet.firecracker")
-API_SOCKET = "api.sock"
 HTTP_ERROR = 400
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")

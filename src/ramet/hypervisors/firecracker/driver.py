@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,11 +22,13 @@ from ramet.errors import UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.confinement import Confinement
-from ramet.hypervisors.firecracker.api import API_SOCKET, FirecrackerMonitor
 from ramet.hypervisors.launch import LOG_READ_BYTES, inherited, last_run, launched
 from ramet.linux import foreign, procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
-from ramet.paths import VSOCK_SOCKET
+from ramet.paths import API_SOCKET, VSOCK_SOCKET
+
+if TYPE_CHECKING:
+    from ramet.hypervisors.firecracker.api import FirecrackerMonitor
 
 OLDEST = (1, 12)
 NEXT_MAJOR = 2
@@ -132,6 +135,8 @@ class FirecrackerDriver:
             return vmm
 
     def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> FirecrackerMonitor:
+        from ramet.hypervisors.firecracker.api import FirecrackerMonitor  # and http: who only looks does not pay for it
+
         return FirecrackerMonitor(run_dir, deadline_s=deadline_s)
 
     def log_of(self, vmm_log: Path) -> Path:
@@ -199,6 +204,8 @@ def _spawn(path: str, confined: Confinement, fds: Sequence[int]) -> tuple[list[s
 
 @contextmanager
 def _connected(run_dir: Path, vmm: VmmProcess) -> Iterator[FirecrackerMonitor]:
+    from ramet.hypervisors.firecracker.api import FirecrackerMonitor
+
     end_s = time.monotonic() + LOAD_DEADLINE_S
     while True:
         try:

@@ -9,6 +9,7 @@ import re
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ramet import process
 from ramet.errors import UnsupportedError, host_errors
@@ -17,11 +18,13 @@ from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
 from ramet.hypervisors.confinement import Confinement
 from ramet.hypervisors.launch import inherited, last_run, launched
 from ramet.hypervisors.qemu import argv as qemu_argv
-from ramet.hypervisors.qemu.qmp import QMP_SOCKET, QmpMonitor
 from ramet.hypervisors.qemu.tsc import host_tsc_khz
 from ramet.linux.unixsock import listen_in
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
-from ramet.paths import AGENT_PORTS, CONSOLE_SOCKET
+from ramet.paths import AGENT_PORTS, CONSOLE_SOCKET, QMP_SOCKET
+
+if TYPE_CHECKING:
+    from ramet.hypervisors.qemu.qmp import QmpMonitor
 
 log = logging.getLogger("ramet.qemu")
 PACKAGE = "qemu-system-x86"
@@ -109,6 +112,8 @@ class QemuDriver:
                 return vmm
 
     def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> QmpMonitor:
+        from ramet.hypervisors.qemu.qmp import QmpMonitor  # and asyncio: who only looks does not pay for them
+
         return QmpMonitor(run_dir, deadline_s=deadline_s)
 
     def log_of(self, vmm_log: Path) -> Path:

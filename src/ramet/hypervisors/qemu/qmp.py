@@ -20,13 +20,13 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from ramet.errors import RejectedError, VmmDiedError, VmmError
 from ramet.hypervisors.control import reach
+from ramet.paths import QMP_SOCKET
 from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.qmp")
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a lost connection by itself; we raise it
 
 T = TypeVar("T")
-QMP_SOCKET = "qmp.sock"
 CANCEL_S = 2.0
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet.verify.checks import CheckResult
+from ramet.verify.entries import Kind
+from ramet.verify.guard import Outcome
 from ramet.verify.reports.documents import (
+    ChangeDocument,
     CheckDocument,
+    CommandDocument,
     FactDocument,
+    GuardDocument,
     InstanceDocument,
     MatrixDocument,
     MemoryMapDocument,
@@ -26,9 +31,9 @@ def document(report: Report | Matrix) -> ReportDocument | MatrixDocument:
     return _report_document(report) if isinstance(report, Report) else _matrix_document(report)
 
 
-def encode(report: Report | Matrix) -> bytes:
-    """A report, or a matrix, as indented JSON."""
-    return encoded(document(report))
+def encode(found: Report | Matrix | Outcome) -> bytes:
+    """A report, a matrix, or what a guard came to, as indented JSON."""
+    return encoded(_guard_document(found) if isinstance(found, Outcome) else document(found))
 
 
 def _report_document(report: Report) -> ReportDocument:
@@ -118,5 +123,42 @@ def _matrix_document(matrix: Matrix) -> MatrixDocument:
                 not_applicable=row.not_applicable,
             )
             for row in matrix.rows
+        ),
+    )
+
+
+def _guard_document(outcome: Outcome) -> GuardDocument:
+    report, status = outcome.report, outcome.status
+    return GuardDocument(
+        verdict=outcome.verdict.value,
+        exit_status=outcome.exit_status,
+        reason=outcome.reason,
+        command=CommandDocument(
+            argv=outcome.command,
+            status=status if status >= 0 else None,
+            signal=-status if status < 0 else None,
+            still_running=outcome.still_running,
+        ),
+        paths=tuple(str(path) for path in report.paths),
+        files=report.files,
+        directories=report.kinds[Kind.DIRECTORY],
+        symlinks=report.kinds[Kind.SYMLINK],
+        not_read=tuple(str(path) for path in report.not_read),
+        bytes=report.total_bytes,
+        seconds=round(report.seconds, 3),
+        writers_unseen=report.writers_unseen,
+        changes=tuple(
+            ChangeDocument(
+                path=str(change.path),
+                what=change.kind.value,
+                harmless=change.harmless,
+                is_new=change.is_new,
+                is_gone=change.is_gone,
+                differences=change.differences,
+                pages=tuple((pages.start, pages.stop) for pages in change.pages),
+                writers=change.writers,
+                held_by=change.held_by,
+            )
+            for change in report.changes
         ),
     )

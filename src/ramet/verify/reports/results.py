@@ -29,6 +29,8 @@ class Report:
     scenarios: tuple[ScenarioRun, ...]
     sabotage: str | None
     seconds: float
+    must_fail: tuple[str, ...] = ()
+    """The checks that the sabotage must fail."""
 
     @property
     def results(self) -> tuple[CheckResult, ...]:

@@ -8,7 +8,6 @@ import click
 
 from ramet.verify.checks import CheckResult, Verdict
 from ramet.verify.reports.results import Matrix, Report
-from ramet.verify.sabotage import SABOTAGES
 
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
@@ -69,11 +68,10 @@ def _of_the_sabotage(report: Report) -> str:
     """Whether it was caught; nothing, where there was none."""
     if report.sabotage is None:
         return ""
-    must_fail = SABOTAGES[report.sabotage].caught_by
-    not_failed = [claim for claim in must_fail if claim not in report.failed()]
+    not_failed = [claim for claim in report.must_fail if claim not in report.failed()]
     if not_failed:
         return f"The sabotage {report.sabotage} was NOT caught by {', '.join(not_failed)}."
-    return f"The sabotage {report.sabotage} was caught, as it should be, by {', '.join(must_fail)}."
+    return f"The sabotage {report.sabotage} was caught, as it should be, by {', '.join(report.must_fail)}."
 
 
 def _render_matrix(matrix: Matrix, columns: int, color: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ramet.model import MIB
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import DISK_BYTES, Point, World, fill_size, fresh_token
 
@@ -26,7 +26,7 @@ def run_base(world: World) -> None:
     looks.source_unchanged(world, "fork")
     world.reach(Point.FORK_RESTORING)
     with world.step("restoring the fork"), looks.watched(world, "fork", ["source"], at="while the fork was restored"):
-        looks.restores(world, "fork")
+        inside.restores(world, "fork")
     world.reach(Point.FORK_RESTORED)
     looks.live_vmm(world, "fork", ["source"], at="fork restored")
     _fork_is_right(world, old)
@@ -47,8 +47,8 @@ def run_base(world: World) -> None:
     _delete_fork(world)
     world.reach(Point.SOURCE_RESTORING)
     with world.step("restoring the source"):
-        looks.wakes_as_it_was(world, "source-restores", "source", token=old, at="source restored")
-    looks.own_randomness(world, "source", "fork")
+        inside.wakes_as_it_was(world, "source-restores", "source", token=old, at="source restored")
+    inside.own_randomness(world, "source", "fork")
     looks.live_vmm(world, "source", [], at="source restored")
     looks.source_unchanged(world, "source restored")
 
@@ -72,16 +72,16 @@ def _sleep_with_full_memory(world: World, token: str) -> None:
 
 def _fork_is_right(world: World, token: str) -> None:
     with world.step("asking the fork's guest"):
-        looks.same_boot(world, "fork")
-        looks.sees(world, "fork-sees-source", "fork", token, at="fork restored")
-        looks.own_identity(world, "fork", "source")
-        looks.wall_clock(world, "fork")
+        inside.same_boot(world, "fork")
+        inside.sees(world, "fork-sees-source", "fork", token, at="fork restored")
+        inside.own_identity(world, "fork", "source")
+        inside.wall_clock(world, "fork")
         world.randomness["fork"] = world.draw_randomness("fork")
 
 
 def _fork_wakes_from_its_diff(world: World, token: str) -> None:
     with world.step("restoring the fork from its own diff"):
-        looks.wakes_as_it_was(world, "fork-diff-complete", "fork", token=token, at="diff restored")
+        inside.wakes_as_it_was(world, "fork-diff-complete", "fork", token=token, at="diff restored")
     looks.live_vmm(world, "fork", ["source"], at="diff restored")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet.errors import ConfigError
-from ramet.verify import spelling
+from ramet.spelling import did_you_mean
 from ramet.verify.scenarios import (
     base,
     chain,
@@ -35,5 +35,6 @@ def named(names: Sequence[str]) -> list[Scenario]:
     """
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
-        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=spelling.hint(unknown[0], SCENARIOS))
+        hint = f"{did_you_mean(unknown[0], SCENARIOS)} `ramet verify --list` lists them.".lstrip()
+        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=hint)
     return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]

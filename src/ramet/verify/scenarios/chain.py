@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, fresh_token, sleeping_source
 
@@ -20,7 +20,7 @@ def run_chain(world: World) -> None:
         with world.step(f"forking {previous} into {role}, and letting that diverge"):
             world.host.fork(world.name(previous), [world.name(role)], start=True)
             world.inherit(role, previous)
-            looks.sees(world, "chain-inherits", role, token, at=f"{role} started")
+            inside.sees(world, "chain-inherits", role, token, at=f"{role} started")
             token = fresh_token()
             world.write_sentinels(role, token)
             world.host.standby(world.name(role))
@@ -36,7 +36,7 @@ def run_chain(world: World) -> None:
         looks.files_unchanged(world, "chain-outlives", role, at=f"source and depth-{REMOVED_DEPTH} deleted: {role}")
     with world.step("restoring what is left"):
         for role in left:
-            looks.wakes_as_it_was(world, "chain-wakes", role, token=world.tokens[role], at=f"{role} restored")
+            inside.wakes_as_it_was(world, "chain-wakes", role, token=world.tokens[role], at=f"{role} restored")
 
 
 SCENARIO = Scenario(

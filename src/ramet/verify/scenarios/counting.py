@@ -5,7 +5,7 @@ from __future__ import annotations
 from ramet import process
 from ramet.errors import RametError
 from ramet.model import State
-from ramet.verify import looks
+from ramet.verify import inside
 from ramet.verify.world import CutShortError, World, boot_source
 
 COUNTS_WITHIN_S = 30.0
@@ -66,7 +66,7 @@ def look_at_the_pair(world: World, claim: str, role: str, before: int, after: in
     try:
         world.host.restore(world.name(role))
         ram, disk = (int(text) for text in world.guest(role, "cat /run/ramet/seen").split())
-    except (*looks.BROKEN, ValueError) as err:
+    except (*inside.BROKEN, ValueError) as err:
         world.ledger.look(claim, f"{role} restored", [f"it cannot tell: {str(err).splitlines()[0]}"], found="")
         return
     problems = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.verify import looks
+from ramet.verify import inside
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import CutShortError, Point, World, boot_source
 
@@ -39,7 +39,7 @@ def run_draws(world: World) -> None:
             world.host.fork(source, [world.name(role)], start=True)
             drawn[role] = _first_draws(world, role)
             world.host.remove(world.name(role), force=True)
-    looks.all_differ(world, "forks-draw-apart", drawn, at=f"{DRAWING_FORKS} forks woken")
+    inside.all_differ(world, "forks-draw-apart", drawn, at=f"{DRAWING_FORKS} forks woken")
 
 
 def _first_draws(world: World, role: str) -> list[str]:

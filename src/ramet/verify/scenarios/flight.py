@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from ramet.errors import RametError
 from ramet.instances.host import Host
-from ramet.verify import looks
+from ramet.verify import inside
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import CutShortError, Point, World, boot_source, fresh_token
 
@@ -29,7 +29,7 @@ def run_flight(world: World) -> None:
         world.host.standby(source)
     for role in (*FLIGHT_FORKS, "source"):
         with world.step(f"restoring {role}, and asking it"):
-            looks.wakes_and_answers(
+            inside.wakes_and_answers(
                 world,
                 "answers-after-flight",
                 role,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, fresh_token, sleeping_source
 
@@ -37,13 +37,13 @@ def run_reverse(world: World) -> None:
 
 def _forks_are_as_they_were(world: World, old: str, new: str) -> None:
     with world.step("asking the running fork"):
-        looks.still_reads(world, "running-fork-unnoticed", "runner", token=old, at="source slept")
+        inside.still_reads(world, "running-fork-unnoticed", "runner", token=old, at="source slept")
     world.reach(Point.SLEEPER_RESTORING)
     with world.step("restoring the fork that slept"):
-        looks.wakes_as_it_was(world, "sleeping-fork-wakes", "sleeper", token=old, at="sleeping fork restored")
+        inside.wakes_as_it_was(world, "sleeping-fork-wakes", "sleeper", token=old, at="sleeping fork restored")
     world.reach(Point.SOURCE_WAKING_AGAIN)
     with world.step("restoring the source from its second snapshot"):
-        looks.wakes_as_it_was(world, "source-diff-complete", "source", token=new, at="source restored again")
+        inside.wakes_as_it_was(world, "source-diff-complete", "source", token=new, at="source restored again")
     looks.live_vmm(world, "sleeper", ["source", "runner"], at="all running")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, boot_source, fresh_token
 
@@ -24,7 +24,7 @@ def run_rewind(world: World) -> None:
     for number in range(1, RESTORES + 1):
         with world.step(f"letting it diverge, and going back ({number} of {RESTORES})"):
             world.write_sentinels("source", fresh_token())
-            looks.rolls_back(world, "rewind-is-exact", "source", golden.id, token=old, at=f"restore {number}")
+            inside.rolls_back(world, "rewind-is-exact", "source", golden.id, token=old, at=f"restore {number}")
         looks.files_unchanged(world, "rewind-changes-nothing", "golden", at=f"restore {number}")
         world.reach(Point.REWOUND)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, fresh_token, sleeping_source
 
@@ -21,14 +21,14 @@ def run_siblings(world: World) -> None:
             world.host.restore(world.name(role))
     for role in SIBLINGS:
         world.inherit(role, "source")
-        looks.sees(world, "siblings-see-source", role, old, at=f"{role} restored")
+        inside.sees(world, "siblings-see-source", role, old, at=f"{role} restored")
     with world.step("letting each write over the same pages and blocks"):
         for role in SIBLINGS:
             world.write_sentinels(role, fresh_token())
     for role in SIBLINGS:
         others = ["source", *(other for other in SIBLINGS if other != role)]
         looks.live_vmm(world, role, others, at="all have written")
-        looks.sees(world, "siblings-keep-apart", role, world.tokens[role], at=f"all have written: {role}")
+        inside.sees(world, "siblings-keep-apart", role, world.tokens[role], at=f"all have written: {role}")
     looks.source_unchanged(world, "all have written")
     with world.step("putting them all to standby"):
         for role in SIBLINGS:
@@ -38,7 +38,7 @@ def run_siblings(world: World) -> None:
     with world.step("restoring them again"):
         for role in SIBLINGS:
             token = world.tokens[role]
-            looks.wakes_as_it_was(world, "siblings-keep-apart", role, token=token, at=f"{role} restored again")
+            inside.wakes_as_it_was(world, "siblings-keep-apart", role, token=token, at=f"{role} restored again")
 
 
 SCENARIO = Scenario(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ramet.model import MIB, PAGE_BYTES
-from ramet.verify import looks
+from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import Point, World, fresh_token, sleeping_source
 
@@ -33,10 +33,10 @@ def run_sleeps(world: World) -> None:
         world.host.standby(source)
     world.reach(Point.SLEPT_AGAIN)
     with world.step("restoring it from its third snapshot"):
-        looks.wakes_as_it_was(world, "sleeps-add-up", "source", token=new, at="third snapshot")
-        looks.zeroed(world, "zeroed-pages-stay-zero", "source", ZEROED_BYTES, at="third snapshot")
+        inside.wakes_as_it_was(world, "sleeps-add-up", "source", token=new, at="third snapshot")
+        inside.zeroed(world, "zeroed-pages-stay-zero", "source", ZEROED_BYTES, at="third snapshot")
     with world.step("restoring the fork of its first sleep"):
-        looks.wakes_as_it_was(world, "sleeping-fork-wakes", "sleeper", token=old, at="fork of the first sleep")
+        inside.wakes_as_it_was(world, "sleeping-fork-wakes", "sleeper", token=old, at="fork of the first sleep")
 
 
 SCENARIO = Scenario(

@@ -6,7 +6,7 @@ import os
 
 from ramet.linux import madvise, procfs
 from ramet.model import MIB
-from ramet.verify import evidence, looks
+from ramet.verify import evidence, inside
 from ramet.verify.needs import why_no_swap
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import CutShortError, Point, World, boot_source, fresh_token
@@ -44,7 +44,7 @@ def run_swapped(world: World) -> None:
         world.ledger.undecided(CLAIM, why, required=False)
     told = " and ".join(f"{size // MIB} MiB" for size in sizes)
     with world.step("restoring it"):
-        looks.wakes_as_it_was(world, CLAIM, "source", token=token, at=f"{told} were swapped out")
+        inside.wakes_as_it_was(world, CLAIM, "source", token=token, at=f"{told} were swapped out")
 
 
 def _swap_out(world: World, role: str) -> int | None:

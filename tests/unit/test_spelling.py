@@ -1,0 +1,23 @@
+"""Names that somebody may have meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from ramet.cli.main import run
+from ramet.spelling import did_you_mean
+
+
+def test_the_nearest_come_first() -> None:
+    assert did_you_mean("forks", ["fork", "for", "create"]) == "Did you mean 'fork' or 'for'?"
+
+
+def test_of_what_is_like_nothing_nothing_is_said() -> None:
+    assert did_you_mean("xyzzy", ["fork", "create"]) == ""
+
+
+def test_a_verb_that_is_misspelled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["standbye"]) == 2
+    assert "There is no verb 'standbye'. Did you mean 'standby'?" in capsys.readouterr().err
+    assert run(["xyzzy"]) == 2
+    assert "There is no verb 'xyzzy'.\n" in capsys.readouterr().err
