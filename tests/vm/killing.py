@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,17 +186,22 @@ def main() -> None:
     options = parser.parse_args()
     home = Path(os.environ["RAMET_HOME"])
 
-    def strike() -> None:
+    def act() -> None:
         if options.struck is not None:
             options.struck.touch()
+        if options.vmms:
+            end_vmms(home)
+        elif options.errno is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def strike() -> None:
+        striker.submit(act).result()
         if options.errno is not None:
             number = getattr(errno, options.errno)
             raise OSError(number, os.strerror(number))
-        if options.vmms:
-            end_vmms(home)
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
 
+    striker = ThreadPoolExecutor(1)
+    striker.submit(int).result()  # a thread with all our rights: the one that starts a VMM has given them up
     counts = is_writing if options.errno is not None else lambda _name: True
     steps = Steps(home, at=options.at, strike=strike, counts=counts)
     sys.argv = ["ramet", *options.argv]
