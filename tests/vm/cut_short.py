@@ -1,17 +1,27 @@
-"""Verbs that are cut short, by a signal or by SIGKILL: what each starts from and ends in, and what must be true afterwards."""
+"""Verbs that are cut short, by a signal, by SIGKILL or by a disk that fails: what each starts from and ends in, how it is cut
+short at a step, and what must be true afterwards.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ramet import Host
 from ramet.errors import RametError
 from ramet.model import MIB, State
+from ramet.process import wait_until
 from tests import artifacts
-from tests.vm.command_line import CommandLine
+from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.guests import sh
 
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
+WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
+ENDS_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,3 +130,121 @@ def is_settled(host: Host) -> bool:
         return sh(host, "web", "pidof poweroff rcK || echo no") == "no"
     except (RametError, AssertionError):
         return False
+
+
+def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
+    """All that the verb starts from, and nothing else."""
+    for info in host.list():
+        if info.name != "web":
+            host.remove(info.name, force=True)
+    bring_to(host, verb.before)
+    if verb.before is State.RUNNING:
+        sh(host, "web", MARKS)
+    for snapshot in host.snapshots():
+        for name in snapshot.names:
+            host.snapshot_remove(name)
+    if verb.first is not None:
+        command.text(*verb.first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """What came of a verb that was to be cut short."""
+
+    status: int
+    stderr: str
+    steps: list[str]
+    """Those that it made, if it came to its end."""
+    struck: bool
+
+
+def cut_short(command: CommandLine, verb: Verb, *, at: int | None = None, options: Sequence[str] = ()) -> Interrupted:
+    """Let the verb come to a step, and what ``options`` say happen there."""
+    listed = command.home.parent / "steps"
+    struck = command.home.parent / "struck"
+    for path in (listed, struck):
+        path.unlink(missing_ok=True)
+    where = ["--at", str(at)] if at is not None else []
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.vm.killing", *where, *options),
+            *("--steps", str(listed), "--struck", str(struck), "--", *verb.argv),
+        ],
+        cwd=Path(__file__).parents[2],
+        env=command.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=ENDS_WITHIN_S,
+        check=False,
+    )
+    err = done.stderr.decode()
+    assert done.returncode != INTERNAL_STATUS, err
+    assert "Traceback" not in err, err
+    steps = listed.read_text().splitlines() if listed.exists() else []
+    return Interrupted(status=done.returncode, stderr=err, steps=steps, struck=struck.exists())
+
+
+def check_after(
+    host: Host,
+    command: CommandLine,
+    verb: Verb,
+    *,
+    then: Callable[[], object] = lambda: None,
+    repair: bool = False,
+) -> str:
+    """All that is promised, with what the next command finds, and ``then`` once ``web`` runs; returns what had become of it.
+    ``repair``: what the next verb on an instance would do is done first: to take away a mark, to note that its VMM has ended.
+    """
+    if verb.argv[0] == "stop":
+        wait_until(lambda: is_settled(host), 30, what="the guest to go down, or to run on")
+    listed = {info["name"]: info for info in command.json("ls")}
+    assert list((host.home / "tmp").iterdir()) == [], "the next command has tidied up"
+    assert list((host.home / "locks").glob("chore-*")) == [], "and has done what there was to do"
+    state = state_of(host, "web")
+    assert (listed["web"]["state"] if "web" in listed else None) == state
+    failure = host.get("web").failure if state is not None else None
+    became = f"{state.value if state else 'absent'}{f' ({failure.value})' if failure else ''}"
+    if state is not None:
+        recover(host, verb)
+        then()
+    check_owners(host)
+    if repair:
+        host.check_store(repair=True)
+    report = host.check_store()
+    assert report.whole, report
+    assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"
+    forks = [name for name in listed if name != "web"]
+    assert len(forks) in (0, 3), "all forks are made, or none"
+    for fork in forks:
+        check_fork(host, fork)
+        host.remove(fork, force=True)
+    for snapshot in host.snapshots():
+        assert snapshot.referenced_by, f"nothing refers to {snapshot.id} of {snapshot.instance_name}"
+    return became
+
+
+def recover(host: Host, verb: Verb) -> None:
+    """Have it run, by what a user would type, and look into its guest."""
+    info = host.get("web")
+    has_memory = info.state in WITH_MEMORY and verb.before in WITH_MEMORY
+    bring_back(host, info.state)
+    host.pause("web")
+    host.resume("web")
+    check_guest(host, "web", has_marks=has_memory)
+    if verb.before is not None:
+        assert sh(host, "web", "cat /data/mark") == "disk"
+    sh(host, "web", MARKS)  # it may have booted
+
+
+def bring_back(host: Host, state: State) -> None:
+    if state is State.STANDBY:
+        host.restore("web")
+    elif state in (State.STOPPED, State.FAILED):
+        host.start("web")
+
+
+def check_fork(host: Host, name: str) -> None:
+    """One that is there is whole."""
+    state = host.get(name).state
+    if state in (State.STANDBY, State.FAILED):
+        host.restore(name, discard_disk=state is State.FAILED)
+    check_guest(host, name)

@@ -108,11 +108,6 @@ def signal_after(process: subprocess.Popen[bytes], moment_ms: int, number: signa
     return process.returncode, err.decode()
 
 
-@pytest.fixture
-def command(host: Host) -> CommandLine:
-    return CommandLine(host.home)
-
-
 @pytest.mark.timeout(1800 if WHOLE else 300)
 @pytest.mark.parametrize("names", SEQUENCES, ids=", ".join)
 def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, names: tuple[str, ...]) -> None:

@@ -18,10 +18,8 @@ from ramet import Host
 from tests.artifacts import TOLD
 from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import VERBS, Verb, check_guest
-from tests.vm.test_killed import WITH_MEMORY, Interrupted, check_after, command, cut_short, prepare
+from tests.vm.cut_short import VERBS, WITH_MEMORY, Interrupted, Verb, check_after, check_guest, cut_short, prepare
 
-__all__ = ["command"]
 SAMPLE = 1
 """How many steps of each verb ``make test`` tries: those in the middle."""
 ERRORS = ("ENOSPC", "EIO")
