@@ -40,6 +40,7 @@ class Failure(StrEnum):
     """Why an instance is ``failed``."""
 
     VMM_LOST = "vmm-lost"
+    GUEST_PANICKED = "guest-panicked"
     CREATE_FAILED = "create-failed"
     RECORD_DAMAGED = "record-damaged"
     """Its instance.json cannot be read; made up for showing, never written."""
@@ -139,6 +140,8 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """The verb that is at work. Found without its lock held, its command died half-way: the next command tidies up."""
     generation: int = 0
     """How many times an identity has been given: changes with every restore and fork."""
+    console_offset_bytes: int = 0
+    """Where in the console's log the output of the latest VMM begins."""
 
 
 class SnapshotFile(Value, frozen=True, kw_only=True):

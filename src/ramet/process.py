@@ -41,6 +41,8 @@ PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
+AGAIN_S = 0.5
+"""For a process that a SIGKILL has not reached yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,21 +318,39 @@ def kill_and_wait(vmm: VmmProcess, *, ask_s: float = 0.0, kill_s: float = 10.0) 
 
     Signals go through a pidfd that is checked against the start time, so that a recycled pid is never hit.
 
+    One that has not even noticed an earlier SIGKILL waits in the kernel for a disk that does not answer, say: somebody has been
+    patient with it before, and it gets ``AGAIN_S`` seconds.
+
     Raises:
         HostError: if it is still there ``kill_s`` seconds after SIGKILL.
     """
     pidfd = _open_pidfd(vmm)
     if pidfd is None:
         return "gone"
+    if _has_sigkill_pending(vmm.pid):
+        ask_s, kill_s = 0.0, min(kill_s, AGAIN_S)
     try:
         if ask_s > 0 and _signal_and_wait(pidfd, signal.SIGTERM, ask_s):
             return "asked"
         if not _signal_and_wait(pidfd, signal.SIGKILL, kill_s):
-            raise HostError(f"Process {vmm.pid} is still there {kill_s:g} s after SIGKILL.")
+            raise HostError(
+                f"Process {vmm.pid} is still there {kill_s:g} s after SIGKILL.",
+                hint=f"It waits in the kernel: see its state in /proc/{vmm.pid}/status, and what the kernel's log says.",
+            )
         return "killed"
     finally:
         os.close(pidfd)
         exit_status(vmm)
+
+
+def _has_sigkill_pending(pid: int) -> bool:
+    """Whether a SIGKILL waits to be noticed (proc(5), SigPnd and ShdPnd): a process that is ending has noticed it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in masks)
 
 
 def wait_gone(vmm: VmmProcess, timeout_s: float) -> bool:

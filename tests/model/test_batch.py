@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ramet.errors import GuestError, HostError, RametError, RoomError
-from ramet.instances import birth, guest, room
+from ramet.instances import birth, guest, observe, room
 from ramet.instances.context import Store
 from ramet.model import MIB, Hypervisor, InstanceRecord, State
 from tests.capabilities import requires
@@ -68,6 +68,25 @@ def test_all_run_and_each_is_told(stage: PlayedStage, source: State) -> None:
     assert names(stage) == dict.fromkeys(wanted, State.RUNNING)
     assert sorted(told) == [(name, None) for name in wanted]
     assert stage.host.get("web").state is source
+    assert stage.host.check_store().whole
+
+
+def test_the_source_is_free_while_its_forks_are_made(stage: PlayedStage, hypervisor: Hypervisor) -> None:
+    """Firecracker's next diff is relative to the capture that they are made of: there it is locked to the end."""
+    stage.host.restore("web")
+    seen = []
+
+    def told(name: str, error: RametError | None) -> None:
+        assert error is None
+        seen.append(name)
+        if len(seen) == 1 and hypervisor is Hypervisor.QEMU:
+            with observe.exclusive(Store(stage.host.home), "web", timeout_s=0):
+                pass
+            stage.host.standby("web")
+
+    stage.host.fork("web", count=COUNT, on_result=told)
+    assert len(seen) == COUNT
+    assert names(stage) == dict.fromkeys(seen, State.STANDBY)
     assert stage.host.check_store().whole
 
 

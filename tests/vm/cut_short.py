@@ -4,24 +4,35 @@ short at a step, and what must be true afterwards.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramet import Host
 from ramet.errors import RametError
+from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, State
 from ramet.process import wait_until
 from tests import artifacts
+from tests.file_systems import WHOLE
 from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.guests import sh
 
+RAMET, VMMS, DISK = "ramet", "VMMs", "disk"
+"""What is cut short: the command is killed, the VMMs are, or the disk fails."""
+ALL, KILLED, NOTHING = frozenset({RAMET, VMMS, DISK}), frozenset({RAMET}), frozenset[str]()
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
 ENDS_WITHIN_S = 90.0
+APART_ON_XFS = 1 if os.environ.get("RAMET_TEST_XFS") == "whole" else 5
+REPEATED = 5
+"""Every so many-th step is done again after a kill; in ``make test`` the first after a kill of Ramet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +45,25 @@ class Verb:
     after: State | None
     first: tuple[str, ...] | None = None
     """What else there must be: a command that makes it."""
+    forks: int = 0
+    """How many instances it makes besides."""
+    sample: frozenset[str] = ALL
+    """What ``make test`` tries of it; with RAMET_TEST_ALL=1 all is tried. Of near relatives one is enough."""
+
+
+GOLDEN = ("snapshot", "create", "web", "golden")
+
+
+def fork(source: str, before: State, *options: str, count: int = 3, sample: frozenset[str] = NOTHING) -> Verb:
+    """A fork, which leaves its source as it was."""
+    return Verb(
+        argv=("fork", source, "-n", str(count), *options),
+        before=before,
+        after=before,
+        first=GOLDEN if source.startswith("snapshot:") else None,
+        forks=count,
+        sample=sample,
+    )
 
 
 VERBS = {
@@ -48,22 +78,57 @@ VERBS = {
     "pause": Verb(argv=("pause", "web"), before=State.RUNNING, after=State.PAUSED),
     "resume": Verb(argv=("resume", "web"), before=State.PAUSED, after=State.RUNNING),
     "restore": Verb(argv=("restore", "web"), before=State.STANDBY, after=State.RUNNING),
-    "fork": Verb(argv=("fork", "web", "-n", "3"), before=State.RUNNING, after=State.RUNNING),
-    "fork --start": Verb(argv=("fork", "web", "-n", "3", "--start"), before=State.STANDBY, after=State.STANDBY),
-    "snapshot create": Verb(argv=("snapshot", "create", "web", "golden"), before=State.RUNNING, after=State.RUNNING),
+    "restore --verified": Verb(
+        argv=("restore", "web", "--verified"), before=State.STANDBY, after=State.RUNNING, sample=KILLED
+    ),
+    "fork": fork("web", State.RUNNING, sample=ALL),
+    "fork --start": fork("web", State.STANDBY, "--start", sample=ALL),
+    "fork one": fork("web", State.RUNNING, count=1),
+    "fork of a paused one": fork("web", State.PAUSED),
+    "fork one of a paused one": fork("web", State.PAUSED, count=1, sample=KILLED),
+    "fork of a sleeping one": fork("web", State.STANDBY),
+    "fork one of a sleeping one": fork("web", State.STANDBY, count=1),
+    "fork of a stopped one": fork("web", State.STOPPED, sample=KILLED),
+    "fork one of a stopped one": fork("web", State.STOPPED, count=1),
+    "fork of a snapshot": fork("snapshot:golden", State.RUNNING),
+    "fork one of a snapshot": fork("snapshot:golden", State.RUNNING, count=1, sample=KILLED),
+    "snapshot create": Verb(argv=GOLDEN, before=State.RUNNING, after=State.RUNNING),
     "rollback": Verb(
         argv=("restore", "web", "--snapshot", "golden", "--discard-memory", "--discard-disk"),
         before=State.RUNNING,
         after=State.RUNNING,
-        first=("snapshot", "create", "web", "golden"),
+        first=GOLDEN,
     ),
-    "snapshot rm": Verb(
-        argv=("snapshot", "rm", "golden"),
-        before=State.RUNNING,
-        after=State.RUNNING,
-        first=("snapshot", "create", "web", "golden"),
-    ),
+    "snapshot rm": Verb(argv=("snapshot", "rm", "golden"), before=State.RUNNING, after=State.RUNNING, first=GOLDEN),
 }
+"""Those of images are in ``test_killed_images.py``."""
+
+
+def tried(kind: str) -> list[str]:
+    """The verbs of which ``kind`` is tried."""
+    return [
+        name
+        for name, verb in VERBS.items()
+        if (WHOLE or kind in verb.sample) and not (kind == VMMS and has_no_vmm(verb))
+    ]
+
+
+def has_no_vmm(verb: Verb) -> bool:
+    """Whether there is none while it works."""
+    at_rest = (State.STANDBY, State.STOPPED)
+    return verb.before in at_rest and verb.after in at_rest and "--start" not in verb.argv
+
+
+def chosen(host: Host, count: int, *, apart: int, sample: int) -> range:
+    """Which of ``count`` steps are tried: with RAMET_TEST_ALL=1 one of ``apart``, and of those one of five where files are
+    reflinked; else ``sample`` of them, as far apart as can be.
+    """
+    if not WHOLE:
+        apart = max(count // sample, 1)
+        return range(apart // 2, count, apart)
+    if file_system_of(host.home) == "xfs":
+        apart *= APART_ON_XFS
+    return range(apart // 2, count, apart)
 
 
 def state_of(host: Host, name: str) -> State | None:
@@ -213,13 +278,60 @@ def check_after(
     assert report.whole, report
     assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"
     forks = [name for name in listed if name != "web"]
-    assert len(forks) in (0, 3), "all forks are made, or none"
-    for fork in forks:
-        check_fork(host, fork)
-        host.remove(fork, force=True)
+    assert len(forks) in (0, verb.forks), "all forks are made, or none"
+    for one in forks:
+        check_fork(host, one, boots=one == forks[0])
+        host.remove(one, force=True)
     for snapshot in host.snapshots():
         assert snapshot.referenced_by, f"nothing refers to {snapshot.id} of {snapshot.instance_name}"
     return became
+
+
+def sleep_and_wake(host: Host, verb: Verb) -> None:
+    """No page that the guest has dirtied is missing from the next snapshot."""
+    if verb.before not in WITH_MEMORY:
+        return
+    host.standby("web")
+    host.restore("web")
+    check_guest(host, "web")
+
+
+def kill_before(
+    host: Host,
+    command: CommandLine,
+    name: str,
+    whom: str,
+    choose: Callable[[int], Sequence[int]],
+    *,
+    then: Callable[[Host, Verb], object] = lambda _host, _verb: None,
+) -> str:
+    """Kill a verb, or the VMMs, before each of those of its steps that ``choose`` chooses, and see what comes of it: told."""
+    verb = VERBS[name]
+    prepare(host, command, verb)
+    done = cut_short(command, verb)
+    assert done.status == 0, done
+    steps = done.steps
+    outcomes: Counter[str] = Counter()
+    hit = 0
+    points = choose(len(steps))
+    for at in points:
+        prepare(host, command, verb)
+        killed = cut_short(command, verb, at=at, options=["--vmms"] if whom == VMMS else [])
+        print(f"{name}: {whom} killed before step {at} ({steps[at]}): status {killed.status}")
+        hit += killed.struck
+        if whom == RAMET:
+            assert killed.status in (-signal.SIGKILL, 0), (
+                f"it may have had fewer steps this time, and succeeds: {killed}"
+            )
+        became = check_after(host, command, verb, then=lambda: then(host, verb), repair=whom == VMMS)
+        outcomes[became] += 1
+        if at % REPEATED == 0 if WHOLE else (whom == RAMET and at == points[0]):
+            prepare(host, command, verb)
+            command.text(*verb.argv)
+            assert check_after(host, command, verb) == (verb.after or "absent")
+    assert hit >= len(points) * 0.8, "most were struck"
+    told = ", ".join(f"{state} {count}" for state, count in outcomes.items())
+    return f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told}"
 
 
 def recover(host: Host, verb: Verb) -> None:
@@ -242,9 +354,22 @@ def bring_back(host: Host, state: State) -> None:
         host.start("web")
 
 
-def check_fork(host: Host, name: str) -> None:
-    """One that is there is whole."""
+def check_fork(host: Host, name: str, *, boots: bool) -> None:
+    """One that is there is whole. ``boots``: look into one that has a disk alone, which takes seconds."""
     state = host.get(name).state
+    if state is State.STOPPED:
+        if boots:
+            host.start(name)
+            check_guest(host, name, has_marks=False)
+            assert sh(host, name, "cat /data/mark") == "disk"
+        return
     if state in (State.STANDBY, State.FAILED):
         host.restore(name, discard_disk=state is State.FAILED)
     check_guest(host, name)
+
+
+def check_told(failed: Interrupted, error: str) -> None:
+    """The error is one of ours, and says what the kernel said."""
+    assert failed.stderr.count("ramet: error: ") == 1, failed.stderr
+    what = os.strerror(getattr(errno, error))
+    assert what in failed.stderr or "no room" in failed.stderr.lower(), failed.stderr

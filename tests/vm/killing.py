@@ -18,17 +18,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ramet import process
 from ramet.cli.main import main as ramet
+from ramet.guests import kernel
 from ramet.store import atomic
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 NAMES = (
     (re.compile(r"^proc/self/fd/\d+/"), ""),
-    (re.compile(r"[0-9a-f]{12}"), "ID"),
+    (re.compile(r"[0-9a-f]{32}|[0-9a-f]{12}"), "ID"),
+    (re.compile(r"^images/\.(build|trash)-[\w-]+"), r"images/(\1)"),
     (re.compile(r"\.([\w.-]+)\.[\w-]{8}$"), r"(\1)"),  # a temporary file
     (re.compile(r"run/(agent\d|qmp|console|vsock|api)\.(sock|pid)$"), "run/*"),
     (re.compile(r"agent\d"), "agent"),
@@ -90,7 +93,7 @@ class Steps:
             path, _, flags = arguments
             if isinstance(flags, int) and flags & WRITES and self._is_in_store(path):
                 self.step(f"open {self.called(path)}")
-        elif event in BY_PATH and (self._is_in_store(arguments[0]) or is_in_a_tree(event, arguments)):
+        elif event in BY_PATH and (self._is_in_store(arguments[0]) or self._is_in_a_tree(event, arguments)):
             target = f" -> {self.called(arguments[1])}" if event in ("os.rename", "os.link") else ""
             self.step(f"{event.removeprefix('os.')} {self.called(arguments[0])}{target}")
         elif event in STARTS:
@@ -128,6 +131,12 @@ class Steps:
     def _is_in_store(self, path: object) -> bool:
         return isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(self._home)
 
+    def _is_in_a_tree(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        """Whether something of the store is deleted by its name in an open directory, as shutil.rmtree does."""
+        if event not in ("os.remove", "os.rmdir") or arguments[-1] == -1:
+            return False
+        return self._is_in_store(Path(f"/proc/self/fd/{arguments[-1]}").readlink())
+
     def of(self, fd: int) -> str:
         """What an open file is called."""
         try:
@@ -141,11 +150,6 @@ class Steps:
         for pattern, instead in NAMES:
             name = pattern.sub(instead, name)
         return name
-
-
-def is_in_a_tree(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether something is deleted by its name in an open directory, as shutil.rmtree does: it is the store's."""
-    return event in ("os.remove", "os.rmdir") and arguments[-1] != -1
 
 
 def is_a_piece(name: str) -> bool:
@@ -181,21 +185,32 @@ def main() -> None:
     parser.add_argument("--errno", choices=("ENOSPC", "EIO"), help="count writing steps alone, and let that one fail")
     parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
     parser.add_argument("--struck", type=Path, help="make this file when the step was reached")
+    parser.add_argument(
+        "--kernel", type=Path, help="of `image build`: take this one, instead of half a minute's unpacking"
+    )
     parser.add_argument("argv", nargs="+")
     options = parser.parse_args()
     home = Path(os.environ["RAMET_HOME"])
+    if options.kernel is not None:
+        taken = kernel.Kernel(version="6", package="taken", vmlinux=options.kernel.read_bytes(), modules=())
+        kernel.obtain = lambda *_, **__: taken
 
-    def strike() -> None:
+    def act() -> None:
         if options.struck is not None:
             options.struck.touch()
+        if options.vmms:
+            end_vmms(home)
+        elif options.errno is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def strike() -> None:
+        striker.submit(act).result()
         if options.errno is not None:
             number = getattr(errno, options.errno)
             raise OSError(number, os.strerror(number))
-        if options.vmms:
-            end_vmms(home)
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
 
+    striker = ThreadPoolExecutor(1)
+    striker.submit(int).result()  # a thread with all our rights: the one that starts a VMM has given them up
     counts = is_writing if options.errno is not None else lambda _name: True
     steps = Steps(home, at=options.at, strike=strike, counts=counts)
     sys.argv = ["ramet", *options.argv]

@@ -10,7 +10,7 @@ import pytest
 
 from ramet import Host
 from ramet.config import MEMORY_MIN_MIB
-from ramet.errors import ConflictError, StateError
+from ramet.errors import ConflictError, StateError, VmmDiedError
 from ramet.model import MIB, Failure, InstanceInfo, SnapshotKind, State
 from ramet.process import wait_until
 from tests.file_systems import on_ext4
@@ -110,6 +110,27 @@ def test_a_guest_that_ends_by_itself_is_stopped(host: Host, running: InstanceInf
     assert info.pid is None
     host.start("web")
     assert sh(host, "web", "cat /data/mark") == "disk-source"
+
+
+@on_ext4
+def test_a_guest_whose_kernel_panics_has_failed_and_says_why(host: Host, standby: InstanceInfo) -> None:
+    host.restore("web")
+    set_marks(host, "web", "ram-newer", "disk-newer")
+    with pytest.raises(VmmDiedError):
+        sh(host, "web", "echo c >/proc/sysrq-trigger")
+    wait_until(lambda: host.get("web").state is State.FAILED, 30, what="the guest to end")
+    info = host.get("web")
+    assert info.failure is Failure.GUEST_PANICKED
+    assert info.failure_detail is not None
+    assert "panicked (sysrq triggered crash)" in info.failure_detail
+    assert "sysrq_handle_crash" in info.failure_detail
+    with pytest.raises(StateError, match="panicked, and its disk is newer"):
+        host.restore("web")
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark; ls /ram") == "disk-newer"
+    sh(host, "web", "poweroff >/dev/null 2>&1 &")
+    wait_until(lambda: host.get("web").pid is None, 30, what="the guest to end")
+    assert host.get("web").state is State.STOPPED, "that was an earlier guest's panic"
 
 
 def _lose_vmm(host: Host, name: str) -> None:

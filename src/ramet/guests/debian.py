@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ramet import process
-from ramet.errors import CommandError, HostError
+from ramet.errors import CommandError, HostError, host_errors
+from ramet.guests.scratch import scratch
 
+UNPACKED = ".unpack-"
 DOWNLOAD_TIMEOUT_S = 600
 UNPACK_TIMEOUT_S = 300
 
@@ -24,8 +25,9 @@ def unpacked(package: str, packages: Path) -> Iterator[Path]:
     """
     dpkg_deb = process.find_program("dpkg-deb", package="dpkg")
     deb = download(package, packages)
-    with TemporaryDirectory(prefix=".unpack-", dir=packages) as scratch:
-        tree = Path(scratch) / package
+    with ExitStack() as stack:
+        with host_errors(f"make a directory in {packages}"):
+            tree = stack.enter_context(scratch(packages, UNPACKED)) / package
         process.run([dpkg_deb, "-x", str(deb), str(tree)], timeout_s=UNPACK_TIMEOUT_S)
         yield tree
 

@@ -7,17 +7,15 @@ images/tags/<name>                              holds a digest, replaced atomica
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ramet import config, process
 from ramet.errors import ConfigError, CorruptError, InUseError, NotFoundError, host_errors
-from ramet.guests import agent_build, initramfs, kernel, recipe
+from ramet.guests import agent_build, initramfs, kernel, recipe, scratch
 from ramet.model import IMAGE_FORMAT_VERSION, Image
 from ramet.store import atomic
 
@@ -115,9 +113,14 @@ def list_images(images_dir: Path) -> list[tuple[Image, tuple[str, ...]]]:
     if (images_dir / "tags").is_dir():
         for tag in sorted((images_dir / "tags").iterdir()):
             names.setdefault(tag.read_text().strip(), []).append(tag.name)
-    found = [_load(path) for path in images_dir.iterdir() if (path / DESCRIPTION).exists()]
+    found = [_load(path) for path in images_dir.iterdir() if _is_image(path)]
     ordered = sorted(found, key=lambda image: (image.created_at_unix_s, image.digest))
     return [(image, tuple(names.get(image.digest, ()))) for image in ordered]
+
+
+def _is_image(directory: Path) -> bool:
+    """Whether it is one, damaged or not, and not what is left of one that a killed command was deleting."""
+    return not directory.name.startswith(TRASH) and (directory / DESCRIPTION).exists()
 
 
 def remove(images_dir: Path, name_or_digest: str, *, in_use_by: Sequence[str]) -> None:
@@ -161,11 +164,9 @@ def _delete(directory: Path) -> None:
 
 
 def _sweep(images_dir: Path) -> None:
-    """Delete what killed commands have left: half-deleted images, and half-built ones, whose names say whose they are."""
-    for path in (*images_dir.glob(f"{TRASH}*"), *images_dir.glob(f"{UNFINISHED}*")):
-        owner = path.name.removeprefix(UNFINISHED).partition("-")[0]
-        if path.name.startswith(UNFINISHED) and Path(f"/proc/{owner}").exists():
-            continue
+    """Delete what killed commands have left: half-built images, and half-deleted ones."""
+    scratch.sweep(images_dir, UNFINISHED)
+    for path in images_dir.glob(f"{TRASH}*"):
         with suppress(FileNotFoundError):  # somebody else is at it
             atomic.remove_tree(path)
 
@@ -179,8 +180,8 @@ def _digest(vmlinux: bytes, initrd: bytes) -> str:
 
 
 def _publish(images_dir: Path, image: Image, vmlinux: bytes, initrd: bytes) -> None:
-    with TemporaryDirectory(prefix=f"{UNFINISHED}{os.getpid()}-", dir=images_dir) as scratch:
-        work = Path(scratch) / image.digest
+    with scratch.scratch(images_dir, UNFINISHED) as directory:
+        work = directory / image.digest
         work.mkdir(mode=0o700)
         (work / image.kernel).write_bytes(vmlinux)
         (work / image.initrd).write_bytes(initrd)

@@ -10,11 +10,9 @@ from ramet.errors import GuestError, LaunchError, VmmError, host_errors
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, DirtySince, LaunchSpec
-from ramet.instances import guest, live_files
+from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked
-from ramet.linux import foreign
 from ramet.model import MIB, Image, State
-from ramet.paths import InstancePaths
 from ramet.signals import signals_held
 
 
@@ -30,10 +28,10 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
     if instance.driver.dirty_since is DirtySince.MAPPED:
         _make_empty_memory(paths.memory, record.memory_mib)
     store.say(f"{record.name}: booting")
-    vmm = None
+    vmm, said_bytes = None, console_log.size_bytes(paths)
     try:
         vmm = instance.driver.boot(_boot_spec(instance, built, image_dir))
-        instance.change(durable=False, vmm=vmm)
+        instance.change(durable=False, vmm=vmm, console_offset_bytes=said_bytes)
         try:
             _wait_for_agent(instance, timeout_s)
             with guest.identified(paths.run, record, generation=record.generation + 1):
@@ -43,7 +41,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",
                 argv=(),
                 status=process.exit_status(vmm),
-                log_tail=console_tail(paths),
+                log_tail=console_log.tail(paths),
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err
         with signals_held():  # no guest runs that the record on disk does not know of
@@ -84,11 +82,6 @@ def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmsta
         boot=boot,
         vmstate=vmstate,
     )
-
-
-def console_tail(paths: InstancePaths, limit: int = 1500) -> str:
-    """The last ``limit`` bytes of the guest's console, for an error; empty if there are none."""
-    return foreign.read_tail(paths.console_log, limit=limit).decode(errors="replace")
 
 
 def _boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:

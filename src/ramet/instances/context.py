@@ -213,18 +213,34 @@ class Store:
         Raises:
             InUseError: naming the dependents; nothing was touched.
         """
-        with locked(self.paths.locks, f"snapshot-{snapshot_id}", timeout_s=timeout_s):
-            referrers = self.referrers(self.records()).get(snapshot_id)
-            if referrers is not None:
-                dependents = referrers.in_words
-                raise InUseError(
-                    f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
-                    dependents=dependents,
-                    hint="Remove those first; the snapshot goes with the last of them.",
-                )
-            directory = self.paths.snapshot(snapshot_id).dir
-            if directory.is_dir():
-                discard(self.paths, directory)
+        with self.deleting(snapshot_id, timeout_s=timeout_s):
+            self.delete_locked(snapshot_id)
+
+    def deleting(self, snapshot_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AbstractContextManager[None]:
+        """Keep everybody from reading a snapshot, or referring to it, for the block.
+
+        Raises:
+            LockedError: if another command reads it for longer than ``timeout_s``.
+        """
+        return locked(self.paths.locks, f"snapshot-{snapshot_id}", timeout_s=timeout_s)
+
+    def delete_locked(self, snapshot_id: str) -> None:
+        """Delete a snapshot that nothing references, under ``deleting``.
+
+        Raises:
+            InUseError: naming the dependents; nothing was touched.
+        """
+        referrers = self.referrers(self.records()).get(snapshot_id)
+        if referrers is not None:
+            dependents = referrers.in_words
+            raise InUseError(
+                f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
+                dependents=dependents,
+                hint="Remove those first; the snapshot goes with the last of them.",
+            )
+        directory = self.paths.snapshot(snapshot_id).dir
+        if directory.is_dir():
+            discard(self.paths, directory)
 
     @contextmanager
     def collecting(self, record: InstanceRecord) -> Iterator[None]:

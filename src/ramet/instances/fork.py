@@ -139,7 +139,8 @@ def _from_instance(
 
 def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...]) -> float:
     """Pause the source, capture it, let it run on, and make the forks from the capture; returns how long the pause was."""
-    with exclusive(store, source) as instance:
+    with ExitStack() as lock:
+        instance = lock.enter_context(exclusive(store, source))
         record = instance.record
         if not is_live(record):
             raise StateError(
@@ -164,6 +165,8 @@ def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...]) 
                 stack.enter_context(store.publishing(manifest.id))
                 publish(taken.files.dir, files, manifest)
                 keep_as_base(instance, manifest)
+            else:
+                lock.close()  # the capture has inodes of its own, under a lock of its own: the source is free
             _derive_all(store, batch, record, names, files, manifest, last_takes_files=take)
             return pause_s
 

@@ -15,13 +15,17 @@ import msgspec
 
 from ramet import process
 from ramet.errors import GuestError, RametError, VmmError
-from ramet.instances import guest, live_files
+from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
 LIVE = (State.RUNNING, State.PAUSED)
+VMM_LOST = (
+    "The VMM ended without its guest having shut down (killed, crashed, or the host was booted anew). "
+    "The live disk is newer than the last snapshot."
+)
 FORCED_STOP = "stop --force"
 """``pending`` once a verb is to kill the VMM, and does it: if it is killed itself, a VMM that is gone was not lost."""
 
@@ -76,15 +80,15 @@ def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
         return record
     paths = store.paths.instance(record.id)
     gone = msgspec.structs.replace(record, vmm=None, mapped_snapshot=None, diff_base=None)
-    if record.pending == FORCED_STOP or store.driver(record.hypervisor).ended_by_guest(paths.run, paths.vmm_log):
-        return msgspec.structs.replace(gone, state=State.STOPPED, snapshot=None)
-    return msgspec.structs.replace(
-        gone,
-        state=State.FAILED,
-        failure=Failure.VMM_LOST,
-        failure_detail="The VMM ended without its guest having shut down (killed, crashed, or the host was booted anew). "
-        "The live disk is newer than the last snapshot.",
-    )
+    stopped = msgspec.structs.replace(gone, state=State.STOPPED, snapshot=None)
+    if record.pending == FORCED_STOP:
+        return stopped
+    failure, detail = Failure.GUEST_PANICKED, console_log.panic(paths, record.console_offset_bytes)
+    if detail is None:
+        if store.driver(record.hypervisor).ended_by_guest(paths.run, paths.vmm_log):
+            return stopped
+        failure, detail = Failure.VMM_LOST, VMM_LOST
+    return msgspec.structs.replace(gone, state=State.FAILED, failure=failure, failure_detail=detail)
 
 
 def look(store: Store, record: InstanceRecord) -> InstanceRecord:

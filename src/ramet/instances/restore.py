@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.hypervisors.base import LaunchSpec
-from ramet.instances import guest, live_files, snapshot_check
+from ramet.instances import console_log, guest, live_files, snapshot_check
 from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
@@ -23,6 +23,11 @@ from ramet.states import Verb, require
 from ramet.store.chores import Kind
 from ramet.store.derive import ANY_METHOD, derive
 
+MEMORY_LOST: Mapping[Failure | None, str] = {
+    Failure.VMM_LOST: "its VMM was lost",
+    Failure.GUEST_PANICKED: "its guest's kernel panicked",
+}
+"""The failures of an instance that ran, in words."""
 REFLINK_ONLY = frozenset({Method.REFLINK})
 
 
@@ -82,11 +87,11 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
                 hint="If that is what you want, add --discard-memory --discard-disk.",
             )
         return chosen
-    if record.state is State.FAILED and record.failure is Failure.VMM_LOST and record.snapshot is not None:
+    if record.state is State.FAILED and record.failure in MEMORY_LOST and record.snapshot is not None:
         if discard_disk:
             return record.snapshot
         raise StateError(
-            f"Cannot restore {name!r}: its VMM was lost, and its disk is newer than its last snapshot.",
+            f"Cannot restore {name!r}: {MEMORY_LOST[record.failure]}, and its disk is newer than its last snapshot.",
             actual=record.state.value,
             required=[State.STANDBY.value],
             hint=f"`ramet start {name}` boots that disk; `ramet restore {name} --discard-disk` rolls memory and disk back.",
@@ -150,9 +155,10 @@ def _load_and_run(
     instance: Locked, spec: LaunchSpec, manifest: Manifest, *, before_run: Callable[[VmmProcess], None]
 ) -> None:
     asleep = instance.record
+    said_bytes = console_log.size_bytes(instance.paths)
     vmm = instance.driver.load(spec)
     try:
-        instance.change(durable=False, vmm=vmm)
+        instance.change(durable=False, vmm=vmm, console_offset_bytes=said_bytes)
         before_run(vmm)
         _let_run(instance, manifest)
     except BaseException:

@@ -72,10 +72,14 @@ def remove(store: Store, text: str) -> None:
         store.delete_snapshot(snapshot_id)
         return
     try:
-        # Never a snapshot that neither a name nor an instance refers to.
-        with signals_held(), store.ended_if_killed(Kind.COLLECT, snapshot_id):
+        # Never a snapshot that neither a name nor an instance refers to. Whoever reads it is waited for before all that.
+        with (
+            store.deleting(snapshot_id),
+            signals_held(),
+            store.ended_if_killed(Kind.COLLECT, snapshot_id),
+        ):
             names.release(store.paths.snapshot_names, name, snapshot_id)
-            store.delete_snapshot(snapshot_id)
+            store.delete_locked(snapshot_id)
     except InUseError as err:
         store.note = f"the name is gone; the files stay, in use by {'; '.join(err.dependents)}"
 

@@ -37,6 +37,18 @@ def read_whole(path: Path, *, limit: int) -> bytes:
         os.close(fd)
 
 
+def size_bytes(path: Path) -> int:
+    """Its size; 0 if there is no such file, or what is there is none."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
 def read_tail(path: Path, *, limit: int) -> bytes:
     """Its last ``limit`` bytes; none if there is no such file, or what is there is none."""
     try:

@@ -20,6 +20,7 @@ from ramet.errors import CorruptError, HostError, NotFoundError, RametError, hos
 from ramet.linux.extents import changed_since
 from ramet.model import InstanceRecord, Manifest, Method, SnapshotFile, SnapshotKind, VmmBuild
 from ramet.paths import SnapshotPaths
+from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import sums
 from ramet.snapshots.capture import Captured
@@ -63,26 +64,33 @@ def add_sums(
     """Sum memory and disk up, and return the manifest with their roots. What is unchanged since ``base``, a published snapshot,
     is not read: of memory all but ``dirty``; of the disk, and of memory without it, what lies in the same blocks.
 
-    Both files are made durable meanwhile: the disk is busy, and the CPU is not.
+    Both files are made durable meanwhile: the disk is busy, and the CPU is not. After Ctrl-C an fsync may be at work yet, which
+    nothing interrupts: it is not waited for, so that what is to be undone can be. Nothing is written any more.
 
     Raises:
         HostError: for errors of the host.
     """
     stop = threading.Event()
-    with host_errors(f"sum up the snapshot {manifest.id}"), ThreadPoolExecutor(4, thread_name_prefix="sum") as pool:
+    pool = ThreadPoolExecutor(4, thread_name_prefix="sum")
+    summing: list[Future[str]] = []
+    with host_errors(f"sum up the snapshot {manifest.id}"):
         try:
             memory_base, disk_base = _summed_bases(base)
-            memory = pool.submit(_sum_up, (files.memory, files.memory_sums), memory_base, dirty, stop)
-            disk = pool.submit(_sum_up, (files.disk, files.disk_sums), disk_base, None, stop)
-            begun: list[Future[Any]] = [memory, disk]
-            begun += [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
-            done, _ = wait(begun, return_when=FIRST_EXCEPTION)
-            for one in done:
+            with signals_held():  # a thread that is half begun is nobody's
+                summing.append(pool.submit(_sum_up, (files.memory, files.memory_sums), memory_base, dirty, stop))
+                summing.append(pool.submit(_sum_up, (files.disk, files.disk_sums), disk_base, None, stop))
+                durable = [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
+            begun: list[Future[Any]] = [*summing, *durable]
+            for one in wait(begun, return_when=FIRST_EXCEPTION).done:
                 one.result()  # the first error, and not what the others say when they are told to stop
-            roots = memory.result(), disk.result()
-        except BaseException:
+            roots = [one.result() for one in summing]
+        except BaseException as err:
             stop.set()
+            with signals_held():
+                wait(summing)
+                pool.shutdown(wait=isinstance(err, Exception))
             raise
+        pool.shutdown()
     replace = msgspec.structs.replace
     return replace(manifest, memory=replace(manifest.memory, root=roots[0]), disk=replace(manifest.disk, root=roots[1]))
 

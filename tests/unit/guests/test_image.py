@@ -172,6 +172,14 @@ def test_what_killed_builds_left_is_swept(build: Callable[[], Image], images_dir
     assert [path.name for path in images_dir.glob(".*")] == [f".build-{os.getpid()}-def"]
 
 
+def test_an_image_that_is_half_deleted_is_not_listed(build: Callable[[], Image], images_dir: Path) -> None:
+    built = build()
+    left = images_dir / ".trash-0123"
+    shutil.copytree(images_dir / built.digest, left)
+    (left / built.initrd).unlink()
+    assert [found for found, _ in image.list_images(images_dir)] == [built]
+
+
 def test_found_by_name_digest_and_first_digits(build: Callable[[], Image], images_dir: Path) -> None:
     built = build()
     for name in ("micro", built.digest, built.digest[:8]):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager
+
 import pytest
 
 from ramet.errors import NotFoundError
+from ramet.instances.context import Store
 from ramet.instances.delete import plan, remove
+from ramet.instances.snapshots import remove as remove_snapshot
 from ramet.model import RemovalPlan, State
+from ramet.paths import StorePaths
 from ramet.store import names
 from tests.unit.instances.place import INSTANCE, Place
 
@@ -50,3 +59,34 @@ def test_of_a_damaged_one_nobody_knows(place: Place) -> None:
 def test_of_none_there_is_no_plan(place: Place) -> None:
     with pytest.raises(NotFoundError):
         plan(place.store, "wob")
+
+
+def test_a_removal_that_waits_for_a_reader_can_be_interrupted(place: Place) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    is_waiting = threading.Event()
+
+    def interrupt() -> None:
+        is_waiting.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    began = time.monotonic()
+    store = WaitingStore(is_waiting, paths=place.store.paths)
+    thread.start()
+    with store.reading(place.snapshot_id), pytest.raises(KeyboardInterrupt):
+        remove_snapshot(store, "golden")
+    thread.join()
+    assert time.monotonic() - began < 30
+    assert names.lookup(place.store.paths.snapshot_names, "golden") == place.snapshot_id
+
+
+class WaitingStore(Store):
+    """Says when it is about to wait for those who read a snapshot."""
+
+    def __init__(self, is_waiting: threading.Event, *, paths: StorePaths) -> None:
+        super().__init__(paths=paths)
+        self._is_waiting = is_waiting
+
+    def deleting(self, snapshot_id: str, *, timeout_s: float = 60) -> AbstractContextManager[None]:
+        self._is_waiting.set()
+        return super().deleting(snapshot_id, timeout_s=timeout_s)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ramet.errors import NoSpaceError
 from ramet.model import MIB, InstanceRecord, Method, SnapshotFile, SnapshotKind
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
+from ramet.snapshots import publish as publish_module
 from ramet.snapshots import sums
 from ramet.snapshots.capture import Captured
 from ramet.snapshots.publish import add_sums, adopt, derive_snapshot, describe, publish
@@ -221,3 +224,32 @@ def test_a_fork_of_a_snapshot_that_has_lost_its_sums_has_them_again(tmp_path: Pa
     (tmp_path / "work").mkdir()
     derive_snapshot(source, manifest, tmp_path / "work", fork=fork)
     assert (tmp_path / "work/memory.sums").read_bytes() == whole
+
+
+def test_an_interruption_waits_for_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes long keeps nobody from undoing the rest: a guest that was frozen for this runs on."""
+    manifest = fill(tmp_path / "work")
+    files = SnapshotPaths(dir=tmp_path / "work")
+    for path in (files.memory_sums, files.disk_sums):
+        path.unlink()
+    syncing, let_go = threading.Event(), threading.Event()
+
+    def sync(_path: Path) -> None:
+        syncing.set()
+        assert let_go.wait(60)
+
+    def interrupt() -> None:
+        assert syncing.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(publish_module, "_make_durable", sync)
+    thread = threading.Thread(target=interrupt)
+    began = time.monotonic()
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            add_sums(files, manifest, base=None, dirty=None)
+        assert time.monotonic() - began < 30
+    finally:
+        let_go.set()
+        thread.join()
