@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,8 +13,6 @@ import click
 from ramet.errors import HostError
 
 GAP = "  "
-NARROWEST = 8
-"""No column is folded below it."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLOURS = {
     "running": "green",
@@ -107,37 +101,39 @@ def json(value: object) -> None:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Print rows under headers; columns named in ``right`` are right-aligned.
 
-    On a terminal coloured by state, and folded where they are too wide for it. Elsewhere never cut and never wrapped.
+    On a terminal through rich, coloured by state. Elsewhere fixed columns without colours, never cut and never wrapped.
     """
-    width = shutil.get_terminal_size().columns if on_terminal() else None
-    for text in columns([headers, *rows], right=[header in right for header in headers], width=width):
-        line(text)
+    if on_terminal():
+        _rich_table(headers, rows, right)
+    else:
+        for text in columns([headers, *rows], right=[header in right for header in headers]):
+            line(text)
 
 
-def columns(rows: Sequence[Sequence[str]], *, right: Sequence[bool], width: int | None = None) -> list[str]:
-    """Pad the cells of all rows to the width of their column. With ``width`` cells are folded so that a line fits, the widest
-    columns first, and words are coloured.
-    """
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> list[str]:
+    """Pad the cells of all rows to the width of their column."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(right))]
-    if width is None:
-        return [_row(row, widths, right, paint=False) for row in rows]
-    while sum(widths) + len(GAP) * (len(widths) - 1) > width and max(widths) > NARROWEST:
-        widths[widths.index(max(widths))] -= 1
-    return [text for row in rows for text in _folded(row, widths, right)]
+    return [
+        GAP.join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
-def _folded(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-    for parts in itertools.zip_longest(*cells, fillvalue=""):
-        yield _row(parts, widths, right, paint=True)
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], *, paint: bool) -> str:
-    padded = []
-    for cell, width, to_right in zip(cells, widths, right, strict=True):
-        shown, padding = coloured(cell) if paint else cell, " " * (width - len(cell))
-        padded.append(padding + shown if to_right else shown + padding)
-    return GAP.join(padded).rstrip()
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        shown.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, style=_COLOURS.get(cell.partition("(")[0], "")) for cell in row))
+    with _stdout():
+        Console(highlight=False).print(shown)
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> None:
@@ -148,9 +144,8 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def coloured(word: str) -> str:
-    """``word`` in its colour, if it has one, on a terminal, and as it is elsewhere (click removes the codes)."""
-    colour = _COLOURS.get(word.partition("(")[0])
-    return click.style(word, fg=colour) if colour and "NO_COLOR" not in os.environ else word
+    """``word`` in its colour on a terminal, and as it is elsewhere (click removes the codes)."""
+    return click.style(word, fg=_COLOURS.get(word.partition("(")[0]))
 
 
 def on_terminal() -> bool:
