@@ -10,7 +10,7 @@ import pytest
 from ramet import Host
 from ramet.errors import ConfigError, RametError, UnsupportedError, VmmDiedError
 from ramet.hypervisors.qemu import driver as qemu
-from ramet.model import MIB, Accelerator, Hypervisor, InstanceInfo, State
+from ramet.model import MIB, Accelerator, Failure, Hypervisor, InstanceInfo, State
 from ramet.process import wait_until
 from tests.capabilities import requires
 from tests.vm.guests import marks, set_marks, sh
@@ -60,6 +60,16 @@ def test_a_guest_that_powers_off_or_reboots_ends_its_vmm(host: Host, web: Instan
         assert sh(host, "web", "cat /data/mark") == "disk"
     assert host.stop("web").state is State.STOPPED
     assert host.last_note is None, "it shut down by itself"
+
+
+def test_a_guest_whose_kernel_panics_has_failed(host: Host, web: InstanceInfo) -> None:
+    host.exec("web", ["sh", "-c", "echo c >/proc/sysrq-trigger"], detach=True)
+    wait_until(lambda: host.get("web").state is State.FAILED, 60, what="the guest to end")
+    info = host.get("web")
+    assert info.failure is Failure.GUEST_PANICKED
+    assert "panicked (sysrq triggered crash)" in (info.failure_detail or "")
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark") == "disk"
 
 
 def test_its_console_and_its_logs(host: Host, web: InstanceInfo) -> None:
