@@ -24,13 +24,13 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def sweep(parent: Path, prefix: str) -> None:
-    """Remove the scratch directories of processes that have ended.
+    """Remove the scratch directories of processes that have ended. One whose name says nobody's is left alone.
 
     Raises:
         OSError: if one cannot be removed.
     """
-    for path in parent.glob(f"{prefix}*"):
+    for path in parent.glob(f"{prefix}*-*"):
         owner = path.name.removeprefix(prefix).partition("-")[0]
-        if not Path(f"/proc/{owner}").exists():
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             with suppress(FileNotFoundError):  # somebody else is at it
                 atomic.remove_tree(path)

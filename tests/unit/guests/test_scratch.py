@@ -33,6 +33,13 @@ def test_what_a_killed_process_left_goes_and_what_others_use_stays(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [alive]
 
 
+@pytest.mark.parametrize("name", [".unpack-abcd1234", ".unpack-ab-12", ".unpack-", "12-ab"])
+def test_what_is_nobody_s_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with scratch(tmp_path, ".unpack-"):
+        assert (tmp_path / name).is_dir()
+
+
 def test_a_package_that_a_killed_build_had_unpacked_goes_with_the_next(
     tmp_path: Path, left: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
