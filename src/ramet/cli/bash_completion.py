@@ -1,4 +1,4 @@
-"""Completing words with a colon in bash, such as ``snapshot:golden``. Bash hands it over in three (bash(1), COMP_WORDBREAKS),
+"""Completing words with a colon in bash, such as ``snapshot:golden``. Bash hands one over in three (bash(1), COMP_WORDBREAKS),
 and what it replaces is what follows the colon.
 """
 
