@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,8 @@ import pytest
 
 from ramet.store import names
 from ramet.store.layout import open_store
+
+TIMEOUT_S = 20.0
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def complete(line: str, home: Path) -> list[str]:
     env = {**os.environ, "RAMET_HOME": str(home), "_RAMET_COMPLETE": "bash_complete", "COMP_WORDS": line}
     env["COMP_CWORD"] = str(len(line.split(" ")) - 1)
     ask = [sys.executable, "-c", "from ramet.cli.main import main; main()"]
-    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert done.stderr == ""
     return [row.partition(",")[2] for row in done.stdout.splitlines() if row]
 
@@ -47,6 +52,51 @@ def complete(line: str, home: Path) -> list[str]:
 )
 def test_what_is_completed(home: Path, line: str, expected: list[str]) -> None:
     assert complete(line, home) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fork", "snapshot", ":", "g"], ["golden"]),
+        (["fork", "snapshot", ":"], ["golden"]),
+        (["fork", "snapshot", ":", "x"], []),
+        (["fork", "sn"], ["snapshot:golden"]),
+        (["fork", "snapshot", ":", "golden", ""], []),
+        (["show", "snapshot", ":", "golden", "w"], []),
+    ],
+)
+def test_a_name_that_bash_has_cut_at_its_colon(home: Path, words: list[str], expected: list[str]) -> None:
+    """What is before the colon stays on the line, and bash replaces the rest."""
+    assert complete(" ".join(["ramet", *words]), home) == expected
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_itself_completes_a_name_with_a_colon(home: Path) -> None:
+    ramet = home.parent / "ramet"
+    ramet.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ramet.cli.main import main; main()" "$@"\n')
+    ramet.chmod(0o755)
+    master, slave = pty.openpty()
+    env = {**os.environ, "RAMET_HOME": str(home), "PATH": f"{home.parent}:{os.environ['PATH']}", "TERM": "dumb"}
+    command = ["bash", "--norc", "--noprofile", "-i"]
+    shell = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+    os.close(slave)
+    with shell:
+        try:
+            os.write(master, b'eval "$(_RAMET_COMPLETE=bash_source ramet)"; echo loaded-$((40 + 2))\n')
+            assert b"loaded-42" in shown(master, b"loaded-42")
+            os.write(master, b"ramet fork snapshot:g\t")
+            assert b"ramet fork snapshot:golden" in shown(master, b"snapshot:golden")
+        finally:
+            shell.kill()
+            os.close(master)
+
+
+def shown(master: int, until: bytes) -> bytes:
+    """What a terminal shows until that is among it, or nothing more comes."""
+    seen = b""
+    while until not in seen and select.select([master], [], [], TIMEOUT_S)[0]:
+        seen += os.read(master, 4096)
+    return seen
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:

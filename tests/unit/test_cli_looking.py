@@ -191,3 +191,14 @@ def test_logs_follows_a_log_that_grows_and_one_that_starts_anew(
     monkeypatch.setattr("ramet.cli.output.raw", shown)
     assert run(["logs", "web", "-f"]) == 130
     assert seen == [b"first boot\n", b"more\n", b"anew\n"]
+
+
+def test_the_tree_of_no_instances_says_so(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "list", list)
+    monkeypatch.setattr(host, "snapshots", list)
+    assert run(["tree"]) == 0
+    assert capsys.readouterr() == ("", "No instances.\n")
+    assert run(["tree", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []

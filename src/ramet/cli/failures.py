@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import select
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import click
 
 from ramet.cli import progress
-from ramet.errors import RametError
+from ramet.errors import InterruptedByUserError, RametError
 
 INTERNAL_STATUS = 70
 """EX_SOFTWARE of sysexits.h: a bug of ours."""
 USAGE_STATUS = 2
+COULD_NOT_RUN_STATUS = 2
 BROKEN_PIPE_STATUS = 141
 """128 + SIGPIPE, what a shell gives for a program that the signal ended."""
 
@@ -47,6 +49,18 @@ def warn(message: str) -> None:
 def visible(text: str) -> str:
     """``text`` with control characters escaped: some of it a guest wrote, and it must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def could_not_run() -> Iterator[None]:
+    """For verbs whose status is a verdict: an error of the block, but for an interruption, has the status that is none."""
+    try:
+        yield
+    except InterruptedByUserError:
+        raise
+    except RametError as err:
+        err.exit_status = COULD_NOT_RUN_STATUS
+        raise
 
 
 def usage(err: click.ClickException) -> tuple[str, str | None]:

@@ -12,15 +12,14 @@ import click
 
 from ramet.cli import output, report_files
 from ramet.cli.context import App, Verb, verb
-from ramet.cli.failures import visible
-from ramet.errors import ConfigError, RametError, host_errors
+from ramet.cli.failures import could_not_run, visible
+from ramet.errors import ConfigError, host_errors
 from ramet.pages import in_words
 
 if TYPE_CHECKING:
     from ramet.verify.guard import Change, GuardReport, Outcome
 
 COMMAND = "ramet.command"
-COULD_NOT_RUN_STATUS = 2
 STDERR = 2
 INDENT = 4
 SHOWN_MAX = 20
@@ -49,6 +48,7 @@ class GuardVerb(Verb):
 )
 @click.option("--allow-writers", is_flag=True, help="Begin although a process has one of the files open for writing.")
 @report_files.option("--output", "report_path", "the report, as JSON,")
+@could_not_run()
 def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: Path | None) -> int:
     """Run a command and say which of your files it changed.
 
@@ -59,11 +59,7 @@ def guard(app: App, paths: tuple[Path, ...], allow_writers: bool, report_path: P
     did. 2: nothing did, but COMMAND failed or left a process that can write to one of the files, or it could not run.
     With --json: an object on stdout, and COMMAND's stdout goes to stderr.
     """
-    try:
-        return _guard(app, paths, tuple(click.get_current_context().meta[COMMAND]), allow_writers, report_path)
-    except RametError as err:
-        err.exit_status = COULD_NOT_RUN_STATUS
-        raise
+    return _guard(app, paths, tuple(click.get_current_context().meta[COMMAND]), allow_writers, report_path)
 
 
 def _guard(

@@ -136,6 +136,8 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     terminal.claim_standard_descriptors()
     if COMPLETION_VARIABLE in os.environ:
+        from ramet.cli import bash_completion  # noqa: F401 - click finds it by the shell's name
+
         cli.main(prog_name="ramet", complete_var=COMPLETION_VARIABLE)
     signals.install()
     sys.exit(run(sys.argv[1:]))

@@ -73,6 +73,15 @@ def raw(data: bytes) -> None:
         stream.buffer.flush()
 
 
+def text(shown: str) -> None:
+    """Write text to stdout, at once; what its encoding lacks becomes a question mark.
+
+    Raises:
+        HostError: if stdout takes no more.
+    """
+    raw(shown.encode(sys.stdout.encoding or "ascii", "replace"))
+
+
 def raw_error(data: bytes) -> None:
     """Write bytes to stderr as they are, at once.
 

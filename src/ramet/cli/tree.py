@@ -53,6 +53,8 @@ def tree(app: App) -> None:
     if app.json:
         output.json(roots)
         return
+    if not roots:
+        output.error_line("No instances.")
     strokes = UNICODE if output.can_print("├└│─") else ASCII
     for root in roots:
         for text in drawn(root, strokes):

@@ -11,12 +11,12 @@ import click
 from ramet.cli import output, report_files
 from ramet.cli.context import App, verb
 from ramet.cli.create import parse_memory
-from ramet.errors import ConfigError, HostError, InterruptedByUserError, RametError, host_errors
+from ramet.cli.failures import could_not_run
+from ramet.errors import ConfigError, HostError, host_errors
 
 if TYPE_CHECKING:
     from ramet.verify.reports.results import Matrix, Report
 
-COULD_NOT_RUN_STATUS = 2
 ALL = "all"
 
 
@@ -47,6 +47,7 @@ ALL = "all"
 @report_files.option("--output", "report_path", "the JSON")
 @report_files.option("--html", "html", "one page of HTML")
 @report_files.option("--junit", "junit", "JUnit's XML")
+@could_not_run()
 def verify(
     app: App,
     listing: bool,
@@ -67,23 +68,17 @@ def verify(
     it could not run. With --sabotage NAME the broken run must end in 1; with --sabotage all, 0 says that each was
     caught by the check that names it.
     """
-    try:
-        if schema:
-            from ramet.verify.reports import documents
+    if schema:
+        from ramet.verify.reports import documents
 
-            output.json(documents.schema())
-            return 0
-        if listing:
-            _check_names(scenarios, sabotage)
-            return _list(app)
-        places = {"--output": report_path, "--html": html, "--junit": junit}
-        reports = {option: path for option, path in places.items() if path is not None}
-        return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, reports)
-    except InterruptedByUserError:
-        raise
-    except RametError as err:
-        err.exit_status = COULD_NOT_RUN_STATUS
-        raise
+        output.json(documents.schema())
+        return 0
+    if listing:
+        _check_names(scenarios, sabotage)
+        return _list(app)
+    places = {"--output": report_path, "--html": html, "--junit": junit}
+    reports = {option: path for option, path in places.items() if path is not None}
+    return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, reports)
 
 
 def _list(app: App) -> int:

@@ -6,9 +6,9 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from ramet.closing import Closing
 from ramet.errors import ConfigError, GuestError
 from ramet.guests import transfer, wire
 from ramet.guests.exec_session import ExecControl, ExecSession, Output
@@ -34,7 +34,7 @@ MAX_WORDS_BYTES = 64 * 1024
 """What ``ramet-agent put`` and ``get`` may write to stderr."""
 
 
-class AgentClient:
+class AgentClient(Closing):
     """A session with the agent; a context manager. Not for several threads."""
 
     def __init__(self, stream: AgentStream) -> None:
@@ -59,14 +59,6 @@ class AgentClient:
             VmmDiedError: if the other end is closed.
         """
         return cls(session_over(sock, deadline_s))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the session: the agent kills the command that it was running, if any. Twice is fine."""

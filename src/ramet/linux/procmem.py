@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from ramet.linux import whole
+
 
 def open_memory(pid: int) -> int:
     """A descriptor for reading; the kernel checks the right to trace here, once."""
@@ -17,9 +19,6 @@ def read_into(fd: int, address: int, buffer: memoryview) -> None:
     Raises:
         OSError: EIO where nothing is mapped or the process is gone.
     """
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], address + done)
-        if count == 0:
-            raise OSError(errno.EIO, f"no memory at {address + done:#x}")
-        done += count
+    done = whole.pread(fd, buffer, address)
+    if done < len(buffer):
+        raise OSError(errno.EIO, f"no memory at {address + done:#x}")

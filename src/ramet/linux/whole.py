@@ -1,4 +1,4 @@
-"""write(2) and pwrite(2) to their end: each may write less than it was given (a signal, a pipe, a disk that is nearly full)."""
+"""write(2), pwrite(2) and pread(2) to their end: each may do less than it was told, as on a disk that is nearly full."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ def pwrite(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     while left:
         done = os.pwrite(fd, left, offset)
         left, offset = left[done:], offset + done
+
+
+def pread(fd: int, into: memoryview, offset: int) -> int:
+    """Fill ``into`` from ``offset``; returns how much was read, which is less only where the file ends.
+
+    Raises:
+        OSError: of the read that failed.
+    """
+    done = 0
+    while done < len(into):
+        count = os.preadv(fd, [into[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done

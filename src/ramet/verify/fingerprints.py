@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ramet.errors import InterruptedByUserError
-from ramet.linux import extents
+from ramet.linux import extents, whole
 from ramet.pages import ranges
 
 T = TypeVar("T")
@@ -179,18 +179,11 @@ def _data(fd: int, piece_bytes: int) -> Iterator[tuple[int, memoryview]]:
         end = min(end + -end % PAGE_BYTES, size)
         while position < end:
             piece = buffer[: min(piece_bytes - position % piece_bytes, end - position)]
-            _fill(fd, piece, position)
+            done = whole.pread(fd, piece, position)
+            if done < len(piece):
+                raise OSError(f"the file ended at {position + done}: it was cut short while it was read")
             yield position, piece
             position += len(piece)
-
-
-def _fill(fd: int, piece: memoryview, position: int) -> None:
-    done = 0
-    while done < len(piece):
-        count = os.preadv(fd, [piece[done:]], position + done)
-        if count == 0:
-            raise OSError(f"the file ended at {position + done}: it was cut short while it was read")
-        done += count
 
 
 def _hash_zeros(digest: hashlib._Hash, count: int) -> None:

@@ -13,11 +13,10 @@ import os
 import re
 import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
+from ramet.closing import Closing
 from ramet.errors import RejectedError, VmmDiedError, VmmError, host_error
 from ramet.hypervisors.control import reach
 from ramet.paths import API_SOCKET
@@ -47,7 +46,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock = sock
 
 
-class FirecrackerMonitor:
+class FirecrackerMonitor(Closing):
     """One connection to one Firecracker. ``close()`` twice is fine."""
 
     def __init__(self, run_dir: Path, *, deadline_s: float) -> None:
@@ -63,14 +62,6 @@ class FirecrackerMonitor:
 
     def _connected(self) -> _Connection:
         return _Connection(reach("Firecracker", self._run_dir, API_SOCKET, deadline_s=self._timeout_s))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Disconnect."""

@@ -12,12 +12,12 @@ import logging
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from ramet.closing import Closing
 from ramet.errors import RejectedError, VmmDiedError, VmmError
 from ramet.hypervisors.control import reach
 from ramet.paths import QMP_SOCKET
@@ -39,7 +39,7 @@ class _RamBlock(msgspec.Struct):
     human_readable_text: str = msgspec.field(name="human-readable-text")
 
 
-class QmpMonitor:
+class QmpMonitor(Closing):
     """One connection to one QEMU. ``close()`` twice is fine; nothing that the guest does can block it for ever."""
 
     def __init__(self, run_dir: Path, *, deadline_s: float) -> None:
@@ -66,14 +66,6 @@ class QmpMonitor:
             if sock is not None:
                 sock.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Disconnect."""
