@@ -117,6 +117,42 @@ def test_a_signal_that_comes_again_is_held_as_any_other() -> None:
     assert (done.stdout, done.stderr) == ("held\nraised\n", "")
 
 
+AT_THE_END = """
+import signal
+from ramet.signals import ENDING_SIGNALS, signals_held
+
+def handler(number, frame):
+    raise KeyboardInterrupt(number)
+
+def put_back(number, how, real=signal.signal):
+    real(number, how)
+    if how is handler and number == signal.SIGINT:
+        signal.raise_signal(signal.SIGINT)  # the first is back, and the others are not
+
+for number in ENDING_SIGNALS:
+    signal.signal(number, handler)
+try:
+    with signals_held():
+        signal.signal = put_back
+except KeyboardInterrupt as err:
+    print("raised", err)
+for number in ENDING_SIGNALS:
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt as err:
+        print("raised", err)
+print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def test_a_signal_that_comes_while_handlers_are_put_back_loses_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    )
+    expected = ["raised 2", *(f"raised {number.value}" for number in ENDING_SIGNALS), "set()"]
+    assert (done.stdout.splitlines(), done.stderr) == (expected, "")
+
+
 def test_what_is_ignored_stays_ignored_but_for_the_end_of_children() -> None:
     ignore = "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGHUP, s.SIGCHLD)]"
     code = f"{ignore}; from ramet.cli import signals; signals.install(); print(s.getsignal(1), s.getsignal(17))"
