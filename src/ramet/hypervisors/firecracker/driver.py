@@ -149,7 +149,7 @@ class FirecrackerDriver:
     ) -> Iterator[tuple[VmmProcess, FirecrackerMonitor, list[Path]]]:
         """A Firecracker, its monitor, and the paths by which it opens ``files``."""
         log, path = spec.vmm_log, program()
-        confined = confinement.of(spec, path, kvm=True, memory_is_written=False)
+        confined = confinement.of(spec, path, kvm=True, memory_is_written=False, ends_at_file_limit=True)
         with ExitStack() as stack:
             with host_errors(f"open the files of {spec.name!r}"):
                 opened = [inherited(stack, file) for file in files]
@@ -192,6 +192,7 @@ def _spawn(path: str, confined: Confinement, fds: Sequence[int]) -> tuple[list[s
         cwd=directory,
         mark=spec.run_dir,
         stdout_path=spec.console_log,
+        limits=confined.limits,
         starter=confined.start,
     )
     return command, vmm
