@@ -138,7 +138,7 @@ def of(
 
 def _largest_file(spec: LaunchSpec) -> int:
     """What it writes is no larger: its disk has its size from the beginning. A log can grow as far, and then grows no more."""
-    with host_errors(f"see how large the disk of {spec.name!r} is"):
+    with host_errors(f"see how large {spec.disk} is"):
         return max(spec.disk.stat().st_size, spec.hardware.memory_mib * MIB)
 
 
