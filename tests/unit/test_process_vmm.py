@@ -128,14 +128,19 @@ def test_only_the_descriptors_that_were_passed_are_inherited(
         wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log, str(reader): pipe})
 
 
-WRITES_ON = "while echo a line of a log; do :; done >file; echo lives"
+WRITES_ON = """
+until test "$(ulimit -f)" = 16; do :; done
+while echo a line of a log; do :; done >file
+echo lives
+"""
+"""It is limited when it is there already: it waits for that. The unit is 512 bytes (sh(1))."""
 
 
 def test_a_vmm_whose_file_is_as_large_as_may_be_lives_on(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
     """A guest fills its log: the disk of the host is not full, and the guest not lost."""
-    spawned(["sh", "-c", WRITES_ON], limits={resource.RLIMIT_FSIZE: 8000})
+    spawned(["sh", "-c", WRITES_ON], limits={resource.RLIMIT_FSIZE: 16 * 512})
     wait_for_log(tmp_path, "lives")
-    assert (tmp_path / "file").stat().st_size == 8000
+    assert (tmp_path / "file").stat().st_size == 16 * 512
 
 
 def test_a_vmm_has_no_more_than_we_may_have(spawned: Callable[..., VmmProcess]) -> None:

@@ -21,6 +21,7 @@ from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.linux import landlock, procfs, seccomp
 from ramet.model import MIB, Accelerator
 from tests.capabilities import any_python
+from tests.unit.hypervisors import hostile
 
 PYTHON = any_python()
 PROGRAM = Path(__file__).with_name("hostile.py")
@@ -42,7 +43,7 @@ class Place:
         assert self.spec.boot is not None
         own = self.spec.work_dir.parent
         said_path = self.spec.vmm_log.with_name("said")
-        for path in (said_path, self.spec.run_dir / "own.sock"):
+        for path in (said_path, self.spec.run_dir / "own.sock", own / hostile.GO):
             path.unlink(missing_ok=True)
         arguments = [self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid]
         arguments += [stack_of(self.victim_pid), self.abstract, self.spec.hardware.memory_mib * MIB]
@@ -59,6 +60,7 @@ class Place:
                 limits=confined.limits,
                 starter=confined.start,
             )
+            (own / hostile.GO).touch()
             try:
                 assert process.wait_gone(vmm, 60)
             finally:

@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PTRACE_SEIZE = 0x4206
 SYS_PROCESS_VM_WRITEV, SYS_CLONE = 311, 56
 CLONE_NEWUSER, IPC_PRIVATE = 0x10000000, 0
+GO = "work/go"
+"""The file that says that it was started as a VMM is, and that nothing more is to come."""
 DESCRIPTORS, PROCESSES, LOCKED_BYTES = 3000, 60, 4096
 Act = tuple[str, Callable[[], object]]
 
@@ -190,6 +193,8 @@ def main(own: str, image: str, mine: str, victim: str, pid: str, address: str, a
     found: dict[str, str] = {}
     places = (Path(own), Path(image), Path(mine), Path(victim))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    while not (places[0] / GO).exists():  # a VMM has no guest either before it is limited
+        time.sleep(0.001)
     for name, act in acts(*places, int(pid), int(address), abstract, int(largest)):
         try:
             act()
