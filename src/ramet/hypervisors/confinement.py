@@ -67,9 +67,10 @@ LIMITS: Final[Mapping[int, int]] = {
     resource.RLIMIT_NICE: 0,
 }
 """Of every VMM: the most that it may have. docs/security.md says why of each."""
-TASKS: Final = 1024
-"""Processes and threads of a VMM's own user. A QEMU has its CPUs, 64 workers at most (include/block/aio.h,
-THREAD_POOL_MAX_THREADS_DEFAULT) and a handful; but one that no init has reaped counts too, and cannot be told from a live one.
+TASKS: Final = 4096
+"""Processes and threads of a VMM's own user, an eighth of what the smallest kernels have. A QEMU has its CPUs, 64 workers at most
+(include/block/aio.h, THREAD_POOL_MAX_THREADS_DEFAULT) and a handful; but a VMM of earlier that nobody has reaped counts too, as
+in a container whose first process does not wait for others (kernel/exit.c, release_task).
 """
 
 

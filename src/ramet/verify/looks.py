@@ -32,7 +32,7 @@ LIMITS: Mapping[str, int] = {
     "Max realtime priority": 0,
 }
 """The most that any VMM may have (docs/security.md)."""
-LIMITS_OF_A_USER: Mapping[str, int] = {"Max processes": 1024}
+LIMITS_OF_A_USER: Mapping[str, int] = {"Max processes": 4096}
 """And one that has a user of its own."""
 MANY = 5
 """How many of the same problem are told."""

@@ -50,6 +50,7 @@ def acts(
     yield "own: remove", lambda: (own / "work/newer").unlink()
     yield "own: log", lambda: (own / "logs/console.log").open("ab").write(b"said")
     yield "own: listen", lambda: socket.socket(socket.AF_UNIX).bind(str(own / "run/own.sock"))
+    yield "own: have it interpreted", lambda: interpret(own / "work/script")
     yield "own: read the image", image.read_bytes
     yield "own: read the snapshot", mine.read_bytes
     yield "own snapshot: execute", lambda: execute(mine)
@@ -104,6 +105,11 @@ def execute(path: Path) -> None:
         path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o700)
     subprocess.run([str(path)], check=True)
+
+
+def interpret(path: Path) -> None:
+    path.write_bytes(b"exit 0\n")
+    subprocess.run(["/bin/sh", str(path)], check=True)
 
 
 def make_and_execute(path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.unit.hypervisors import hostile
 from tests.unit.hypervisors.confined import INSTANCE_ID, PYTHON, Place, done, only
 
 OWN = {"own: make", "own: write", "own: truncate", "own: rename", "own: remove", "own: log", "own: listen"}
+OWN |= {"own: have it interpreted"}
 READ = {"own: read the image", "own: read the snapshot"}
 OTHERS_OF_THE_SAME_USER = {
     "victim: mode",
