@@ -106,12 +106,19 @@ class Confinement:
 
 
 def of(
-    spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool, ends_at_file_limit: bool = False
+    spec: LaunchSpec,
+    program: str,
+    *,
+    kvm: bool,
+    memory_is_written: bool,
+    ends_at_file_limit: bool = False,
+    needs_calls: tuple[str, ...] = (),
 ) -> Confinement:
     """How ``spec``'s VMM is confined here: by whatever means there are; with ``RAMET_CONFINEMENT=off`` it has no core dumps, and
     that is all.
 
     ``ends_at_file_limit``: it takes a file that has become as large as may be for its own end. Then its files have no limit.
+    ``needs_calls``: what the filter refuses to others (``seccomp.REFUSED``).
 
     Raises:
         ConfigError: if a setting is nonsense.
@@ -127,8 +134,8 @@ def of(
         )
     allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
     user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
-    filtered = seccomp.why_not() is None
-    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered)
+    filtered_but = needs_calls if seccomp.why_not() is None else None
+    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered_but)
     limits = {**LIMITS}
     if user is not None:  # or it would be the number of all that the user has
         limits[resource.RLIMIT_NPROC] = TASKS
@@ -147,7 +154,7 @@ def _confined(
     allowed: landlock.Rules | None,
     user: int | None,
     groups: tuple[int, ...],
-    filtered: bool,
+    filtered_but: tuple[str, ...] | None,
     start: Callable[[], Child],
     limit: Callable[[Child], None],
 ) -> Child:
@@ -176,8 +183,8 @@ def _confined(
 
     def behind_filter() -> Child:
         tids.append(threading.get_native_id())
-        if filtered:
-            seccomp.restrict_this_thread()
+        if filtered_but is not None:
+            seccomp.restrict_this_thread(but=filtered_but)
         return start()
 
     with credentials.dumpable_kept():

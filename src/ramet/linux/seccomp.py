@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -184,13 +184,13 @@ def why_not() -> str | None:
         return f"the kernel has no seccomp filters ({err.strerror})"
 
 
-def restrict_this_thread() -> None:
-    """Refuse all of the above from now on. The thread must have no_new_privs.
+def restrict_this_thread(*, but: Collection[str] = ()) -> None:
+    """Refuse all of the above from now on, ``but`` some of ``REFUSED``. The thread must have no_new_privs.
 
     Raises:
         OSError: if the kernel refuses; nothing is restricted then.
     """
-    code = assemble()
+    code = assemble(but=but)
     program = _Program(len(code) // 8, code)
     result = _libc.syscall(
         SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
@@ -200,7 +200,7 @@ def restrict_this_thread() -> None:
         raise OSError(number, f"seccomp: {os.strerror(number)}")
 
 
-def assemble() -> bytes:
+def assemble(*, but: Collection[str] = ()) -> bytes:
     """The filter as the kernel takes it: struct sock_filter, one after the other."""
     refuse = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.EPERM)
     allow = _instruction(BPF_RET, value=SECCOMP_RET_ALLOW)
@@ -212,7 +212,7 @@ def assemble() -> bytes:
         _instruction(BPF_JGE, value=X32_SYSCALL_BIT, otherwise_skip=1),
         refuse,
     ]
-    for number in REFUSED.values():
+    for number in (number for name, number in REFUSED.items() if name not in but):
         code += [_instruction(BPF_JEQ, value=number, otherwise_skip=1), refuse]
     for number, tests in ALLOWED_ONLY_WITH.values():
         check = [one for test in tests for one in (*test.code(otherwise_skip=1), allow)]

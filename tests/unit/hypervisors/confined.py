@@ -38,7 +38,7 @@ class Place:
     victim_pid: int
     abstract: str
 
-    def run(self, *, memory_is_written: bool = False) -> dict[str, str]:
+    def run(self, *, memory_is_written: bool = False, needs_calls: tuple[str, ...] = ()) -> dict[str, str]:
         """What came of each act of a confined hostile program."""
         assert self.spec.boot is not None
         own = self.spec.work_dir.parent
@@ -47,7 +47,9 @@ class Place:
             path.unlink(missing_ok=True)
         arguments = [self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid]
         arguments += [stack_of(self.victim_pid), self.abstract, self.spec.hardware.memory_mib * MIB]
-        confined = confinement.of(self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written)
+        confined = confinement.of(
+            self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written, needs_calls=needs_calls
+        )
         with confined.lent():
             confined.hand_over()
             vmm = process.spawn(

@@ -18,6 +18,7 @@ from ramet import process
 from ramet.errors import ConfigError
 from ramet.hypervisors import confinement
 from ramet.hypervisors import kvm as kvm_device
+from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.linux import credentials, landlock, seccomp
 from tests.capabilities import requires
 from tests.unit.hypervisors import hostile
@@ -119,6 +120,12 @@ def test_the_filter_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None
     found = place.run()
     assert done(found) & (FILTERED | LIMITED_FOR_ALL) == set(), found
     assert {"victim: write", "process: signal"} <= done(found), "files and signals are Landlock's"
+
+
+@requires("landlock", "seccomp")
+def test_a_call_that_a_vmm_needs_is_all_that_is_added(place: Place) -> None:
+    """Firecracker, whose own filters refuse execve(2) before its guest runs."""
+    assert done(place.run(needs_calls=firecracker.NEEDS_CALLS)) - done(place.run()) == {"execute from memory"}
 
 
 @requires("vmm-users")

@@ -35,8 +35,10 @@ def test_every_limit_is_set(place: Place, monkeypatch: pytest.MonkeyPatch, users
 
 
 def test_a_file_may_become_as_large_as_the_disk_or_the_memory_is(place: Place) -> None:
-    def most(**more: bool) -> int | None:
-        confined = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=False, **more)
+    def most(*, ends_at_file_limit: bool = False) -> int | None:
+        confined = confinement.of(
+            place.spec, PYTHON, kvm=False, memory_is_written=False, ends_at_file_limit=ends_at_file_limit
+        )
         return confined.limits.get(resource.RLIMIT_FSIZE)
 
     assert most() == 128 * MIB
