@@ -355,11 +355,11 @@ class ForkReport(Value, frozen=True, kw_only=True):
     source_pause_s: float | None
     method: Method | None
     failures: tuple[ForkFailure, ...] = ()
-    """Those that could not be made, or did not come up, and are gone; where that was not to undo all."""
+    """Those that could not be made, or did not come up, and were removed; where that was not to undo all."""
 
 
 class ForkFailure(Value, frozen=True, kw_only=True):
-    """A fork that there is not, and why."""
+    """A fork that is not among the instances, and why."""
 
     name: str
     code: str
@@ -367,6 +367,9 @@ class ForkFailure(Value, frozen=True, kw_only=True):
     exit_status: int
     message: str
     hint: str | None = None
+    left_id: str | None = None
+    """The id of what there is of it, where that could not be removed again; None: nothing is left."""
+    left_why: str | None = None
 
 
 class Capability(Value, frozen=True, kw_only=True):

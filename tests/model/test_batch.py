@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ramet.errors import GuestError, HostError, RametError, RoomError
-from ramet.instances import birth, guest, observe, room
+from ramet.instances import birth, delete, guest, observe, room
 from ramet.instances.context import Store
 from ramet.model import MIB, Hypervisor, InstanceRecord, State
 from tests.capabilities import requires
@@ -133,6 +133,29 @@ def test_so_it_is_of_one_that_cannot_be_made(stage: PlayedStage, monkeypatch: py
     assert [one.name for one in report.failures] == [refused]
     assert set(names(stage).values()) == {State.RUNNING}
     assert len(names(stage)) == COUNT - 1
+    assert stage.host.check_store().whole
+
+
+def test_one_that_failed_and_cannot_be_removed_again_says_so(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_some(monkeypatch, "web-2", "web-4")
+    remove = delete.remove
+
+    def refuse(store: Store, name: str, *, force: bool) -> None:
+        if store.read(name).name == "web-4":
+            raise HostError("Its VMM does not end.")
+        remove(store, name, force=force)
+
+    monkeypatch.setattr("ramet.instances.fork.remove", refuse)
+    report = stage.host.fork("web", count=COUNT, start=True, partial=True)
+    removed, left = sorted(report.failures, key=lambda one: one.name)
+    assert (removed.name, removed.left_id, removed.left_why) == ("web-2", None, None)
+    assert (left.name, left.left_why) == ("web-4", "Its VMM does not end.")
+    assert "web-4" not in {info.name for info in report.instances}
+    assert left.left_id == stage.host.get("web-4").id
+    stage.host.remove(left.left_id, force=True)
+    assert len(names(stage)) == COUNT - 2
     assert stage.host.check_store().whole
 
 

@@ -214,6 +214,27 @@ def test_a_fork_that_is_not_there_is_told_and_gives_the_status(
     assert json.loads(capsys.readouterr().out)["failures"][0]["name"] == "b"
 
 
+def test_what_is_left_of_a_fork_that_failed_is_told(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    host.fork_failures = (
+        ForkFailure(
+            name="b",
+            code="guest",
+            exit_status=15,
+            message="It did not come up.",
+            hint="Try again.",
+            left_id="0123456789ab",
+            left_why="Process 7 is still there 10 s after SIGKILL.",
+        ),
+    )
+    assert run(["fork", "web", "a", "b", "--partial"]) == 15
+    assert capsys.readouterr().err.splitlines() == [
+        "ramet: error: b: It did not come up.",
+        "  What there is of it could not be removed again: Process 7 is still there 10 s after SIGKILL.",
+        "  Try again.",
+        "  Remove it: ramet rm --force 0123456789ab",
+    ]
+
+
 @pytest.mark.parametrize("extra", [["-n", "0"], ["-n", "-2"], ["-n", "3", "a", "b"], ["-n", "many"]])
 def test_fork_counts_are_checked(host: FakeHost, extra: list[str]) -> None:
     assert run(["fork", "web", *extra]) == 2

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from ramet.cli import completion, failures, output
 from ramet.cli.context import App, verb
 from ramet.errors import ConfigError, RametError
+
+if TYPE_CHECKING:
+    from ramet.model import ForkFailure
 
 BAR_WIDTH = 30
 
@@ -73,7 +77,7 @@ def fork(
     for info in report.instances:
         output.line(f"{info.name}: {output.coloured(info.state)} (forked from {source})")
     for failure in report.failures:
-        failures.say(f"{failure.name}: {failure.message}", failure.hint)
+        failures.say(*_in_words(failure))
     files = "disk and memory" if all(info.snapshot for info in report.instances) else "disk"
     how = f", {files} by {report.method}" if report.method and report.instances else ""
     pause = report.source_pause_s
@@ -81,6 +85,16 @@ def fork(
     wanted = f" of {len(report.instances) + len(report.failures)}" if report.failures else ""
     output.line(f"{len(report.instances)}{wanted} made in {took}{how}{paused}")
     return status
+
+
+def _in_words(failure: ForkFailure) -> tuple[str, str | None]:
+    """What is said of one that failed, and what to do."""
+    message = f"{failure.name}: {failure.message}"
+    if failure.left_id is None:
+        return message, failure.hint
+    left = f"What there is of it could not be removed again: {failure.left_why}"
+    hints = [failure.hint, f"Remove it: ramet rm --force {failure.left_id}"]
+    return f"{message}\n{left}", "\n".join(filter(None, hints))
 
 
 def _counted(say: Callable[[str], None], source: str, wanted: int) -> Callable[[str, RametError | None], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ramet.errors import RametError
@@ -17,6 +17,8 @@ from ramet.model import InstanceRecord, Method, State
 Announce = Callable[[Sequence[str]], None]
 """Is told the ids of forks before they are made."""
 OnResult = Callable[[str, RametError | None], object]
+TakeBack = Callable[[Sequence[str]], Mapping[str, RametError]]
+"""Removes forks by id; returns why one could not be removed, for each of those."""
 Derive = Callable[[InstanceRecord, bool], Method | None]
 """Makes one fork, whether it is the last of all; returns how its files were copied."""
 DERIVED_AT_ONCE = 4
@@ -26,14 +28,14 @@ STARTED_AT_ONCE = len(os.sched_getaffinity(0)) + 1
 
 
 class Batch:
-    """Forks in the making. One that fails ends all, unless ``partial``: then it is gone, and among the ``failures``."""
+    """Forks in the making. One that fails ends all, unless ``partial``: then it is removed, and among the ``failures``."""
 
     def __init__(
         self,
         store: Store,
         *,
         announce: Announce,
-        take_back: Callable[[Sequence[str]], None],
+        take_back: TakeBack,
         start: bool,
         partial: bool,
         on_result: OnResult,
@@ -48,6 +50,8 @@ class Batch:
         self._started: set[str] = set()
         self.failures: dict[str, RametError] = {}
         """By name."""
+        self.left: dict[str, tuple[str, RametError]] = {}
+        """Of those that failed, by name: the id of what is left, and why it could not be removed."""
         self.method: Method | None = None
 
     @property
@@ -115,7 +119,8 @@ class Batch:
         return True
 
     def _give_up(self, record: InstanceRecord, error: RametError) -> None:
-        self._take_back([record.id])
+        for instance_id, why in self._take_back([record.id]).items():
+            self.left[record.name] = (instance_id, why)
         self.failures[record.name] = error
         self._on_result(record.name, error)
 

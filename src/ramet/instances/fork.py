@@ -43,6 +43,8 @@ class Forked:
     ids: tuple[str, ...]
     failures: Mapping[str, RametError]
     """By name; with ``partial`` alone."""
+    left: Mapping[str, tuple[str, RametError]]
+    """Of the failures, those that could not be removed again, by name: the id, and why."""
     source_pause_s: float | None
     method: Method | None
 
@@ -76,7 +78,7 @@ def fork(
         else:
             pause_s = _from_instance(store, batch, source, names, count, hypervisor)
         batch.start()
-    return Forked(ids=batch.ids, failures=batch.failures, source_pause_s=pause_s, method=batch.method)
+    return Forked(ids=batch.ids, failures=batch.failures, left=batch.left, source_pause_s=pause_s, method=batch.method)
 
 
 def _require_same(source: str, made_by: Hypervisor, asked: Hypervisor | None) -> None:
@@ -267,8 +269,11 @@ def _all_or_nothing(store: Store) -> Iterator[Announce]:
             raise
 
 
-def _undo(store: Store, instance_ids: Sequence[str]) -> None:
-    """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C."""
+def _undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
+    """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C. Returns why,
+    for each of those.
+    """
+    left: dict[str, RametError] = {}
     with signals_held():
         for instance_id in instance_ids:
             try:
@@ -277,6 +282,8 @@ def _undo(store: Store, instance_ids: Sequence[str]) -> None:
                 continue  # not begun, or its own clean-up has removed it
             except RametError as err:
                 log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
+                left[instance_id] = err
+    return left
 
 
 def _new_records(

@@ -193,7 +193,8 @@ class Host:
         ``source_pause_s`` says for how long. Another ``hypervisor`` than the source's is for a stopped source only.
 
         Several are made and started at once. With ``partial`` one that fails is removed and told among the ``failures``, and the
-        others stay; so it is if not all fit. ``on_result`` is told of each as it comes: its name, and None or the error.
+        others stay; so it is if not all fit. One that cannot be removed again says so there. ``on_result`` is told of each as it
+        comes: its name, and None or the error.
 
         Raises:
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
@@ -215,7 +216,15 @@ class Host:
             source_pause_s=made.source_pause_s,
             method=made.method,
             failures=tuple(
-                ForkFailure(name=name, code=err.code, exit_status=err.exit_status, message=err.message, hint=err.hint)
+                ForkFailure(
+                    name=name,
+                    code=err.code,
+                    exit_status=err.exit_status,
+                    message=err.message,
+                    hint=err.hint,
+                    left_id=made.left[name][0] if name in made.left else None,
+                    left_why=made.left[name][1].message if name in made.left else None,
+                )
                 for name, err in made.failures.items()
             ),
         )

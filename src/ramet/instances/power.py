@@ -58,7 +58,8 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
     """Shut the guest down and keep its live disk. ``force`` kills a guest that does not shut down in time.
 
     Raises:
-        GuestTimeoutError: if the guest is still up after ``timeout_s`` and ``force`` was not given; it runs on.
+        GuestTimeoutError: if ``force`` was not given and the guest did not take the request, or is still up ``timeout_s`` after
+            it: the instance is what its guest makes of it, running until it goes down, and stopped from then on.
     """
     with exclusive(store, name) as instance:
         state = instance.record.state
@@ -102,29 +103,41 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
     vmm = instance.record.vmm
     if vmm is None:
         return False
-    asked = not force or instance.record.state is State.RUNNING
+    name, was_paused = instance.record.name, instance.record.state is State.PAUSED
+    asked = not (force and was_paused)
     if asked:
         try:
-            if instance.record.state is State.PAUSED:
+            if was_paused:
                 with instance.driver.connect(instance.paths.run) as monitor:
                     guest.unfreeze(monitor, instance.paths.run)
                 instance.change(state=State.RUNNING)
-            store.say(f"{instance.record.name}: shutting down")
+            store.say(f"{name}: shutting down")
             with AgentClient.open(instance.paths.run, deadline_s=timeout_s) as agent:
                 agent.shutdown()
-        except (GuestError, VmmDiedError):
+        except (GuestError, VmmDiedError) as err:
             # A guest that cannot be asked is no reason not to kill it, but only when told to.
             if not force and process.is_alive(vmm):
+                if isinstance(err, GuestTimeoutError):
+                    raise GuestTimeoutError(
+                        f"{name!r} did not take the request to shut down: {err.message}",
+                        hint=f"`ramet logs {name}` shows the guest's console. {_kill(name)}",
+                    ) from err
                 raise
     if asked and process.wait_gone(vmm, timeout_s):
         return False
     if not force:
+        instance.change(durable=False, pending=None)  # nothing is half done: the guest runs, and has been asked
+        paused = "; it is not paused any more" if was_paused else ""
         raise GuestTimeoutError(
-            f"{instance.record.name!r} did not shut down within {timeout_s:g} s; it runs on.",
-            hint="`ramet stop --force` kills it, as a power cut would.",
+            f"{name!r} was asked to shut down and is still up {timeout_s:g} s later. It may yet go down{paused}.",
+            hint=f"`ramet show {name}` says whether it has; --timeout waits longer. {_kill(name)}",
         )
     store.note = "killed: it did not shut down in time" if asked else "killed: it was paused"
     return True
+
+
+def _kill(name: str) -> str:
+    return f"`ramet stop --force {name}` kills it in the end, as a power cut would."
 
 
 def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
