@@ -86,7 +86,8 @@ class Confinement:
         """For the time of its start, let its user open what is published: its image, its own snapshot."""
         if self.user is None:
             return nullcontext()
-        return ownership.lent(self.spec, self.user, memory_is_written=self.memory_is_written)
+        group = user_number(self.spec.snapshot_of or self.spec.instance_id)
+        return ownership.lent(self.spec, self.user, group, memory_is_written=self.memory_is_written)
 
 
 def of(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Confinement:
@@ -100,7 +101,10 @@ def of(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) ->
     allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
     user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
     filtered = seccomp.why_not() is None
-    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered)
+    groups = _groups() if kvm else ()
+    if spec.snapshot_of is not None:
+        groups += (user_number(spec.snapshot_of),)
+    start = partial(_confined, allowed, user, groups, filtered)
     return Confinement(spec=spec, user=user, memory_is_written=memory_is_written, start=start)
 
 
@@ -214,7 +218,9 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     if spec.vmstate is not None:
         loaded.add(spec.vmstate.parent)
     written = [spec.work_dir, spec.run_dir, spec.vmm_log.parent]
-    if spec.work_dir not in spec.memory.parents:
+    if (
+        spec.work_dir not in spec.memory.parents and not spec.memory_is_sealed
+    ):  # which is in no directory, and needs no rule
         if memory_is_written:
             written.append(spec.memory)  # its own snapshot's, beside files that it may not write
         else:

@@ -41,6 +41,7 @@ from ramet.model import (
     Hypervisor,
     Image,
     InstanceInfo,
+    MemoryPolicy,
     Ping,
     RemovalPlan,
     SnapshotCheck,
@@ -184,6 +185,7 @@ class Host:
         count: int | None = None,
         start: bool = False,
         hypervisor: Hypervisor | None = None,
+        memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
         partial: bool = False,
         on_result: Callable[[str, RametError | None], object] = lambda _name, _error: None,
     ) -> ForkReport:
@@ -195,7 +197,11 @@ class Host:
         Several are made and started at once. With ``partial`` one that fails is removed and told among the ``failures``, and the
         others stay; so it is if not all fit. ``on_result`` is told of each as it comes: its name, and None or the error.
 
+        With ``MemoryPolicy.SHARE`` the forks map the source's published memory until their first sleep, and keep that snapshot
+        from being deleted.
+
         Raises:
+            UnsupportedError: if they are to share memory, and nothing here would refuse a write to it; nothing was touched.
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """
         self._fresh()
@@ -207,6 +213,7 @@ class Host:
             count=count,
             start=start,
             hypervisor=hypervisor,
+            memory_policy=memory_policy,
             partial=partial,
             on_result=on_result,
         )

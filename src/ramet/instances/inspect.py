@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
+from ramet.errors import CorruptError, NotFoundError, RametError, VmmDiedError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Referrers, Store
-from ramet.instances.live_files import mapped_file
-from ramet.linux import extents, procfs
+from ramet.instances.live_files import mapped_file, maps_template
+from ramet.linux import extents, memfd, procfs
 from ramet.model import Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State, Use
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
@@ -99,6 +99,7 @@ def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers
         image=record.image,
         created_at_unix_s=record.created_at_unix_s,
         lineage=record.lineage,
+        memory_policy=record.memory_policy,
         snapshot=snapshot,
         mapped_snapshot=record.mapped_snapshot,
         diff_base=record.diff_base,
@@ -119,16 +120,25 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
     """What /proc shows of the guest's memory; None if the VMM is gone meanwhile."""
     if record.vmm is None:
         return None
-    path = mapped_file(store.paths, record)
     try:
+        path = mapped_file(store.paths, record)
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
         opened = procfs.descriptors_of_file(record.vmm.pid, path)
-    except (FileNotFoundError, ProcessLookupError):
+        is_sealed = maps_template(record) and _is_sealed(path)
+    except (FileNotFoundError, ProcessLookupError, VmmDiedError):
         return None
     if not mappings:
         return None
-    writable = any(descriptor.writable for descriptor in opened)
+    writable = any(descriptor.writable for descriptor in opened) and not is_sealed
     return MappedMemory(path=str(path), dev=mappings[0].dev, ino=mappings[0].ino, writable=writable)
+
+
+def _is_sealed(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return memfd.is_sealed(fd)
+    finally:
+        os.close(fd)
 
 
 def use(store: Store) -> list[Use]:

@@ -65,8 +65,10 @@ def capture(
     mapped_file: Path,
     into: SnapshotPaths,
     base_is_empty: bool,
+    base: Path | None = None,
 ) -> Captured:
-    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole.
+    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``base``: what has the
+    same bytes as the mapped file, and can be derived from where that cannot.
 
     On failure nothing of the VM has changed and ``into`` may hold partial files, for the caller to discard.
 
@@ -77,7 +79,9 @@ def capture(
     vmstate = _capture_device_state(monitor, live.vmstate, into.vmstate)
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
-    memory, dirty = capture_memory(vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty)
+    memory, dirty = capture_memory(
+        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, base=base
+    )
     return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 
 
@@ -201,7 +205,7 @@ def _device_state(path: Path) -> bytes:
 
 
 def capture_memory(
-    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool
+    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool, base: Path | None = None
 ) -> tuple[SnapshotFile, tuple[tuple[int, int], ...]]:
     """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them; returns also where
     in the file those are.
@@ -213,7 +217,7 @@ def capture_memory(
         VmmError: if the VMM does not map that file privately, or ended meanwhile (VmmDiedError).
     """
     runs = find_dirty(vmm, mapped_file)
-    method = derive(mapped_file, into, allow=ANY_METHOD)
+    method = derive(base or mapped_file, into, allow=ANY_METHOD)
     with host_errors(f"write guest memory to {into}"):
         dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
         try:
