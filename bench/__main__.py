@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import fan_out, fingerprint, fork, report, restore, standby, startup
+from bench import fan_out, fingerprint, fork, report, restore, share, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "fan-out", "startup", "fingerprint")
+FIGURES = ("restore", "standby", "fork", "fan-out", "share", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -34,6 +34,7 @@ class Plan:
     commands: int
     starts: int
     forks: int
+    sharers: int
     dirty_mib: tuple[int, ...] = (1, 16, 64)
 
     def rounds_for(self, source: Source) -> int:
@@ -41,8 +42,10 @@ class Plan:
         return self.slow_rounds if slow else self.rounds
 
 
-FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64)
-QUICK = Plan(figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, forks=16, dirty_mib=(1, 64))
+FULL = Plan(figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64, sharers=25)
+QUICK = Plan(
+    figures=frozenset(FIGURES), rounds=4, slow_rounds=3, commands=40, starts=8, forks=16, sharers=8, dirty_mib=(1, 64)
+)
 
 
 def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:
@@ -75,6 +78,9 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
         if "fan-out" in plan.figures and here.reflinks:
             say(f"{here.setting}: {plan.forks} forks at once")
             tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
+        if "share" in plan.figures:
+            say(f"{here.setting}: {plan.sharers} forks that share memory")
+            tables += share.measure(sources[0], count=plan.sharers, rounds=1)
         if "startup" in plan.figures:
             say(f"{here.setting}: commands and start-up")
             tables += startup.measure(sources[0], commands=plan.commands, starts=plan.starts)
@@ -123,6 +129,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         slow_rounds=base.slow_rounds,
         commands=base.commands,
         forks=base.forks,
+        sharers=base.sharers,
         starts=base.starts,
         dirty_mib=base.dirty_mib,
     )

@@ -89,6 +89,22 @@ def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
 
 
 @on_ext4
+def test_so_it_is_where_forks_share_the_published_file(host: Host) -> None:
+    report = run(host.home, memory_policy=MemoryPolicy.SHARE, scenarios=["base"])
+    assert report.verdict is Verdict.PASS, render(report)
+    results = {result.claim.id: result for result in report.results}
+    assert results["vmm-maps-privately"].strength is Strength.ENFORCED
+    broken = run(
+        host.home,
+        memory_mib=MEMORY_MIN_MIB,
+        memory_policy=MemoryPolicy.SHARE,
+        sabotage="writable-shared-memory",
+        stop_when_caught=True,
+    )
+    assert {"vmm-maps-privately", "vmm-cannot-write-others"} <= set(broken.failed()), render(broken)
+
+
+@on_ext4
 def test_a_shared_mapping_is_caught_there_too(host: Host) -> None:
     """The sabotage must undo the kernel's protection first."""
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage="shared-mapping", stop_when_caught=True)

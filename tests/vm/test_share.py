@@ -12,6 +12,7 @@ import pytest
 from ramet import Host
 from ramet.linux import memfd, procfs
 from ramet.model import MIB, InstanceInfo, MemoryPolicy, State
+from ramet.testing import assert_isolated
 from ramet.verify.fingerprints import fingerprints
 from tests.vm.guests import marks, set_marks, sh
 
@@ -59,6 +60,7 @@ def test_forks_map_one_memory_and_diverge(host: Host, standby: InstanceInfo) -> 
         assert marks(host, one.name) == ("ram-source", "disk-source")
         set_marks(host, one.name, f"ram-{one.name}", f"disk-{one.name}")
     assert marks(host, "a") == ("ram-a", "disk-a")
+    assert_isolated(host, "web", "a", "b", "c")
     slept = host.standby("a").snapshot
     assert slept is not None
     assert slept.parent == standby.snapshot.id

@@ -342,6 +342,14 @@ class Host:
         """None if each VMM runs as a user of its own on this host, else why not."""
         return doctor.why_no_vmm_users(hypervisor)
 
+    def shares_files(self, hypervisor: Hypervisor) -> bool:
+        """Whether forks that share memory map its file, and not a sealed copy in RAM.
+
+        Raises:
+            UnsupportedError: if there is no such VMM.
+        """
+        return self._store.driver(hypervisor).opens_memory_read_only
+
     def check_store(self, *, repair: bool = False) -> StoreReport:
         """Whether the store is whole; with ``repair`` what can be mended is, and nothing is lost that something may need.
 
