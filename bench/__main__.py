@@ -78,7 +78,7 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
         if "fan-out" in plan.figures and here.reflinks:
             say(f"{here.setting}: {plan.forks} forks at once")
             tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
-        if "share" in plan.figures:
+        if "share" in plan.figures and here.reflinks:
             say(f"{here.setting}: {plan.sharers} forks that share memory")
             tables += share.measure(sources[0], count=plan.sharers, rounds=1)
         if "startup" in plan.figures:

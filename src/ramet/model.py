@@ -360,7 +360,9 @@ class Use(Value, frozen=True, kw_only=True):
     """Bytes in extents that no other file shares; None where the file system cannot tell."""
     apparent_bytes: int
     own_memory_bytes: int | None = None
-    """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none."""
+    """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none. Of a
+    snapshot: the sealed copy of its memory that forks share.
+    """
     pss_bytes: int | None = None
     """Its VMM's proportional set size: pages that several processes map are divided among them (proc(5), smaps_rollup)."""
 

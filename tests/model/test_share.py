@@ -15,7 +15,7 @@ import pytest
 from ramet.errors import ConflictError, InUseError, RoomError, StateError, UnsupportedError
 from ramet.instances import guest, sharing
 from ramet.linux import memfd, memory
-from ramet.model import Hypervisor, InstanceInfo, MemoryPolicy, State
+from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.snapshots import template as templates
 from tests.capabilities import requires
 from tests.model.machine import Words
@@ -215,6 +215,21 @@ def test_there_is_one_template_as_long_as_somebody_maps_it(stage: PlayedStage) -
     assert mapped(share(stage, 1)[0]) != ino
     assert second.mapped_memory is not None
     assert not Path(second.mapped_memory.path).exists()
+
+
+@of_older_qemu
+def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
+    def copies() -> list[int | None]:
+        return [use.own_memory_bytes for use in stage.host.du() if use.kind == "snapshot"]
+
+    assert copies() == [None]
+    share(stage, 2)
+    (taken,) = copies()
+    assert taken is not None
+    assert 0 < taken <= MIB
+    for name in ("web-1", "web-2"):
+        stage.kill(name)
+    assert copies() == [None]
 
 
 @of_older_qemu
