@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from bench import fan_out, fingerprint, fork, report, restore, scatter, standby, startup
+from bench import fan_out, fingerprint, fork, report, restore, scatter, share, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "fan-out", "scatter", "startup", "fingerprint")
+FIGURES = ("restore", "standby", "fork", "fan-out", "share", "scatter", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -35,6 +35,7 @@ class Plan:
     starts: int
     forks: int
     sleeps: tuple[int, ...]
+    sharers: int
     dirty_mib: tuple[int, ...] = (1, 16, 64)
 
     def rounds_for(self, source: Source) -> int:
@@ -43,7 +44,14 @@ class Plan:
 
 
 FULL = Plan(
-    figures=frozenset(FIGURES), rounds=12, slow_rounds=4, commands=200, starts=20, forks=64, sleeps=(1, 10, 25, 50)
+    figures=frozenset(FIGURES),
+    rounds=12,
+    slow_rounds=4,
+    commands=200,
+    starts=20,
+    forks=64,
+    sharers=25,
+    sleeps=(1, 10, 25, 50),
 )
 QUICK = Plan(
     figures=frozenset(FIGURES),
@@ -52,6 +60,7 @@ QUICK = Plan(
     commands=40,
     starts=8,
     forks=16,
+    sharers=8,
     sleeps=(1, 10),
     dirty_mib=(1, 64),
 )
@@ -87,6 +96,9 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
         if "fan-out" in plan.figures and here.reflinks:
             say(f"{here.setting}: {plan.forks} forks at once")
             tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
+        if "share" in plan.figures and here.reflinks:
+            say(f"{here.setting}: {plan.sharers} forks that share memory")
+            tables += share.measure(sources[0], count=plan.sharers, rounds=1)
         if "scatter" in plan.figures and here.reflinks:
             say(f"{here.setting}: sleeps after scattered writes")
             tables.append(scatter.measure(sources[0], say, sleeps=plan.sleeps))

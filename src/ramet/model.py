@@ -67,6 +67,15 @@ class Method(StrEnum):
     COPY = "copy"
 
 
+class MemoryPolicy(StrEnum):
+    """Whose inode a fork's memory is, until its first sleep."""
+
+    CLONE = "clone"
+    """Its own, from the moment that it is made."""
+    SHARE = "share"
+    """Its source's published one, or a sealed copy of that in RAM, which all such forks map and the kernel lets none write."""
+
+
 class SnapshotKind(StrEnum):
     """``full``: the first after a boot. ``diff``: only dirty pages were written, onto a derivation of the base."""
 
@@ -107,6 +116,14 @@ class Ancestor(Value, frozen=True, kw_only=True):
     snapshot_id: str | None
 
 
+class Template(Value, frozen=True, kw_only=True):
+    """A sealed copy of a snapshot's memory in RAM, that Ramet made: a memfd, known by its device and inode."""
+
+    snapshot_id: Id
+    dev: int
+    ino: int
+
+
 class InstanceRecord(Value, frozen=True, kw_only=True):
     """instances/<id>/instance.json: replaced atomically, the truth about one instance."""
 
@@ -126,10 +143,14 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     machine_id: str
     """The guest's /etc/machine-id, 32 hexadecimal digits: each instance has its own."""
     lineage: tuple[Ancestor, ...] = ()
+    memory_policy: MemoryPolicy = MemoryPolicy.CLONE
+    """``share``: it may wake from the snapshot that it was forked from, which is another instance's."""
     snapshot: Id | None = None
     """The snapshot that the instance sleeps on (standby), or the last one it woke from or wrote (running, failed)."""
     mapped_snapshot: Id | None = None
     """The snapshot whose memory the live VMM maps."""
+    template: Template | None = None
+    """What it maps in the place of ``mapped_snapshot``'s file, if that is the snapshot that this is a copy of."""
     diff_base: Id | None = None
     """The snapshot that the VMM's next diff is relative to."""
     needs_full: bool = False
@@ -211,7 +232,7 @@ class MappedMemory(Value, frozen=True, kw_only=True):
     """major:minor in hexadecimal, as ``maps`` prints it (btrfs prints another than stat gives)."""
     ino: int
     writable: bool
-    """A descriptor of the VMM on that inode is open for writing: isolation is held, not enforced."""
+    """A descriptor of the VMM can write to that inode: isolation is held, not enforced."""
 
 
 class SnapshotInfo(Value, frozen=True, kw_only=True):
@@ -291,6 +312,7 @@ class InstanceInfo(Value, frozen=True, kw_only=True):
     image: str
     created_at_unix_s: float
     lineage: tuple[Ancestor, ...]
+    memory_policy: MemoryPolicy
     snapshot: SnapshotInfo | None
     mapped_snapshot: str | None
     diff_base: str | None
@@ -343,7 +365,9 @@ class Use(Value, frozen=True, kw_only=True):
     """Bytes in extents that no other file shares; None where the file system cannot tell."""
     apparent_bytes: int
     own_memory_bytes: int | None = None
-    """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none."""
+    """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none. Of a
+    snapshot: the sealed copy of its memory that forks share.
+    """
     pss_bytes: int | None = None
     """Its VMM's proportional set size: pages that several processes map are divided among them (proc(5), smaps_rollup)."""
 

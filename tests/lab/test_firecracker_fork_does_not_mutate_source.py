@@ -13,7 +13,7 @@ import pytest
 
 from ramet import Host
 from ramet.linux import procfs
-from ramet.model import MIB, Hypervisor, InstanceInfo, Method, SnapshotKind, State
+from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, Method, SnapshotKind, State
 from ramet.store.derive import probe_reflink
 from ramet.verify.fingerprints import Fingerprint, fingerprint, fingerprints
 from tests.capabilities import requires
@@ -188,3 +188,33 @@ def test_a_fork_of_a_fork_outlives_the_middle_and_the_source(host: Host) -> None
         assert fingerprints(snapshot_dir(host, name)) == kept[name]
         assert host.restore(name).state is State.RUNNING
         assert marks(host, name) == (f"ram-{depth}", f"disk-{depth}")
+
+
+def test_forks_that_share_its_memory_do_not_either(host: Host) -> None:
+    """All map the published file, read-only, until each has slept; the source wakes from it too, at the same time."""
+    create(host, "source")
+    set_marks(host, "source", "ram-old", "disk-old")
+    host.standby("source")
+    directory = snapshot_dir(host, "source")
+    before = {name: one.sha256 for name, one in fingerprints(directory).items()}
+    forks = host.fork("source", ["a", "b", "c"], start=True, memory_policy=MemoryPolicy.SHARE).instances
+    for one in (*forks, host.restore("source")):
+        assert one.mapped_memory is not None
+        assert one.mapped_memory.path == str(directory / "memory")
+        assert not one.mapped_memory.writable
+        assert marks(host, one.name) == ("ram-old", "disk-old")
+        set_marks(host, one.name, f"ram-{one.name}", f"disk-{one.name}")
+    assert (directory / "memory").stat().st_uid == os.geteuid()
+    asleep = host.standby("a")
+    assert asleep.snapshot is not None
+    assert asleep.snapshot.kind is SnapshotKind.DIFF
+    host.standby("source")
+    assert {name: one.sha256 for name, one in fingerprints(directory).items()} == before
+    host.remove("source")
+    host.restore("a")
+    for name in "abc":
+        assert marks(host, name) == (f"ram-{name}", f"disk-{name}")
+    host.standby("b")
+    host.remove("c", force=True)
+    assert not directory.exists()
+    assert host.check_store().whole

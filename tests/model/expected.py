@@ -35,6 +35,8 @@ class Expected:
     synced: tuple[int, ...] = Words().disk
     """What of its disk has reached the file."""
     generation: int = 0
+    shares: bool = False
+    """It was forked under the memory policy ``share``."""
     snapshot: Taken | None = None
     """What it sleeps on; of a live one, what it woke from."""
     mapped: Taken | None = None
@@ -49,6 +51,10 @@ class Expected:
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    def may_wake_from(self, taken: Taken) -> bool:
+        """Its own, or the one that it was forked from and shares."""
+        return taken.owner_id == self.id or (self.shares and taken.id == self.lineage[-1].snapshot_id)
 
     def refers_to(self, *, settled: bool = False) -> tuple[Taken, ...]:
         """The snapshots that must be there on its account; ``settled``: after the next verb on it."""

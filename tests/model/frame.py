@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ramet import Host
 from ramet.errors import RametError
-from ramet.model import Failure, Hypervisor, InstanceInfo, State
+from ramet.model import Failure, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.paths import StorePaths
 from tests.model import looking
 from tests.model.choosing import Step, next_step
@@ -131,7 +131,7 @@ class Frame(RuleBasedStateMachine):
             (name, text)
             for name, expected in sorted(self.world.instances.items())
             for text, taken in said
-            if taken.owner_id == expected.id and taken is not expected.snapshot
+            if expected.may_wake_from(taken) and taken is not expected.snapshot
         ]
 
     def nameless(self) -> list[Taken]:
@@ -194,6 +194,7 @@ class Frame(RuleBasedStateMachine):
         assert (info.id, info.state, info.hypervisor) == (expected.id, expected.state, expected.hypervisor)
         assert info.failure is (Failure.VMM_LOST if expected.state is State.FAILED else None)
         assert info.lineage == expected.lineage
+        assert info.memory_policy is (MemoryPolicy.SHARE if expected.shares else MemoryPolicy.CLONE)
         assert (info.snapshot.id if info.snapshot else None) == (expected.snapshot.id if expected.snapshot else None)
         assert info.mapped_snapshot == (expected.mapped.id if expected.mapped else None)
         assert info.diff_base == (expected.base.id if expected.base else None)

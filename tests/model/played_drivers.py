@@ -57,6 +57,8 @@ class PlayedVmms:
         if before is not None:
             assert not before.is_alive(), f"a second VMM of {spec.name} was started: both write its disk"
             self._end(before)
+        if spec.memory_is_sealed:
+            memory = Path(f"/proc/{os.getpid()}/fd/{spec.memory.name}")  # the played VMM does not inherit it
         machine = Machine(self._program, spec, memory=memory, opens_for_writing=opens_for_writing)
         self._machines[spec.run_dir] = machine
         self._agents.listen(machine)

@@ -13,9 +13,10 @@ from ramet.errors import (
     StateError,
     UnsupportedError,
 )
-from ramet.model import Ancestor, Hypervisor, InstanceInfo, State
+from ramet.linux import leases
+from ramet.model import Ancestor, Hypervisor, InstanceInfo, MemoryPolicy, State
 from tests.model.choosing import chosen, needs, one_of
-from tests.model.expected import Expected
+from tests.model.expected import Expected, Taken
 from tests.model.frame import Frame
 
 SNAPSHOTS = ("s1", "s2", "s3", "s4")
@@ -28,6 +29,7 @@ WHO = one_of(lambda sequence: sorted(sequence.world.instances))
 FREE = one_of(lambda sequence: sequence.free_names())
 TAKEN = one_of(lambda sequence: sequence.ways_to_say_snapshot())
 NAMED = one_of(lambda sequence: sorted(sequence.world.names))
+POLICY = st.sampled_from(MemoryPolicy)
 HYPERVISOR = one_of(lambda sequence: sequence.hypervisors)
 some_live = needs(lambda self: self.live())
 some_instance = needs(lambda self: self.world.instances)
@@ -107,7 +109,7 @@ class Verbs(Frame):
             refused = NotFoundError
         elif expected.live and not discard:
             refused = StateError
-        elif taken.owner_id != expected.id:
+        elif not expected.may_wake_from(taken):
             refused = ConfigError
         self.do(
             lambda: self.stage.host.restore(who, snapshot=called, discard_memory=discard, discard_disk=discard),
@@ -173,17 +175,24 @@ class Verbs(Frame):
 
     @some_instance
     @needs(lambda self: self.free_names())
-    @chosen(weight=5, who=WHO, count=st.integers(1, 3), start=st.booleans(), hypervisor=st.none() | HYPERVISOR)
-    def fork(self, who: str, count: int, start: bool, hypervisor: Hypervisor | None) -> None:
+    @chosen(
+        weight=5,
+        who=WHO,
+        count=st.integers(1, 3),
+        start=st.booleans(),
+        hypervisor=st.none() | HYPERVISOR,
+        policy=POLICY,
+    )
+    def fork(self, who: str, count: int, start: bool, hypervisor: Hypervisor | None, policy: MemoryPolicy) -> None:
         source = self.world.instances[who]
         names = self.free_names()[:count]
         refused: type[RametError] | None = None
-        if source.state is State.FAILED:
+        if source.state is State.FAILED or (source.state is State.STOPPED and policy is MemoryPolicy.SHARE):
             refused = StateError
         elif source.state is not State.STOPPED and hypervisor not in (None, source.hypervisor):
             refused = UnsupportedError
         report = self.do(
-            lambda: self.stage.host.fork(who, names, start=start, hypervisor=hypervisor),
+            lambda: self.stage.host.fork(who, names, start=start, hypervisor=hypervisor, memory_policy=policy),
             on=source if source.live or source.pending else None,
             refused=refused,
         )
@@ -191,33 +200,46 @@ class Verbs(Frame):
             return
         origin = source.snapshot.id if source.snapshot and source.state is State.STANDBY else None
         words = source.snapshot.words if source.snapshot and source.state is State.STANDBY else source.words
+        shared = source.snapshot if policy is MemoryPolicy.SHARE else None
         if source.live:
             source.sync()
             origin = report.instances[0].lineage[-1].snapshot_id
             assert origin is not None
             assert origin not in self._prints, "a guest that runs was not captured anew"
+            taken = self.taken(origin, source)
             if source.hypervisor is Hypervisor.FIRECRACKER:
-                source.base = self.taken(origin, source)
+                source.base = taken
+            shared = taken if policy is MemoryPolicy.SHARE else None
         for info in report.instances:
             fork = self._forked(info, source, origin)
             fork.hypervisor = hypervisor or source.hypervisor
             fork.words, fork.synced = words, source.synced
-            self._begin(fork, info, asleep=source.state is not State.STOPPED, start=start)
+            self._begin(fork, info, asleep=source.state is not State.STOPPED, start=start, shared=shared)
 
     @some_snapshot
     @needs(lambda self: self.free_names())
-    @chosen(weight=4, snapshot=TAKEN, count=st.integers(1, 3), start=st.booleans())
-    def fork_snapshot(self, snapshot: str, count: int, start: bool) -> None:
+    @chosen(weight=4, snapshot=TAKEN, count=st.integers(1, 3), start=st.booleans(), policy=POLICY)
+    def fork_snapshot(self, snapshot: str, count: int, start: bool, policy: MemoryPolicy) -> None:
         taken, called = self.snapshot(snapshot)
         owner = self.world.owner(taken)
         names = self.free_names()[:count]
-        report = self.do(lambda: self.stage.host.fork(f"snapshot:{called}", names, start=start))
-        assert report is not None
+        shared = taken if policy is MemoryPolicy.SHARE else None
+        report = self.do(
+            lambda: self.stage.host.fork(f"snapshot:{called}", names, start=start, memory_policy=policy),
+            refused=ConflictError if shared and not self._nobody_writes(taken) else None,
+        )
+        if report is None:
+            return
         for info in report.instances:
             fork = self._forked(info, owner, taken.id)
             fork.hypervisor = taken.hypervisor
             fork.words = taken.words
-            self._begin(fork, info, asleep=True, start=start)
+            self._begin(fork, info, asleep=True, start=start, shared=shared)
+
+    def _nobody_writes(self, taken: Taken) -> bool:
+        """An older QEMU may run from the snapshot of its own instance."""
+        with self.stage.paths.snapshot(taken.id).memory.open("rb") as stream:
+            return leases.nobody_writes(stream.fileno())
 
     def _forked(self, info: InstanceInfo, source: Expected, origin: str | None) -> Expected:
         ancestor = Ancestor(instance_id=source.id, name=source.name, snapshot_id=origin)
@@ -231,14 +253,16 @@ class Verbs(Frame):
         self.world.instances[fork.name] = fork
         return fork
 
-    def _begin(self, fork: Expected, info: InstanceInfo, *, asleep: bool, start: bool) -> None:
-        """It sleeps on a snapshot of its own, or has the disk alone; or it was started at once."""
+    def _begin(self, fork: Expected, info: InstanceInfo, *, asleep: bool, start: bool, shared: Taken | None) -> None:
+        """It sleeps on a snapshot of its own, or on one that it shares, or has the disk alone; or it was started at once."""
+        fork.shares = shared is not None
         if not asleep:
             if start:
                 fork.boot()
             return
         assert info.snapshot is not None
-        taken = self.taken(info.snapshot.id, fork)
+        taken = shared or self.taken(info.snapshot.id, fork)
+        assert info.snapshot.id == taken.id
         if start:
             fork.wake(taken)
         else:

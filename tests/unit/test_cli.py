@@ -11,7 +11,7 @@ import pytest
 from ramet.cli import context
 from ramet.cli.main import run
 from ramet.errors import StateError
-from ramet.model import Accelerator, ForkFailure, InstanceInfo
+from ramet.model import Accelerator, ForkFailure, InstanceInfo, MemoryPolicy
 from tests.unit.fake_host import FakeHost, install
 
 
@@ -181,6 +181,7 @@ def test_fork_reports_pause_and_method(host: FakeHost, capsys: pytest.CaptureFix
         "count": None,
         "start": True,
         "hypervisor": None,
+        "memory_policy": MemoryPolicy.CLONE,
         "partial": False,
     }
     on_result("a", None)
@@ -188,6 +189,14 @@ def test_fork_reports_pause_and_method(host: FakeHost, capsys: pytest.CaptureFix
     assert out.splitlines()[:2] == ["a: standby (forked from web)", "b: standby (forked from web)"]
     assert "by reflink" in out
     assert "web was paused for 12 ms" in out
+
+
+def test_fork_passes_the_memory_policy_and_says_whose_memory_it_is(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fork", "web", "--memory-policy", "share"]) == 0
+    assert host.calls[0][1]["memory_policy"] is MemoryPolicy.SHARE
+    assert ", memory shared with web" in capsys.readouterr().out
 
 
 def test_fork_json_is_the_report(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

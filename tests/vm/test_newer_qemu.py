@@ -12,9 +12,11 @@ import pytest
 
 from lab import emulator
 from ramet import Host
-from ramet.model import InstanceInfo
+from ramet.hypervisors.confinement import USERS
+from ramet.model import InstanceInfo, MemoryPolicy
 from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict
+from ramet.verify.fingerprints import fingerprint
 from ramet.verify.reports.text import render
 from ramet.verify.runner import MEMORY_MIN_MIB
 from tests.capabilities import requires
@@ -54,6 +56,29 @@ def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: In
     assert host.exec("web", ["cat", "/ram/mark"]).stdout == b"web\n"
 
 
+def test_forks_that_share_map_the_published_file_which_is_no_vmms_own(host: Host, standby: InstanceInfo) -> None:
+    """All start at once, and the source too: none of them owns it for a moment, and none can open it for writing."""
+    assert standby.snapshot is not None
+    memory = Path(standby.snapshot.memory)
+    before = fingerprint(memory).sha256
+    forks = host.fork("web", ["a", "b", "c"], start=True, memory_policy=MemoryPolicy.SHARE).instances
+    source = host.restore("web")
+    status = memory.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o440 if status.st_gid in USERS else 0o400)
+    for one in (*forks, source):
+        assert one.mapped_memory is not None
+        assert one.mapped_memory.path == str(memory)
+        assert not one.mapped_memory.writable
+        assert host.exec(one.name, ["sh", "-c", f"cat /ram/mark; echo {one.name} >/ram/mark"]).stdout == b"ram-source\n"
+    host.standby("a")
+    host.remove("web", force=True)
+    assert fingerprint(memory).sha256 == before
+    host.restore("a")
+    for one in forks:
+        assert host.exec(one.name, ["cat", "/ram/mark"]).stdout == f"{one.name}\n".encode()
+    assert host.check_store().whole
+
+
 @on_ext4
 def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
     """Without reflinks an older QEMU writes to the file that it maps, and is told of as held, not enforced."""
@@ -61,6 +86,22 @@ def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
     assert report.verdict is Verdict.PASS, render(report)
     results = {result.claim.id: result for result in report.results}
     assert results["vmm-maps-privately"].strength is Strength.ENFORCED
+
+
+@on_ext4
+def test_so_it_is_where_forks_share_the_published_file(host: Host) -> None:
+    report = run(host.home, memory_policy=MemoryPolicy.SHARE, scenarios=["base"])
+    assert report.verdict is Verdict.PASS, render(report)
+    results = {result.claim.id: result for result in report.results}
+    assert results["vmm-maps-privately"].strength is Strength.ENFORCED
+    broken = run(
+        host.home,
+        memory_mib=MEMORY_MIN_MIB,
+        memory_policy=MemoryPolicy.SHARE,
+        sabotage="writable-shared-memory",
+        stop_when_caught=True,
+    )
+    assert {"vmm-maps-privately", "vmm-cannot-write-others"} <= set(broken.failed()), render(broken)
 
 
 @on_ext4

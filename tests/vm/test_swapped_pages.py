@@ -14,7 +14,11 @@ import pytest
 from ramet import Host
 from ramet.linux import pagemap, procfs
 from ramet.linux.pagemap import Method, Region
+from ramet.paths import SnapshotPaths
 from ramet.process import wait_until
+from ramet.snapshots import template as templates
+from ramet.snapshots.capture import capture_memory
+from ramet.snapshots.scatter import Scatter
 from ramet.verify import run
 from ramet.verify.checks import Verdict
 from ramet.verify.reports.text import render
@@ -73,6 +77,33 @@ def test_swapped_pages_are_written_pages(tmp_path: Path, method: Method) -> None
         assert found == [Region(mapping.start + low * PAGE, mapping.start + high * PAGE) for low, high in expected]
         capture(child, base, tmp_path / "result")
         assert (tmp_path / "result").read_bytes() == view
+
+
+@pytest.mark.usefixtures("swap")
+@pytest.mark.parametrize("method", [pytest.param("scan", marks=requires("pagemap-scan")), pytest.param("pagemap")])
+def test_of_a_copy_in_ram_only_what_was_written_is_the_processs(tmp_path: Path, method: Method) -> None:
+    """Its own pages go to swap too, and are the file's: what a fork shares is no part of what it has written."""
+    paths = SnapshotPaths(dir=tmp_path)
+    full_base(paths.memory)
+    with templates.made(paths) as (fd, _):
+        shared = Path(f"/proc/self/fd/{fd}")
+        with Mapper(shared) as child:
+            child.write(4 * PAGE, os.urandom(8 * PAGE))
+            view = child.read()
+            child.advise(0, PAGES * PAGE, MADV_PAGEOUT)
+            wait_until(lambda: swapped_bytes(child.pid) >= 20 * PAGE, 10, what="pages of both in swap")
+            [mapping] = procfs.mappings_of_file(child.pid, shared)
+            found = pagemap.written_regions(child.pid, mapping.start, mapping.end, method=method)
+            assert found == [Region(mapping.start + 4 * PAGE, mapping.start + 12 * PAGE)]
+            capture_memory(
+                child.vmm,
+                mapped_file=shared,
+                into=tmp_path / "result",
+                base_is_empty=False,
+                base=paths.memory,
+                scatter=Scatter(),
+            )
+            assert (tmp_path / "result").read_bytes() == view
 
 
 @on_ext4

@@ -13,7 +13,7 @@ import pytest
 
 from ramet import Host
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB, Hypervisor
+from ramet.model import MIB, Hypervisor, MemoryPolicy
 from ramet.process import wait_until
 from ramet.verify import evidence, run, run_all_sabotages, sabotage_names
 from ramet.verify.checks import Verdict
@@ -34,6 +34,16 @@ from tools import loopfs
 
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork", "torn-pair")
 """The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
+SHARE = MemoryPolicy.SHARE
+SAMPLED_UNDER_SHARE = (
+    "unsealed-copy",
+    "writable-shared-memory",
+    "shared-mapping",
+    "hard-linked-memory",
+    "written-under-a-running-fork",
+    "late-write-to-a-fork",
+)
+"""What is another thing there; the rest in `make test-all`."""
 
 
 def test_a_sound_system_passes(host: Host) -> None:
@@ -84,6 +94,16 @@ def _figures_tell_what_happened(report: Report, *, reflinks: bool) -> None:
 
 
 @on_xfs
+def test_a_sound_system_passes_where_forks_share_memory(host: Host) -> None:
+    report = run(host.home, memory_policy=SHARE, scenarios=() if WHOLE else ("base", "reverse", "siblings", "live"))
+    assert report.verdict is Verdict.PASS, render(report)
+    assert report.host["forks"] == "memory policy share"
+    shown = {result.claim.id: result for result in report.results}
+    assert "shares nothing" in shown["fork-own-inodes"].claim.title
+    assert host.list() == []
+
+
+@on_xfs
 @requires("browser")
 def test_a_browser_shows_a_real_report(host: Host, tmp_path: Path) -> None:
     report = run(host.home, scenarios=["siblings"])
@@ -127,6 +147,17 @@ def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Hos
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage=name, stop_when_caught=not WHOLE)
     assert report.verdict is Verdict.FAIL
     assert report.exit_status == 1
+    assert set(SABOTAGES[name].caught_by) <= set(report.failed()), render(report)
+    assert host.list() == []
+
+
+@on_xfs
+@pytest.mark.parametrize("name", SABOTAGES if WHOLE else SAMPLED_UNDER_SHARE)
+def test_so_it_is_where_forks_share_memory(name: str, host: Host) -> None:
+    why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host, Hypervisor.QEMU), SHARE)
+    if why_not is not None:
+        pytest.skip(why_not)
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, memory_policy=SHARE, sabotage=name, stop_when_caught=not WHOLE)
     assert set(SABOTAGES[name].caught_by) <= set(report.failed()), render(report)
     assert host.list() == []
 

@@ -24,12 +24,20 @@ BAR_WIDTH = 30
         "ramet fork web                          # web-1, asleep",
         "ramet fork web -n 10 --start            # web-1 to web-10, running",
         "ramet fork snapshot:golden blue green   # from a named snapshot",
+        "ramet fork web -n 10 --start --memory-policy share",
     ],
 )
 @click.argument("source", shell_complete=completion.sources)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-n", "--count", type=int, metavar="N", help="How many. Without names they are SOURCE-1, SOURCE-2, …")
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")
+@click.option(
+    "--memory-policy",
+    type=click.Choice(["clone", "share"]),
+    default="clone",
+    show_default=True,
+    help="Memory of its own, or the source's, read-only, until its first sleep.",
+)
 @click.option("--partial", is_flag=True, help="Keep those that could be made, if not all could.")
 @click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), help="Another one, for a stopped source.")
 def fork(
@@ -38,6 +46,7 @@ def fork(
     names: tuple[str, ...],
     count: int | None,
     start: bool,
+    memory_policy: str,
     partial: bool,
     hypervisor: str | None,
 ) -> int:
@@ -48,10 +57,15 @@ def fork(
     sleep, forks of a stopped one are stopped, unless --start. A running source is paused for the capture and runs on,
     whatever happens. Several are made, and started, at once. All are made, or none: also if the first one shows that
     not all fit, in memory or on disk. With --partial those that could be made stay, each other one is told, and the
-    status is the first one's. With --json: an object with the instances, the failures, the source's pause and the copy
+    status is the first one's.
+
+    With --memory-policy share the forks have one page cache: each maps the published memory of its source, to which the
+    kernel refuses every write, until its first sleep. The source's snapshot stays as long as one of them needs it.
+
+    With --json: an object with the instances, the failures, the source's pause and the copy
     method.
     """
-    from ramet.model import Hypervisor
+    from ramet.model import Hypervisor, MemoryPolicy
 
     if count is not None and count < 1:
         raise ConfigError(f"Cannot make {count} forks.", hint="Give -n a number from 1 up.")
@@ -66,6 +80,7 @@ def fork(
             count=count,
             start=start,
             hypervisor=Hypervisor(hypervisor) if hypervisor else None,
+            memory_policy=MemoryPolicy(memory_policy),
             partial=partial,
             on_result=_counted(say, source, count or len(names) or 1),
         )
@@ -80,6 +95,8 @@ def fork(
         failures.say(*_in_words(failure))
     files = "disk and memory" if all(info.snapshot for info in report.instances) else "disk"
     how = f", {files} by {report.method}" if report.method and report.instances else ""
+    if memory_policy == MemoryPolicy.SHARE and report.instances:
+        how = f", memory shared with {source}"
     pause = report.source_pause_s
     paused = f"; {source} was paused for {output.duration(pause)}" if pause is not None else ""
     wanted = f" of {len(report.instances) + len(report.failures)}" if report.failures else ""

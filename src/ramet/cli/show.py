@@ -42,6 +42,7 @@ def _instance_fields(info: InstanceInfo) -> list[tuple[str, str]]:
         ("image", info.image),
         ("created", output.moment(info.created_at_unix_s)),
         ("forked from", " < ".join(ancestor.name for ancestor in reversed(info.lineage)) or "-"),
+        ("memory policy", info.memory_policy),
         ("live disk", info.live_disk or "-"),
     ]
     if info.mapped_memory is not None:

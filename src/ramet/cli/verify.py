@@ -27,6 +27,7 @@ ALL = "all"
         "ramet verify --scenario base --memory 1G --json",
         "ramet verify --sabotage in-place-diff     # must end in FAIL",
         "ramet verify --sabotage all               # each must be caught",
+        "ramet verify --memory-policy share        # of forks that share memory",
     ],
 )
 @click.option("--list", "listing", is_flag=True, help="List scenarios and sabotages.")
@@ -43,6 +44,13 @@ ALL = "all"
     show_default=True,
     help="What runs the guests.",
 )
+@click.option(
+    "--memory-policy",
+    type=click.Choice(["clone", "share"]),
+    default="clone",
+    show_default=True,
+    help="What forks are made by (see ramet fork).",
+)
 @click.option("--keep", is_flag=True, help="Keep the instances, to look at them.")
 @report_files.option("--output", "report_path", "the JSON")
 @report_files.option("--html", "html", "one page of HTML")
@@ -56,6 +64,7 @@ def verify(
     sabotage: str | None,
     memory: str,
     hypervisor: str,
+    memory_policy: str,
     keep: bool,
     report_path: Path | None,
     html: Path | None,
@@ -78,7 +87,7 @@ def verify(
         return _list(app)
     places = {"--output": report_path, "--html": html, "--junit": junit}
     reports = {option: path for option, path in places.items() if path is not None}
-    return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, keep, reports)
+    return _run(app, scenarios, sabotage, parse_memory(memory), hypervisor, memory_policy, keep, reports)
 
 
 def _list(app: App) -> int:
@@ -99,12 +108,15 @@ def _run(
     sabotage: str | None,
     memory_mib: int,
     hypervisor: str,
+    memory_policy: str,
     keep: bool,
     reports: dict[str, Path],
 ) -> int:
     from ramet import verify as verifier
     from ramet.config import default_home
+    from ramet.model import MemoryPolicy
 
+    policy = MemoryPolicy(memory_policy)
     _check_names(scenarios, sabotage)
     if sabotage == ALL and scenarios:
         raise ConfigError("--sabotage all chooses the scenarios itself.", hint="Leave out --scenario.")
@@ -117,12 +129,15 @@ def _run(
     with app.working("Verifying", lines=True) as say:
         report: Report | Matrix
         if sabotage == ALL:
-            report = verifier.run_all_sabotages(home, hypervisor=hypervisor, memory_mib=memory_mib, on_progress=say)
+            report = verifier.run_all_sabotages(
+                home, hypervisor=hypervisor, memory_mib=memory_mib, memory_policy=policy, on_progress=say
+            )
         else:
             report = verifier.run(
                 home,
                 hypervisor=hypervisor,
                 memory_mib=memory_mib,
+                memory_policy=policy,
                 scenarios=scenarios,
                 sabotage=sabotage,
                 on_progress=say,

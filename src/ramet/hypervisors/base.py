@@ -57,6 +57,10 @@ class LaunchSpec:
     console_log: Path
     boot: BootFiles | None = None
     vmstate: Path | None = None
+    snapshot_of: str | None = None
+    """The instance whose snapshot it is that is loaded; None: its own. Others may map the same."""
+    memory_is_sealed: bool = False
+    """``memory`` is a descriptor of a file in RAM that nobody can write, whatever it is opened for."""
 
 
 class Monitor(Protocol):

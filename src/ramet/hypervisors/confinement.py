@@ -102,7 +102,8 @@ class Confinement:
         """For the time of its start, let its user open what is published: its image, its own snapshot."""
         if self.user is None:
             return nullcontext()
-        return ownership.lent(self.spec, self.user, memory_is_written=self.memory_is_written)
+        group = user_number(self.spec.snapshot_of or self.spec.instance_id)
+        return ownership.lent(self.spec, self.user, group, memory_is_written=self.memory_is_written)
 
 
 def of(
@@ -135,7 +136,10 @@ def of(
     allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
     user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
     filtered_but = needs_calls if seccomp.why_not() is None else None
-    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered_but)
+    groups = _groups() if kvm else ()
+    if spec.snapshot_of is not None:
+        groups += (user_number(spec.snapshot_of),)
+    start = partial(_confined, allowed, user, groups, filtered_but)
     limits = {**LIMITS}
     if user is not None:  # or it would be the number of all that the user has
         limits[resource.RLIMIT_NPROC] = TASKS
@@ -269,7 +273,9 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     if spec.vmstate is not None:
         loaded.add(spec.vmstate.parent)
     written = [spec.work_dir, spec.run_dir, spec.vmm_log.parent]
-    if spec.work_dir not in spec.memory.parents:
+    if (
+        spec.work_dir not in spec.memory.parents and not spec.memory_is_sealed
+    ):  # which is in no directory, and needs no rule
         if memory_is_written:
             written.append(spec.memory)  # its own snapshot's, beside files that it may not write
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,8 @@ PASSABLE: Final = 0o711
 FOR_ALL: Final = 0o444
 """An image's files: any instance may boot them, and none owns them. Only who gets into the store can read them."""
 PUBLISHED: Final = 0o400
+SHARED: Final = 0o440
+"""Memory and device state that forks share: their group is that of the instance that they were taken of."""
 PUBLISHED_AND_WRITTEN: Final = 0o600
 
 
@@ -42,9 +44,11 @@ def hand_over(spec: LaunchSpec, user: int) -> None:
 
 
 @contextmanager
-def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[None]:
+def lent(spec: LaunchSpec, user: int, group: int, *, memory_is_written: bool) -> Iterator[None]:
     """Let ``user`` open, during the block, what the VMM needs of its snapshot, and what its image holds. Afterwards the
     snapshot's files are ours again: what was opened stays open, and its modes are not the VMM's to change.
+
+    What forks share stays ours: ``user`` is in ``group``, which may read it.
 
     Where the memory file of its own snapshot is opened for writing (QEMU before 8.2, without reflinks), it can be written for as
     long as the block takes.
@@ -52,7 +56,12 @@ def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[No
     Raises:
         HostError: if the file system refuses.
     """
-    snapshot = [path for path in (spec.vmstate, spec.memory) if path is not None and spec.work_dir not in path.parents]
+    own_or_sealed = spec.work_dir in spec.memory.parents or spec.memory_is_sealed
+    snapshot = [path for path in (spec.vmstate, None if own_or_sealed else spec.memory) if path is not None]
+    if spec.snapshot_of is not None:
+        with host_errors(f"let the VMM of {spec.name!r} read what it shares"):
+            share(snapshot, group)
+    snapshot = [path for path in snapshot if not _is_shared(path, group)]
     written = [path for path in snapshot if path == spec.memory and memory_is_written]
     try:
         with host_errors(f"let the VMM of {spec.name!r} open its snapshot"), signals_held():
@@ -70,6 +79,27 @@ def lent(spec: LaunchSpec, user: int, *, memory_is_written: bool) -> Iterator[No
                 path.chmod(PUBLISHED)
             for path in snapshot:
                 _give(path, os.geteuid(), os.getegid())
+
+
+def share(files: Iterable[Path], group: int) -> None:
+    """Let several VMMs at once, whose users are in ``group``, read published files: they are no VMM's own for a moment.
+
+    Raises:
+        OSError: if the file system refuses.
+    """
+    for path in files:
+        if not _is_shared(path, group):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fchown(fd, os.geteuid(), group)
+                os.fchmod(fd, SHARED)
+            finally:
+                os.close(fd)
+
+
+def _is_shared(path: Path, group: int) -> bool:
+    found = path.lstat()
+    return found.st_gid == group and stat.S_IMODE(found.st_mode) == SHARED
 
 
 def give_like(path: Path, directory: Path) -> None:

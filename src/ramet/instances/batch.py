@@ -12,7 +12,7 @@ from ramet.instances.context import Store
 from ramet.instances.observe import reap_strays
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
-from ramet.model import InstanceRecord, Method, State
+from ramet.model import InstanceRecord, MemoryPolicy, Method, State
 
 Announce = Callable[[Sequence[str]], None]
 """Is told the ids of forks before they are made."""
@@ -148,7 +148,7 @@ class Batch:
             return
         paths = self._store.paths.instance(record.id)
         yield from (paths.disk, paths.memory)
-        if record.snapshot is not None:
+        if record.snapshot is not None and record.memory_policy is not MemoryPolicy.SHARE:
             yield from self._store.paths.snapshot(record.snapshot).dir.iterdir()
 
     def _end_vmms(self) -> None:

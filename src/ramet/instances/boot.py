@@ -66,7 +66,15 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
         raise
 
 
-def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmstate: Path | None) -> LaunchSpec:
+def launch_spec(
+    instance: Locked,
+    *,
+    memory: Path,
+    boot: BootFiles | None,
+    vmstate: Path | None,
+    snapshot_of: str | None = None,
+    memory_is_sealed: bool = False,
+) -> LaunchSpec:
     """What the driver needs to know of an instance."""
     paths = instance.paths
     return LaunchSpec(
@@ -81,6 +89,8 @@ def launch_spec(instance: Locked, *, memory: Path, boot: BootFiles | None, vmsta
         console_log=paths.console_log,
         boot=boot,
         vmstate=vmstate,
+        snapshot_of=snapshot_of,
+        memory_is_sealed=memory_is_sealed,
     )
 
 

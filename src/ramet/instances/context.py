@@ -266,8 +266,10 @@ class Store:
 
         What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and stays in ``snapshot ls``.
         """
+        # Whoever gives up a reference does so before: the last one finds none here, and nobody else waits for readers.
+        needed = self.referrers(self.readable_records()[0])
         for snapshot_id in dict.fromkeys(snapshot_ids):
-            if snapshot_id is None:
+            if snapshot_id is None or snapshot_id in needed:
                 continue
             try:
                 self.delete_snapshot(snapshot_id, timeout_s=COLLECT_TIMEOUT_S)

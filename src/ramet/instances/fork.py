@@ -1,4 +1,5 @@
-"""fork: new instances, each with its own inodes, from a sleeping, stopped or running instance or from a snapshot.
+"""fork: new instances from a sleeping, stopped or running instance or from a snapshot. Each has its own inodes or, under the
+memory policy ``share``, refers to the source's snapshot until its first sleep.
 
 All or nothing: if one fork of several fails, those made before it are removed and the source is as it was.
 """
@@ -16,13 +17,13 @@ import msgspec
 
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
-from ramet.instances import birth, choice, guest, naming
+from ramet.instances import birth, choice, guest, naming, sharing
 from ramet.instances.batch import Announce, Batch, OnResult
 from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.taking import captured, keep_as_base
-from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, Method, State
+from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -57,6 +58,7 @@ def fork(
     count: int | None,
     start: bool,
     hypervisor: Hypervisor | None = None,
+    memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
     partial: bool = False,
     on_result: OnResult = lambda _name, _error: None,
 ) -> Forked:
@@ -74,9 +76,9 @@ def fork(
             on_result=on_result,
         )
         if source.startswith("snapshot:"):
-            _from_snapshot(store, batch, store.find_snapshot(source), names, count, hypervisor)
+            _from_snapshot(store, batch, store.find_snapshot(source), names, count, hypervisor, memory_policy)
         else:
-            pause_s = _from_instance(store, batch, source, names, count, hypervisor)
+            pause_s = _from_instance(store, batch, source, names, count, hypervisor, memory_policy)
         batch.start()
     return Forked(ids=batch.ids, failures=batch.failures, left=batch.left, source_pause_s=pause_s, method=batch.method)
 
@@ -104,14 +106,14 @@ def _from_snapshot(
     names: Sequence[str],
     count: int | None,
     hypervisor: Hypervisor | None,
+    memory_policy: MemoryPolicy,
 ) -> None:
-    with store.reading(snapshot_id) as paths:
+    with _not_waking(store, snapshot_id, memory_policy), store.reading(snapshot_id) as paths:
         manifest = manifests.load(paths)
         _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
-        manifests.check_files(paths, manifest)
         owner = _owner_of(store, manifest)
         chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
-        _derive_all(store, batch, owner, chosen, paths, manifest)
+        _from_published(store, batch, owner, chosen, paths, manifest, memory_policy)
 
 
 def _from_instance(
@@ -121,25 +123,94 @@ def _from_instance(
     names: Sequence[str],
     count: int | None,
     hypervisor: Hypervisor | None,
+    memory_policy: MemoryPolicy,
 ) -> float | None:
     """Returns for how long a running source was paused."""
     with shared(store, source) as record:
         require(Verb.FORK, record.state, name=source)
         chosen = naming.names_of_forks(store, record.name, names, count)
         if record.state is State.STOPPED:
+            _require_memory(source, record.state, memory_policy)
             _from_disk(store, batch, _with_vmm(store, record, hypervisor), chosen)
             return None
         _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
             with store.reading(snapshot_of(record)) as paths:
-                manifest = manifests.load(paths)
-                manifests.check_files(paths, manifest)
-                _derive_all(store, batch, record, chosen, paths, manifest)
+                _from_published(store, batch, record, chosen, paths, manifests.load(paths), memory_policy)
             return None
-    return _from_live(store, batch, source, chosen)
+        if memory_policy is MemoryPolicy.SHARE:
+            sharing.require_enforced(store.driver(record.hypervisor))
+    return _from_live(store, batch, source, chosen, memory_policy)
 
 
-def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...]) -> float:
+@contextmanager
+def _not_waking(store: Store, snapshot_id: str, memory_policy: MemoryPolicy) -> Iterator[None]:
+    """Keep the instance that a snapshot was taken of from waking, if its forks are to share it (``sharing.open_to_forks``)."""
+    with ExitStack() as stack:
+        if memory_policy is MemoryPolicy.SHARE:
+            owner = manifests.load(store.paths.snapshot(snapshot_id)).instance_id
+            stack.enter_context(locked(store.paths.locks, f"instance-{owner}", exclusive=False))
+        yield
+
+
+def _require_memory(source: str, state: State, memory_policy: MemoryPolicy) -> None:
+    """Forks of a stopped source boot afresh, each with a memory of its own.
+
+    Raises:
+        StateError: if they are to share one.
+    """
+    if memory_policy is MemoryPolicy.SHARE:
+        raise StateError(
+            f"Forks of {source!r} have no memory to share: it is stopped.",
+            actual=state.value,
+            required=[State.STANDBY.value, State.RUNNING.value, State.PAUSED.value],
+            hint="Leave out --memory-policy, or start it first.",
+        )
+
+
+def _from_published(
+    store: Store,
+    batch: Batch,
+    source: InstanceRecord,
+    names: Sequence[str],
+    files: SnapshotPaths,
+    manifest: Manifest,
+    memory_policy: MemoryPolicy,
+) -> None:
+    """Forks of a published snapshot, which is kept meanwhile."""
+    manifests.check_files(files, manifest)
+    if memory_policy is MemoryPolicy.SHARE:
+        sharing.require_enforced(store.driver(manifest.vmm_build.hypervisor))
+        sharing.require_unwritten(files)
+        _share(store, batch, source, names, files, manifest)
+    else:
+        _derive_all(store, batch, source, names, files, manifest)
+
+
+def _share(
+    store: Store,
+    batch: Batch,
+    source: InstanceRecord,
+    names: Sequence[str],
+    files: SnapshotPaths,
+    manifest: Manifest,
+) -> None:
+    """Forks that refer to a published snapshot, which is kept meanwhile."""
+    sharing.open_to_forks(store, files, manifest)
+    records = [
+        msgspec.structs.replace(record, snapshot=manifest.id, memory_policy=MemoryPolicy.SHARE)
+        for record in _new_records(store, source, names, manifest)
+    ]
+
+    def make_one(record: InstanceRecord, _is_last: bool) -> None:
+        with locked(store.paths.locks, f"instance-{record.id}"), work_in_progress(store.paths, record.id) as work:
+            birth.make_directories(work)
+            birth.establish(store, work, record)
+
+    batch.make(records, make_one)
+
+
+def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], memory_policy: MemoryPolicy) -> float:
     """Pause the source, capture it, let it run on, and make the forks from the capture; returns how long the pause was."""
     with ExitStack() as lock:
         instance = lock.enter_context(exclusive(store, source))
@@ -161,15 +232,20 @@ def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...]) 
                     taken = stack.enter_context(captured(instance, monitor))
                 pause_s = time.monotonic() - began
             manifest = taken.summed_up()
-            files, take = taken.files, True
-            if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:  # the source's next diff needs it
-                files, take = store.paths.snapshot(manifest.id), False
+            files, share = taken.files, memory_policy is MemoryPolicy.SHARE
+            # The source's next diff may need it, and forks that share it do.
+            is_kept = share or instance.driver.dirty_since is DirtySince.LAST_CAPTURE
+            if is_kept:
+                files = store.paths.snapshot(manifest.id)
                 stack.enter_context(store.publishing(manifest.id))
                 publish(taken.files.dir, files, manifest)
                 keep_as_base(instance, manifest)
             else:
                 lock.close()  # the capture has inodes of its own, under a lock of its own: the source is free
-            _derive_all(store, batch, record, names, files, manifest, last_takes_files=take)
+            if share:
+                _share(store, batch, record, names, files, manifest)
+            else:
+                _derive_all(store, batch, record, names, files, manifest, last_takes_files=not is_kept)
             return pause_s
 
 

@@ -41,6 +41,7 @@ from ramet.model import (
     Hypervisor,
     Image,
     InstanceInfo,
+    MemoryPolicy,
     Ping,
     RemovalPlan,
     SnapshotCheck,
@@ -184,6 +185,7 @@ class Host:
         count: int | None = None,
         start: bool = False,
         hypervisor: Hypervisor | None = None,
+        memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
         partial: bool = False,
         on_result: Callable[[str, RametError | None], object] = lambda _name, _error: None,
     ) -> ForkReport:
@@ -196,7 +198,11 @@ class Host:
         others stay; so it is if not all fit. One that cannot be removed again says so there. ``on_result`` is told of each as it
         comes: its name, and None or the error.
 
+        With ``MemoryPolicy.SHARE`` the forks map the source's published memory until their first sleep, and keep that snapshot
+        from being deleted.
+
         Raises:
+            UnsupportedError: if they are to share memory, and nothing here would refuse a write to it; nothing was touched.
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """
         self._fresh()
@@ -208,6 +214,7 @@ class Host:
             count=count,
             start=start,
             hypervisor=hypervisor,
+            memory_policy=memory_policy,
             partial=partial,
             on_result=on_result,
         )
@@ -343,6 +350,14 @@ class Host:
     def why_no_vmm_users(self, hypervisor: Hypervisor) -> str | None:
         """None if each VMM runs as a user of its own on this host, else why not."""
         return doctor.why_no_vmm_users(hypervisor)
+
+    def shares_files(self, hypervisor: Hypervisor) -> bool:
+        """Whether forks that share memory map its file, and not a sealed copy in RAM.
+
+        Raises:
+            UnsupportedError: if there is no such VMM.
+        """
+        return self._store.driver(hypervisor).opens_memory_read_only
 
     def check_store(self, *, repair: bool = False) -> StoreReport:
         """Whether the store is whole; with ``repair`` what can be mended is, and nothing is lost that something may need.

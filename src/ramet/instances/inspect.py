@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import CorruptError, NotFoundError, RametError, host_errors
+from ramet.errors import CorruptError, NotFoundError, RametError, VmmDiedError, host_errors
 from ramet.instances import observe, snapshots
 from ramet.instances.context import Referrers, Store
-from ramet.instances.live_files import mapped_file
-from ramet.linux import extents, procfs
+from ramet.instances.live_files import mapped_file, maps_template
+from ramet.linux import extents, memfd, procfs
 from ramet.model import Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State, Use
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
@@ -99,6 +99,7 @@ def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers
         image=record.image,
         created_at_unix_s=record.created_at_unix_s,
         lineage=record.lineage,
+        memory_policy=record.memory_policy,
         snapshot=snapshot,
         mapped_snapshot=record.mapped_snapshot,
         diff_base=record.diff_base,
@@ -119,41 +120,66 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
     """What /proc shows of the guest's memory; None if the VMM is gone meanwhile."""
     if record.vmm is None:
         return None
-    path = mapped_file(store.paths, record)
     try:
+        path = mapped_file(store.paths, record)
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
         opened = procfs.descriptors_of_file(record.vmm.pid, path)
-    except (FileNotFoundError, ProcessLookupError):
+        is_sealed = maps_template(record) and _is_sealed(path)
+    except (FileNotFoundError, ProcessLookupError, VmmDiedError):
         return None
     if not mappings:
         return None
-    writable = any(descriptor.writable for descriptor in opened)
+    writable = any(descriptor.writable for descriptor in opened) and not is_sealed
     return MappedMemory(path=str(path), dev=mappings[0].dev, ino=mappings[0].ino, writable=writable)
+
+
+def _is_sealed(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return memfd.is_sealed(fd)
+    finally:
+        os.close(fd)
 
 
 def use(store: Store) -> list[Use]:
     """What each instance, snapshot and image takes, and all together."""
     found = []
     blocks: list[tuple[int, int]] | None = []
-    for name, kind, paths, pid in _takers(store):
-        one, where = _use(name, kind, paths, pid)
+    for name, kind, paths, in_memory in _takers(store):
+        one, where = _use(name, kind, paths, in_memory)
         found.append(one)
         blocks = None if blocks is None or where is None else blocks + where
     return [*found, _total(found, blocks)]
 
 
-def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], int | None]]:
-    """Name, kind, files, and the pid of its VMM."""
-    for record in store.readable_records()[0]:
+InMemory = tuple[int | None, int | None]
+"""Its own, and its share of all; None of what has none."""
+
+
+def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], InMemory]]:
+    """Name, kind, files, and what it has in memory."""
+    records = store.readable_records()[0]
+    for record in records:
         paths = store.paths.instance(record.id)
         vmm = record.vmm if record.vmm is not None and process.is_alive(record.vmm) else None
-        yield record.name, "instance", [*_files(paths.work), *_files(paths.logs)], vmm.pid if vmm else None
+        in_memory = _memory(vmm.pid) if vmm else (None, None)
+        yield record.name, "instance", [*_files(paths.work), *_files(paths.logs)], in_memory
+    copies = {
+        one.template.snapshot_id: _copy_bytes(store, one) for one in records if one.template and maps_template(one)
+    }
     for snapshot in snapshots.all_snapshots(store):
         label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
-        yield label, "snapshot", _files(Path(snapshot.dir)), None
+        yield label, "snapshot", _files(Path(snapshot.dir)), (copies.get(snapshot.id), None)
     for path in sorted(store.paths.images.iterdir()):
         if (path / "image.json").exists():
-            yield path.name, "image", _files(path), None
+            yield path.name, "image", _files(path), (None, None)
+
+
+def _copy_bytes(store: Store, record: InstanceRecord) -> int | None:
+    """What the sealed copy takes that a VMM maps; None if it has ended."""
+    with suppress(VmmDiedError, OSError):
+        return mapped_file(store.paths, record).stat().st_blocks * 512
+    return None
 
 
 def _total(found: Sequence[Use], blocks: Sequence[tuple[int, int]] | None) -> Use:
@@ -177,7 +203,7 @@ def _files(directory: Path) -> list[Path]:
         return []  # removed meanwhile
 
 
-def _use(name: str, kind: str, paths: list[Path], pid: int | None) -> tuple[Use, list[tuple[int, int]] | None]:
+def _use(name: str, kind: str, paths: list[Path], in_memory: InMemory) -> tuple[Use, list[tuple[int, int]] | None]:
     """And the physical (start, end) of all its blocks; None where the file system cannot tell."""
     allocated = apparent = 0
     exclusive: int | None = 0
@@ -201,7 +227,7 @@ def _use(name: str, kind: str, paths: list[Path], pid: int | None) -> tuple[Use,
         blocks += [(one.physical, one.physical + one.length) for one in found]
         if exclusive is not None:
             exclusive += extents.exclusive_bytes(found)
-    own, pss = _memory(pid) if pid is not None else (None, None)
+    own, pss = in_memory
     one = Use(
         name=name,
         kind=kind,
@@ -214,7 +240,7 @@ def _use(name: str, kind: str, paths: list[Path], pid: int | None) -> tuple[Use,
     return one, None if exclusive is None else blocks
 
 
-def _memory(pid: int) -> tuple[int | None, int | None]:
+def _memory(pid: int) -> InMemory:
     """Its own, and its share of all; None of a process that has ended, or that we may not look at."""
     try:
         found = procfs.smaps_rollup(pid)

@@ -10,12 +10,12 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.hypervisors.base import LaunchSpec
-from ramet.instances import console_log, guest, live_files, snapshot_check
+from ramet.instances import console_log, guest, live_files, sharing, snapshot_check
 from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
-from ramet.model import Failure, InstanceRecord, Manifest, Method, State, VmmProcess
+from ramet.model import Failure, InstanceRecord, Manifest, Method, State, Template, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -102,7 +102,7 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
 
 def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:
     manifest = manifests.load(paths)
-    if manifest.instance_id != instance.record.id:
+    if not sharing.may_wake_from(instance.record, manifest):
         raise ConfigError(
             f"Snapshot {manifest.id} was taken of {manifest.instance_name!r}, not of {instance.record.name!r}.",
             hint=f"To get a VM of its own from it: ramet fork snapshot:{manifest.id}",
@@ -135,14 +135,21 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, veri
         paths.memory.unlink(missing_ok=True)
     try:
         derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
-        memory = _memory_to_map(instance, snapshot)
-        spec = launch_spec(instance, memory=memory, boot=None, vmstate=snapshot.vmstate)
-        if not verified:
-            _load_and_run(instance, spec, manifest, before_run=lambda _vmm: None)
-        else:
-            instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
-            with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
-                _load_and_run(instance, spec, manifest, before_run=require_used)
+        with _memory_to_map(instance, snapshot, manifest) as (memory, template):
+            spec = launch_spec(
+                instance,
+                memory=memory,
+                boot=None,
+                vmstate=snapshot.vmstate,
+                snapshot_of=manifest.instance_id if _is_anothers(instance, manifest) else None,
+                memory_is_sealed=template is not None,
+            )
+            if not verified:
+                _load_and_run(instance, spec, manifest, template, before_run=lambda _vmm: None)
+            else:
+                instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
+                with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
+                    _load_and_run(instance, spec, manifest, template, before_run=require_used)
     except BaseException:
         with signals_held():
             live_files.clear(paths, keep_disk=False)
@@ -152,7 +159,12 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, veri
 
 
 def _load_and_run(
-    instance: Locked, spec: LaunchSpec, manifest: Manifest, *, before_run: Callable[[VmmProcess], None]
+    instance: Locked,
+    spec: LaunchSpec,
+    manifest: Manifest,
+    template: Template | None,
+    *,
+    before_run: Callable[[VmmProcess], None],
 ) -> None:
     asleep = instance.record
     said_bytes = console_log.size_bytes(instance.paths)
@@ -160,7 +172,7 @@ def _load_and_run(
     try:
         instance.change(durable=False, vmm=vmm, console_offset_bytes=said_bytes)
         before_run(vmm)
-        _let_run(instance, manifest)
+        _let_run(instance, manifest, template)
     except BaseException:
         with signals_held():
             process.kill_and_wait(vmm)
@@ -168,7 +180,7 @@ def _load_and_run(
         raise
 
 
-def _let_run(instance: Locked, manifest: Manifest) -> None:
+def _let_run(instance: Locked, manifest: Manifest, template: Template | None) -> None:
     """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget.
 
     The verb is still marked as pending: the disk that a rollback had set aside is yet to go.
@@ -184,6 +196,7 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
             failure_detail=None,
             snapshot=manifest.id,
             mapped_snapshot=manifest.id,
+            template=template,
             diff_base=manifest.id,
             needs_full=False,
             generation=generation,
@@ -191,8 +204,25 @@ def _let_run(instance: Locked, manifest: Manifest) -> None:
         agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
 
 
-def _memory_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
-    """The memory file that the VMM maps.
+def _is_anothers(instance: Locked, manifest: Manifest) -> bool:
+    return manifest.instance_id != instance.record.id
+
+
+@contextmanager
+def _memory_to_map(
+    instance: Locked, snapshot: SnapshotPaths, manifest: Manifest
+) -> Iterator[tuple[Path, Template | None]]:
+    """The memory file that the VMM maps; a template, if the snapshot is another's and the VMM would open it for writing."""
+    if not _is_anothers(instance, manifest) or instance.driver.opens_memory_read_only:
+        yield _file_to_map(instance, snapshot), None
+    else:
+        sharing.require_enforced(instance.driver)
+        with sharing.template(instance.store, snapshot, manifest) as found:
+            yield found
+
+
+def _file_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
+    """The memory file that the VMM maps, where it is one of the store.
 
     The snapshot's own, where the VMM opens it read-only. QEMU before 8.2 opens it for writing even when it maps it privately:
     with reflinks it gets a clone, so that the snapshot's inode stays out of its reach; without, the instance's own snapshot where

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.errors import RoomError, host_errors
-from ramet.linux import memory, procfs
+from ramet.linux import extents, memory, procfs
 from ramet.model import MIB
 
 KEPT_BYTES = 64 * MIB
@@ -78,6 +78,9 @@ def _own_memory(pid: int) -> int:
 
 
 def _allocated(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_blocks * 512
+    """What it shares with no other file, where the file system can tell."""
+    with suppress(FileNotFoundError), path.open("rb") as stream:
+        with suppress(OSError):
+            return extents.exclusive_bytes(extents.fiemap(stream.fileno()))
+        return os.fstat(stream.fileno()).st_blocks * 512
     return 0

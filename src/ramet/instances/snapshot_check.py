@@ -147,7 +147,9 @@ class _DamagedSumsError(CorruptError):
 
 def _open(path: Path, sums_path: Path, expected: SnapshotFile, held: ExitStack, *, past_the_cache: bool) -> _Opened:
     with host_errors(f"open {path}"):
-        fd = _open_past_the_cache(path) if past_the_cache else os.open(path, READING)
+        # A template has no other path than a descriptor's, which is a link.
+        following = os.O_NOFOLLOW if path.parent == Path("/proc/self/fd") else 0
+        fd = _open_past_the_cache(path) if past_the_cache else os.open(path, READING & ~following)
         held.callback(os.close, fd)
         allocated_bytes = os.fstat(fd).st_blocks * 512
     try:

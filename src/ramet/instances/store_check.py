@@ -40,6 +40,7 @@ LOCK_S = 5.0
 """How long a command at work is waited for."""
 PRIVATE_MODE, PUBLISHED_MODE = 0o700, 0o400
 PUBLISHED = frozenset({"manifest.json", "memory", "vmstate", "disk.raw", "memory.sums", "disk.sums"})
+SHARED_BY_FORKS = frozenset({"memory", "vmstate"})
 NOT_OURS = "It is not ours."
 
 
@@ -236,7 +237,7 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
         if path.name not in PUBLISHED or not path.is_file() or path.is_symlink():
             found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
         else:
-            found += _loose(path, PUBLISHED_MODE)
+            found += _loose(path, PUBLISHED_MODE, *((ownership.SHARED,) if _is_shared(path) else ()))
     found += [
         _Found(text=f"{path.name} is lost.", mend="Its next sleep and its forks have it again: ramet snapshot check")
         for path in (paths.memory_sums, paths.disk_sums)
@@ -268,6 +269,11 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
             )
         )
     return found
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether forks may read it, in a group that nobody else is in."""
+    return path.name in SHARED_BY_FORKS and path.lstat().st_gid in USERS
 
 
 def _loose(path: Path, mode: int, *also: int) -> Iterator[_Found]:

@@ -60,6 +60,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest
                 vmm,
                 live=instance.paths,
                 mapped_file=live_files.mapped_file(store.paths, record),
+                base=store.paths.snapshot(base_id).memory if base_id and live_files.maps_template(record) else None,
                 into=files,
                 base_is_empty=base_id is None,
                 scatter=_scatter(store, base_id, guest_waits=guest_waits),

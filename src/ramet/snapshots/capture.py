@@ -67,8 +67,10 @@ def capture(
     into: SnapshotPaths,
     base_is_empty: bool,
     scatter: Scatter,
+    base: Path | None = None,
 ) -> Captured:
-    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole.
+    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``base``: what has the
+    same bytes as the mapped file, and can be derived from where that cannot.
 
     On failure nothing of the VM has changed and ``into`` may hold partial files, for the caller to discard.
 
@@ -80,7 +82,7 @@ def capture(
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
     memory, dirty = capture_memory(
-        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, scatter=scatter
+        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, scatter=scatter, base=base
     )
     return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 
@@ -227,7 +229,13 @@ def _device_state(path: Path) -> bytes:
 
 
 def capture_memory(
-    vmm: VmmProcess, *, mapped_file: Path, into: Path, base_is_empty: bool, scatter: Scatter
+    vmm: VmmProcess,
+    *,
+    mapped_file: Path,
+    into: Path,
+    base_is_empty: bool,
+    scatter: Scatter,
+    base: Path | None = None,
 ) -> tuple[SnapshotFile, tuple[tuple[int, int], ...]]:
     """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them; returns also where
     in the file those are.
@@ -239,7 +247,8 @@ def capture_memory(
         VmmError: if the VMM does not map that file privately, or ended meanwhile (VmmDiedError).
     """
     runs = find_dirty(vmm, mapped_file)
-    method = derive(mapped_file, into, allow=scatter.how_to_derive(mapped_file, len(runs)))
+    source = base or mapped_file
+    method = derive(source, into, allow=scatter.how_to_derive(source, len(runs)))
     with host_errors(f"write guest memory to {into}"):
         dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ramet.verify.claims import CLAIMS, Claim
+from ramet.model import MemoryPolicy
+from ramet.verify.claims import Claim, claim_of
 
 
 class Verdict(StrEnum):
@@ -62,8 +63,11 @@ class _Entry:
 class Ledger:
     """What was found in one scenario, check by check."""
 
-    def __init__(self, scenario: str, claim_ids: Sequence[str]) -> None:
+    def __init__(
+        self, scenario: str, claim_ids: Sequence[str], *, memory_policy: MemoryPolicy = MemoryPolicy.CLONE
+    ) -> None:
         self.scenario = scenario
+        self._memory_policy = memory_policy
         self._entries = {claim_id: _Entry() for claim_id in claim_ids}
         self._cut_short: str | None = None
 
@@ -93,7 +97,9 @@ class Ledger:
 
     def results(self) -> tuple[CheckResult, ...]:
         """The verdicts, in the order of the scenario's checks."""
-        return tuple(self._result(CLAIMS[claim_id], entry) for claim_id, entry in self._entries.items())
+        return tuple(
+            self._result(claim_of(claim_id, self._memory_policy), entry) for claim_id, entry in self._entries.items()
+        )
 
     def _why_not_reached(self) -> str:
         if self._cut_short is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ramet.model import MemoryPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,3 +316,36 @@ CLAIMS: dict[str, Claim] = {
         ),
     )
 }
+
+
+UNDER_SHARE: dict[str, Claim] = {
+    claim.id: claim
+    for claim in (
+        replace(
+            CLAIMS["fork-own-inodes"],
+            title="what the fork shares nobody can write, and after its first sleep it shares nothing",
+            claim="Until its first sleep the fork refers to the source's published files, which have one link and which no "
+            "process has open for writing; then each file of its snapshot is another inode than the source's.",
+            fails_if="a shared file has another name or a writer, or a file of the fork's own snapshot is the source's",
+        ),
+        replace(
+            CLAIMS["snapshot-modes"],
+            claim="Snapshot files are 0400, or, shared by VMMs that have users, 0440 of a group that only VMMs are in; their "
+            "directory is closed to others.",
+        ),
+        replace(
+            CLAIMS["vmm-maps-privately"],
+            title="every VMM maps its own memory file or the one that it shares, privately",
+            claim="Each large file mapping of a live VMM is MAP_PRIVATE, and an inode of its own instance, or the source's "
+            "published file, not open for writing, or a copy of that in RAM: sealed, ours, and with the same SHA-256.",
+            fails_if="a VMM maps anything else, or shared, or could write what others map",
+        ),
+    )
+}
+"""What is claimed in the place of these where forks share their source's memory."""
+
+
+def claim_of(claim_id: str, memory_policy: MemoryPolicy) -> Claim:
+    """What is claimed under a memory policy."""
+    shared = UNDER_SHARE.get(claim_id) if memory_policy is MemoryPolicy.SHARE else None
+    return shared or CLAIMS[claim_id]

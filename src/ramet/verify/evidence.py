@@ -138,6 +138,15 @@ def guest_memory_mappings(pid: int, *, min_bytes: int = LARGE_MAPPING_BYTES) -> 
     return [m for m in mappings if "w" in m.perms and sizes.get((m.dev, m.ino), 0) >= min_bytes]
 
 
+def descriptor_of(pid: int, mapping: procfs.Mapping) -> Path | None:
+    """A way to open what a process maps that has no other path: its own descriptor of it. None if it has none."""
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for one in procfs.open_descriptors(pid):
+            if (f"{os.major(one.dev):02x}:{os.minor(one.dev):02x}", one.ino) == (mapping.dev, mapping.ino):
+                return Path(f"/proc/{pid}/fd/{one.fd}")
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privileges:
     """What the kernel lets a process do at most (proc(5), /proc/PID/status)."""

@@ -67,6 +67,22 @@ def fingerprint(path: Path, *, drop_cache: bool = False) -> Fingerprint:
     return examine(path, drop_cache=drop_cache).fingerprint
 
 
+def sha256_of(fd: int) -> str:
+    """The SHA-256 of an open file, wherever it is.
+
+    Raises:
+        OSError: what read(2) says; if it is cut short meanwhile.
+    """
+    digest = hashlib.sha256()
+    position = 0
+    for start, data in _data(fd, READ_BYTES):
+        _hash_zeros(digest, start - position)
+        digest.update(data)
+        position = start + len(data)
+    _hash_zeros(digest, os.fstat(fd).st_size - position)
+    return digest.hexdigest()
+
+
 def fingerprints(directory: Path, *, drop_cache: bool = False) -> dict[str, Fingerprint]:
     """The fingerprint of every file in a snapshot's directory, by name; several files at a time, on several CPUs.
 

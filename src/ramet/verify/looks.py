@@ -12,7 +12,7 @@ from pathlib import Path
 from ramet import process
 from ramet.linux import seccomp
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB, InstanceInfo
+from ramet.model import MIB, InstanceInfo, MemoryPolicy
 from ramet.verify import evidence, isolation, needs
 from ramet.verify.isolation import mib
 from ramet.verify.world import CutShortError, World
@@ -57,16 +57,22 @@ def source_dirtied(world: World) -> None:
     world.ledger.look("source-dirtied", "source asleep", problems, found=found)
 
 
-def own_inodes(world: World, role: str, other: str) -> None:
-    """No file of one snapshot may be the other's."""
+def own_inodes(world: World, role: str, other: str, *, at: str, shares: bool = False) -> None:
+    """No file of one snapshot may be the other's; ``shares``: it is the same snapshot, which nobody can write."""
+    claim = "fork-own-inodes"
     mine, theirs = world.snapshot_dir(role), world.snapshot_dir(other)
-    problems = isolation.shared_inodes(mine, theirs)
+    problems = isolation.shared_inodes(mine, theirs, may_be_the_same=shares)
+    if shares:
+        problems += [] if mine == theirs else [f"{role} has {mine} to itself: nothing is shared"]
+        problems += isolation.strangers_who_can_write([world.info(role)])
+        world.ledger.look(claim, at, problems, found=f"{mine.name} is shared, and nobody can write its files")
+        return
     pairs = [
         f"{path.name} {(theirs / path.name).stat().st_ino} / {path.stat().st_ino}"
         for path in sorted(mine.iterdir())
         if (theirs / path.name).exists()
     ]
-    world.ledger.look("fork-own-inodes", "forked", problems, found=f"inodes, source / fork: {', '.join(pairs)}")
+    world.ledger.look(claim, at, problems, found=f"inodes, source / fork: {', '.join(pairs)}")
 
 
 def modes(world: World, roles: Sequence[str]) -> None:
@@ -133,7 +139,11 @@ def live_vmm(world: World, role: str, others: Sequence[str], *, at: str) -> None
     pid = _pid(info)
     images = evidence.identify(isolation.image_files(world.host))
     mapped = isolation.mapped_memory(
-        pid, evidence.identify(isolation.files_of(info)), images, memory_mib=world.memory_mib
+        pid,
+        evidence.identify(isolation.files_of(info)),
+        images,
+        memory_mib=world.memory_mib,
+        shared=isolation.shared_memory(info) if world.memory_policy is MemoryPolicy.SHARE else None,
     )
     world.ledger.look(
         "vmm-maps-privately", f"{at}: {role}", mapped.problems, found=mapped.found, enforced=mapped.enforced

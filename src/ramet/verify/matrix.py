@@ -19,7 +19,7 @@ from types import FrameType
 
 from ramet.errors import HostError, RametError
 from ramet.linux import memory
-from ramet.model import MIB, Hypervisor
+from ramet.model import MIB, Hypervisor, MemoryPolicy
 from ramet.signals import ENDING_SIGNALS, signals_held
 from ramet.verify import needs, runner, sabotage
 from ramet.verify.checks import Verdict
@@ -40,6 +40,7 @@ class Setting:
     home: Path
     hypervisor: str
     memory_mib: int
+    memory_policy: MemoryPolicy
 
 
 def run_all_sabotages(
@@ -47,6 +48,7 @@ def run_all_sabotages(
     *,
     hypervisor: str = "qemu",
     memory_mib: int = 256,
+    memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
     on_progress: runner.Say | None = None,
     names: Sequence[str] = (),
 ) -> Matrix:
@@ -62,13 +64,15 @@ def run_all_sabotages(
     say = on_progress or (lambda text: None)
     began = time.monotonic()
     chosen = [sabotage.named(name) for name in names] or list(SABOTAGES.values())
-    setting = Setting(home=home, hypervisor=hypervisor, memory_mib=memory_mib)
+    setting = Setting(home=home, hypervisor=hypervisor, memory_mib=memory_mib, memory_policy=memory_policy)
     host = runner.prepare(home, memory_mib, say)
     missing = needs.lacks(host, Hypervisor(hypervisor))
-    why_not = {one.name: one.why_not(Hypervisor(hypervisor), missing) for one in chosen}
+    why_not = {one.name: one.why_not(Hypervisor(hypervisor), missing, memory_policy) for one in chosen}
     say("a run that nobody sabotages, for comparison")
     scenarios = tuple(dict.fromkeys(one.scenario for one in chosen))
-    sound = runner.run(home, hypervisor=hypervisor, memory_mib=memory_mib, scenarios=scenarios)
+    sound = runner.run(
+        home, hypervisor=hypervisor, memory_mib=memory_mib, memory_policy=memory_policy, scenarios=scenarios
+    )
     committed: dict[str, _Run] = {}
 
     def commit(names: Sequence[str], workers: int) -> None:
@@ -84,7 +88,7 @@ def run_all_sabotages(
         commit(again, 1)
         rows = [_row(one, why_not[one.name], committed.get(one.name), sound.failed()) for one in chosen]
     return Matrix(
-        host=runner.describe(host, Hypervisor(hypervisor), memory_mib),
+        host=runner.describe(host, Hypervisor(hypervisor), memory_mib, memory_policy),
         rows=tuple(rows),
         undecided=tuple(
             f"{result.scenario}.{result.claim.id}: {result.reason}"
@@ -216,7 +220,13 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 
 def _run(name: str, setting: Setting) -> _Run | RametError:
     try:
-        report = runner.run(setting.home, hypervisor=setting.hypervisor, memory_mib=setting.memory_mib, sabotage=name)
+        report = runner.run(
+            setting.home,
+            hypervisor=setting.hypervisor,
+            memory_mib=setting.memory_mib,
+            memory_policy=setting.memory_policy,
+            sabotage=name,
+        )
     except RametError as err:
         return HostError(f"With the sabotage {name!r}: {err.message}", hint=err.hint)
     return _Run(failed=report.failed(), cut_short=report.cut_short)

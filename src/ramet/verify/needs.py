@@ -20,6 +20,7 @@ class Need(Enum):
     SWAP = auto()
     COUNTED_FILTERS = auto()
     VMM_USERS = auto()
+    COPY_IN_RAM = auto()
 
 
 def lacks(host: Host, hypervisor: Hypervisor) -> dict[Need, str]:
@@ -30,6 +31,7 @@ def lacks(host: Host, hypervisor: Hypervisor) -> dict[Need, str]:
         Need.SWAP: why_no_swap(),
         Need.COUNTED_FILTERS: why_no_counted_filters(),
         Need.VMM_USERS: host.why_no_vmm_users(hypervisor),
+        Need.COPY_IN_RAM: "this VMM shares the file itself" if host.shares_files(hypervisor) else None,
     }
     return {need: why for need, why in found.items() if why is not None}
 

@@ -13,7 +13,7 @@ from ramet import __version__, version
 from ramet.errors import ConfigError, RametError
 from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
-from ramet.model import Hypervisor
+from ramet.model import Hypervisor, MemoryPolicy
 from ramet.signals import signals_held
 from ramet.verify import abandoned, needs, strikes
 from ramet.verify import sabotage as sabotages
@@ -48,6 +48,7 @@ def run(
     *,
     hypervisor: str = "qemu",
     memory_mib: int = 256,
+    memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
     scenarios: Sequence[str] = (),
     sabotage: str | None = None,
     on_progress: Say | None = None,
@@ -68,16 +69,28 @@ def run(
     broken = _sabotage(sabotage, scenarios)
     chosen = [SCENARIOS[broken.scenario]] if broken else catalogue.named(scenarios)
     host = prepare(home, memory_mib, say)
-    why_not = broken.why_not(Hypervisor(hypervisor), needs.lacks(host, Hypervisor(hypervisor))) if broken else None
+    why_not = None
+    if broken:
+        why_not = broken.why_not(Hypervisor(hypervisor), needs.lacks(host, Hypervisor(hypervisor)), memory_policy)
     if why_not is not None:
         raise ConfigError(f"The sabotage {sabotage!r} cannot be committed here: {why_not}.")
     strike = sabotages.strike_of(broken, stop_when_caught=stop_when_caught)
     runs: list[ScenarioRun] = []
     for scenario in chosen:
         runs.append(
-            _run_one(host, scenario, strike, Hypervisor(hypervisor), memory_mib, say, keep=keep, is_first=not runs)
+            _run_one(
+                host,
+                scenario,
+                strike,
+                Hypervisor(hypervisor),
+                memory_mib,
+                memory_policy,
+                say,
+                keep=keep,
+                is_first=not runs,
+            )
         )
-    about = describe(host, Hypervisor(hypervisor), memory_mib)
+    about = describe(host, Hypervisor(hypervisor), memory_mib, memory_policy)
     if len(chosen) < len(SCENARIOS):
         about["scenarios"] = f"{', '.join(one.name for one in chosen)}: {len(chosen)} of {len(SCENARIOS)}"
     return Report(
@@ -126,12 +139,13 @@ def _run_one(
     strike: Callable[[World, Point], None],
     hypervisor: Hypervisor,
     memory_mib: int,
+    memory_policy: MemoryPolicy,
     say: Say,
     *,
     keep: bool,
     is_first: bool,
 ) -> ScenarioRun:
-    ledger = Ledger(scenario.name, scenario.claims)
+    ledger = Ledger(scenario.name, scenario.claims, memory_policy=memory_policy)
     world = World(
         host=host,
         memory_mib=memory_mib,
@@ -139,6 +153,7 @@ def _run_one(
         ledger=ledger,
         say=say,
         strike=strike,
+        memory_policy=memory_policy,
         why_no_vmm_users=host.why_no_vmm_users(hypervisor),
     )
     left: list[str] = []
@@ -159,6 +174,7 @@ def _run_one(
     finally:
         with signals_held():  # a second Ctrl-C waits until nothing is left
             strikes.unwrap_vmm(world)
+            strikes.seal_again(world)
             strikes.clear_what_was_left(world)
             if not keep:
                 say(f"{scenario.name}: removing what was made")
@@ -176,7 +192,7 @@ def _run_one(
     )
 
 
-def describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, str]:
+def describe(host: Host, hypervisor: Hypervisor, memory_mib: int, memory_policy: MemoryPolicy) -> dict[str, str]:
     """What a report says of the host that it was made on."""
     capabilities = {one.name: one for one in host.doctor()}
     vmm = capabilities[VMM_ROWS[hypervisor]].why
@@ -187,6 +203,7 @@ def describe(host: Host, hypervisor: Hypervisor, memory_mib: int) -> dict[str, s
         "kernel": f"{os.uname().release} ({platform.machine()}, {os.cpu_count()} CPUs)",
         "vmm": f"{vmm}, {accelerator}",
         "guest": f"{memory_mib} MiB, image {IMAGE}",
+        "forks": f"memory policy {memory_policy.value}",
         "store": f"{host.home} on {file_system_of(host.home)}, {'sparse copies' if no_reflinks else 'reflinks'}",
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ramet.errors import ConfigError
-from ramet.model import Hypervisor
+from ramet.model import Hypervisor, MemoryPolicy
 from ramet.spelling import did_you_mean
 from ramet.verify import strikes
 from ramet.verify.needs import Need
@@ -30,9 +30,15 @@ class Sabotage:
     needs: Need | None = None
     hypervisors: tuple[Hypervisor, ...] = tuple(Hypervisor)
     """Those that can be made to do it."""
+    memory_policies: tuple[MemoryPolicy, ...] = tuple(MemoryPolicy)
+    """Those under which there is what it breaks."""
 
-    def why_not(self, hypervisor: Hypervisor, lacks: Mapping[Need, str]) -> str | None:
+    def why_not(
+        self, hypervisor: Hypervisor, lacks: Mapping[Need, str], memory_policy: MemoryPolicy = MemoryPolicy.CLONE
+    ) -> str | None:
         """Why it cannot be committed on a host that ``lacks`` something, None if it can."""
+        if memory_policy not in self.memory_policies:
+            return f"under the memory policy {memory_policy.value} there is nothing that it could break"
         if hypervisor not in self.hypervisors:
             return f"{hypervisor.value} has no option that does it"
         return lacks.get(self.needs) if self.needs is not None else None
@@ -83,6 +89,24 @@ SABOTAGES: dict[str, Sabotage] = {
             caught_by=("vmm-maps-privately",),
             strikes={Point.FORK_RESTORING: strikes.share_mapping, Point.FORK_RESTORED: strikes.unwrap_vmm},
             hypervisors=(Hypervisor.QEMU,),
+        ),
+        Sabotage(
+            name="writable-shared-memory",
+            summary="the fork's VMM opens the memory file that it shares for writing",
+            scenario="base",
+            caught_by=("vmm-maps-privately", "vmm-cannot-write-others"),
+            strikes={Point.FORK_RESTORING: strikes.open_shared_for_writing, Point.FORK_RESTORED: strikes.unwrap_vmm},
+            hypervisors=(Hypervisor.QEMU,),
+            memory_policies=(MemoryPolicy.SHARE,),
+        ),
+        Sabotage(
+            name="unsealed-copy",
+            summary="the copy in RAM that forks share is not sealed",
+            scenario="base",
+            caught_by=("vmm-maps-privately",),
+            strikes={Point.FORK_RESTORING: strikes.leave_unsealed, Point.FORK_RESTORED: strikes.seal_again},
+            needs=Need.COPY_IN_RAM,
+            memory_policies=(MemoryPolicy.SHARE,),
         ),
         Sabotage(
             name="unconfined",
@@ -200,7 +224,10 @@ SABOTAGES: dict[str, Sabotage] = {
             summary="the file that a running fork maps is written in place",
             scenario="reverse",
             caught_by=("running-fork-unnoticed",),
-            strikes={Point.SOURCE_SLEPT: strikes.write_under_runner},
+            strikes={
+                Point.RUNNER_RESTORING: strikes.leave_unsealed,  # or the kernel would refuse it
+                Point.SOURCE_SLEPT: strikes.write_under_runner,
+            },
         ),
         Sabotage(
             name="late-write-to-a-fork",

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from unittest.mock import patch
 
 from ramet.errors import ConfigError
-from ramet.linux import procfs
-from ramet.model import PAGE_BYTES, Hypervisor
+from ramet.linux import memfd, procfs
+from ramet.model import PAGE_BYTES, Hypervisor, MemoryPolicy
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
 
@@ -166,8 +167,9 @@ def write_into_sleeper(world: World) -> None:
 
 
 def write_late_into_sleeper(world: World) -> None:
-    """The sleeping fork's memory file, after the last look at it."""
-    _overwrite(_file(world, "sleeper", "memory"), world.tokens["sleeper"].encode(), STRANGE_TOKEN)
+    """The sleeping fork's memory file, after the last look at it; and its disk, since it may wake from a copy in RAM."""
+    for name in ("memory", "disk.raw"):
+        _overwrite(_file(world, "sleeper", name), world.tokens["sleeper"].encode(), STRANGE_TOKEN)
 
 
 def write_under_runner(world: World) -> None:
@@ -176,6 +178,8 @@ def write_under_runner(world: World) -> None:
     assert info.pid is not None
     own = {(file.printed_dev, file.ino): file.path for file in evidence.identify(isolation.files_of(info))}
     mapped = [own[m.dev, m.ino] for m in procfs.mappings(info.pid) if (m.dev, m.ino) in own]
+    copies = [evidence.descriptor_of(info.pid, one) for one in evidence.guest_memory_mappings(info.pid)]
+    mapped = mapped or [path for path in copies if path is not None]
     if not mapped:
         raise ConfigError(f"The sabotage cannot strike: process {info.pid} maps no file of its own.")
     _overwrite(mapped[0], world.tokens["runner"].encode(), STRANGE_TOKEN)
@@ -432,7 +436,34 @@ def share_mapping(world: World) -> None:
     """The VMM maps its memory file shared."""
     if os.geteuid() != 0:
         _file(world, "fork", "memory").chmod(0o600)  # the VMM may map it itself; root's does not ask
-    _wrap_vmm(world, edit="s#,readonly=on,rom=off##; s#share=off#share=on#")
+    _wrap_vmm(world, edit=f"s#,readonly=on,rom=off##; s#share=off#share=on#; {_shared_file(world)}")
+
+
+def open_shared_for_writing(world: World) -> None:
+    """The VMM opens the published file itself, as one that may write it."""
+    if os.geteuid() != 0:
+        _file(world, "fork", "memory").chmod(0o600)
+    _wrap_vmm(world, edit=f"s#,readonly=on,rom=off##; {_shared_file(world)}")
+
+
+def _shared_file(world: World) -> str:
+    """For ``sed``: what a fork shares is mapped from the file, and from no sealed copy, of which the kernel allows neither."""
+    if world.memory_policy is MemoryPolicy.CLONE:
+        return ""
+    return f"s#mem-path=[^,]*#mem-path={_file(world, 'fork', 'memory')}#"
+
+
+def leave_unsealed(world: World) -> None:
+    """A copy in RAM that forks share can be written."""
+    world.notes["unsealed"] = "yes"
+    for name, made_up in (("seal", lambda _fd: None), ("why_not", lambda: None)):
+        patch.object(memfd, name, made_up).start()
+
+
+def seal_again(world: World) -> None:
+    """From here on copies are sealed as before."""
+    if world.notes.pop("unsealed", None) is not None:
+        patch.stopall()
 
 
 def _token(world: World, role: str) -> str:

@@ -100,6 +100,8 @@ def _survey(host: Host, names: Mapping[str, str], snapshots: Mapping[str, str]) 
 
 def _place(info: InstanceInfo) -> _Place:
     mapped = Path(info.mapped_memory.path) if info.mapped_memory is not None else None
+    if mapped is not None and mapped.is_symlink():  # a copy in RAM, by a descriptor: it lies nowhere
+        mapped = None
     published = Path(info.snapshot.memory) if info.snapshot is not None else None
     memories = dict.fromkeys(path for path in (mapped, published) if path is not None and path.is_file())
     return _Place(tuple(isolation.files_of(info)), tuple(memories))

@@ -6,14 +6,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from ramet.errors import GuestError, RametError
 from ramet.instances.host import Host
-from ramet.model import MIB, Hypervisor, InstanceInfo, Ping, SnapshotInfo
-from ramet.verify import fingerprints, survey
+from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, Ping, SnapshotInfo
+from ramet.verify import fingerprints, isolation, survey
 from ramet.verify.checks import Ledger
 from ramet.verify.fingerprints import Fingerprint
 
@@ -33,6 +33,7 @@ class Point(StrEnum):
     BOOTED = "the source has booted"
     FILLING = "before the source fills its memory"
     FORKED = "after the fork"
+    RUNNER_RESTORING = "before the fork that is to run is restored"
     FORK_RESTORING = "before the fork is restored"
     FORK_RESTORED = "after the fork was restored"
     FORK_DIVERGED = "after the fork diverged"
@@ -83,6 +84,8 @@ class World:
     ledger: Ledger
     say: Callable[[str], None]
     strike: Callable[[World, Point], None]
+    memory_policy: MemoryPolicy = MemoryPolicy.CLONE
+    """Of all forks."""
     why_no_vmm_users: str | None = "nobody has asked"
     """None if each VMM must run as a user of its own on this host."""
     tag: str = field(default_factory=lambda: secrets.token_hex(3))
@@ -110,6 +113,11 @@ class World:
     def name(self, role: str) -> str:
         """The name of the instance that plays ``role``; it will be removed at the end."""
         return self.names.setdefault(role, f"verify-{self.tag}-{role}")
+
+    def fork(self, source: str, *roles: str, start: bool = False) -> None:
+        """Fork one role into others, under the memory policy of this run."""
+        names = [self.name(role) for role in roles]
+        self.host.fork(self.name(source), names, start=start, memory_policy=self.memory_policy)
 
     def named_snapshot(self, role: str, name: str) -> SnapshotInfo:
         """Take a snapshot of ``role``; it will be removed at the end."""
@@ -221,7 +229,14 @@ class World:
 
     def remember(self, role: str) -> None:
         """Take the fingerprints of what is in ``directories``, which must not change from here on."""
-        self.baselines[role] = fingerprints.fingerprints(self.directories[role])
+        directory = self.directories[role]
+        found = fingerprints.fingerprints(directory)
+        self.baselines[role] = {name: self._as_published(directory / name, one) for name, one in found.items()}
+
+    def _as_published(self, path: Path, found: Fingerprint) -> Fingerprint:
+        """Forks that share a file may read it as a group: that is no change, whenever it comes."""
+        is_shared = self.memory_policy is MemoryPolicy.SHARE
+        return replace(found, mode=isolation.mode_of(path)) if is_shared else found
 
     def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
         """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""
@@ -230,7 +245,9 @@ class World:
         found: dict[str, list[str]] = {}
         for name, fingerprint in before.items():
             try:
-                now = fingerprints.fingerprint(directory / name, drop_cache=drop_cache)
+                now = self._as_published(
+                    directory / name, fingerprints.fingerprint(directory / name, drop_cache=drop_cache)
+                )
             except FileNotFoundError:
                 found[name] = ["it is gone"]
                 continue

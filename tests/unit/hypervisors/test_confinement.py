@@ -163,6 +163,46 @@ def test_what_is_published_is_the_vmms_for_the_time_of_its_start(place: Place) -
 
 
 @requires("vmm-users")
+def test_what_forks_share_is_no_vmms_own_for_a_moment(place: Place) -> None:
+    """Several start from it at once, its own instance among them: it is not taken back from one when another has started."""
+    group = confinement.user_number(INSTANCE_ID)
+    fork = replace(place.spec, instance_id="ba9876543210", snapshot_of=INSTANCE_ID)
+    for spec in (fork, place.spec, fork):
+        with confinement.of(spec, PYTHON, kvm=False, memory_is_written=False).lent():
+            memory = place.spec.memory.stat()
+            assert (memory.st_uid, memory.st_gid, memory.st_mode & 0o777) == (os.geteuid(), group, 0o440)
+        assert (memory.st_uid, memory.st_gid, memory.st_mode & 0o777) == (os.geteuid(), group, 0o440)
+
+
+@requires("vmm-users")
+def test_another_instances_snapshot_is_read_as_one_of_its_group_and_not_written(place: Place) -> None:
+    """The memory policy ``share``; without that group it cannot be opened."""
+    found = done(replace(place, spec=replace(place.spec, snapshot_of="ba9876543210")).run())
+    assert "own: read the snapshot" in found
+    assert not found & {"own snapshot: write", "own snapshot: truncate", "own snapshot: execute"}
+    assert place.spec.memory.stat().st_gid == confinement.user_number("ba9876543210")
+    place.spec.memory.chmod(0o400)
+    stranger = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=False)
+    child = stranger.start(lambda: subprocess.Popen(["id", "-G"], stdout=subprocess.PIPE), lambda _child: None)
+    groups = child.communicate()[0].split()
+    assert [int(one) for one in groups] == [confinement.user_number(INSTANCE_ID)]
+
+
+@requires("vmm-users")
+def test_a_sealed_memory_file_is_lent_to_nobody_and_needs_no_rule(place: Place) -> None:
+    fd = os.open(place.spec.memory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        spec = replace(place.spec, memory=Path(f"/proc/self/fd/{fd}"), memory_is_sealed=True)
+        with confinement.of(spec, PYTHON, kvm=False, memory_is_written=True).lent():
+            assert os.fstat(fd).st_mode & 0o777 == 0o400
+            assert os.fstat(fd).st_uid == os.geteuid()
+        rules = confinement.rules(spec, PYTHON, kvm=False, memory_is_written=True)
+        assert [path for path in (*rules.load, *rules.write) if "/proc" in str(path)] == []
+    finally:
+        os.close(fd)
+
+
+@requires("vmm-users")
 def test_a_link_that_was_planted_among_its_files_is_not_given_away(place: Place) -> None:
     secret = place.victim / "0"
     (place.spec.work_dir / "linked").hardlink_to(secret)

@@ -29,6 +29,20 @@ def test_a_store_that_is_whole(place: Place) -> None:
     assert (report.instances, report.snapshots, report.vmms, report.whole) == (1, 1, 0, True)
 
 
+@requires("root")
+def test_what_forks_share_is_their_groups_to_read(place: Place) -> None:
+    """Another group's it is not, nor may the group read what no VMM opens."""
+    for path in (place.snapshot.memory, place.snapshot.vmstate, place.snapshot.disk):
+        os.chown(path, -1, user_number(INSTANCE))
+        path.chmod(0o440)
+    (told,) = check(place.store, repair=True).problems
+    assert told.text == "disk.raw is 0440, not 0400."
+    os.chown(place.snapshot.memory, -1, 0)
+    (told,) = check(place.store, repair=True).problems
+    assert told.text == "memory is 0440, not 0400."
+    assert place.problems() == ()
+
+
 def lose_name(place: Place) -> None:
     names.release(place.store.paths.instance_names, "web", INSTANCE)
 

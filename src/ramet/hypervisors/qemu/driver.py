@@ -106,7 +106,8 @@ class QemuDriver:
                 state_fd = os.open(spec.vmstate, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, state_fd)
             with (
-                self._launched(spec, extra_fds=(state_fd,)) as vmm,
+                # It is given the device state open, and opens nothing of it itself.
+                self._launched(replace(spec, vmstate=None), extra_fds=(state_fd,)) as vmm,
                 self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S) as monitor,
             ):
                 monitor.load_device_state(state_fd)

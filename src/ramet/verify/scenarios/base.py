@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.model import MIB
+from ramet.model import MIB, MemoryPolicy
 from ramet.verify import inside, looks
 from ramet.verify.scenarios.scenario import Scenario
 from ramet.verify.world import DISK_BYTES, Point, World, fill_size, fresh_token
@@ -13,15 +13,15 @@ REFILL_BYTES = 8 * MIB
 
 def run_base(world: World) -> None:
     """One fork's whole life beside a sleeping source."""
-    source, fork = world.name("source"), world.name("fork")
+    fork = world.name("fork")
     old, new = fresh_token(), fresh_token()
     _sleep_with_full_memory(world, old)
     looks.source_dirtied(world)
     with world.step("forking"):
-        world.host.fork(source, [fork])
+        world.fork("source", "fork")
     world.inherit("fork", "source")
     world.reach(Point.FORKED)
-    looks.own_inodes(world, "fork", "source")
+    looks.own_inodes(world, "fork", "source", at="forked", shares=world.memory_policy is MemoryPolicy.SHARE)
     looks.modes(world, ["source", "fork"])
     looks.source_unchanged(world, "fork")
     world.reach(Point.FORK_RESTORING)
@@ -41,6 +41,7 @@ def run_base(world: World) -> None:
     with world.step("taking the fork's diff snapshot"):
         world.host.standby(fork)
     world.reach(Point.FORK_SLEPT)
+    looks.own_inodes(world, "fork", "source", at="fork's diff snapshot")
     looks.source_unchanged(world, "fork's diff snapshot")
     looks.disk_usage(world, "fork", "source")
     _fork_wakes_from_its_diff(world, new)

@@ -18,7 +18,7 @@ def run_chain(world: World) -> None:
     for depth in range(1, DEPTH + 1):
         role = f"depth-{depth}"
         with world.step(f"forking {previous} into {role}, and letting that diverge"):
-            world.host.fork(world.name(previous), [world.name(role)], start=True)
+            world.fork(previous, role, start=True)
             world.inherit(role, previous)
             inside.sees(world, "chain-inherits", role, token, at=f"{role} started")
             token = fresh_token()

@@ -36,7 +36,7 @@ def run_draws(world: World) -> None:
     with world.step(f"forking it {DRAWING_FORKS} times, one after the other, and reading what each drew first"):
         for number in range(1, DRAWING_FORKS + 1):
             role = f"drawer-{number}"
-            world.host.fork(source, [world.name(role)], start=True)
+            world.fork("source", role, start=True)
             drawn[role] = _first_draws(world, role)
             world.host.remove(world.name(role), force=True)
     inside.all_differ(world, "forks-draw-apart", drawn, at=f"{DRAWING_FORKS} forks woken")

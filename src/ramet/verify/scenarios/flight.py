@@ -24,7 +24,7 @@ def run_flight(world: World) -> None:
     boot_source(world)
     world.host.exec(source, ["sh", "-c", WRITE], detach=True)
     with world.step("forking it twice while requests are under way"), _request(world):
-        world.host.fork(source, [world.name(role) for role in FLIGHT_FORKS])
+        world.fork("source", *FLIGHT_FORKS)
     with world.step("putting it to standby while requests are under way"), _request(world):
         world.host.standby(source)
     for role in (*FLIGHT_FORKS, "source"):

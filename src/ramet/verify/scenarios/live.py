@@ -17,11 +17,10 @@ E2FSCK_S = 60.0
 
 def run_live(world: World) -> None:
     """Forks of a source that writes all the time: memory and disk must be of one instant, and the source runs on."""
-    source = world.name("source")
     counting.boot_counting_source(world)
     before = counting.count(world)
     with world.step("forking it twice while it writes"):
-        world.host.fork(source, [world.name(role) for role in LIVE_FORKS])
+        world.fork("source", *LIVE_FORKS)
     after = counting.count(world)
     world.reach(Point.LIVE_FORKED)
     counting.look_whether_it_counts_on(world, "source-runs-on", after, at="forked while it wrote")

@@ -13,10 +13,11 @@ def run_reverse(world: World) -> None:
     old, new = fresh_token(), fresh_token()
     sleeping_source(world, old)
     with world.step("forking it twice, and restoring one fork"):
-        world.host.fork(source, [world.name("sleeper"), world.name("runner")])
+        world.fork("source", "sleeper", "runner")
         world.remember_files("sleeper")
         world.inherit("sleeper", "source")
         world.inherit("runner", "source")
+        world.reach(Point.RUNNER_RESTORING)
         world.host.restore(world.name("runner"))
     looks.sleeper_unchanged(world, "forked")
     with world.step("restoring the source and letting it diverge"):

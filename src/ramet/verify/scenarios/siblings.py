@@ -14,7 +14,7 @@ def run_siblings(world: World) -> None:
     old = fresh_token()
     sleeping_source(world, old)
     with world.step("forking it three times"):
-        world.host.fork(world.name("source"), [world.name(role) for role in SIBLINGS])
+        world.fork("source", *SIBLINGS)
     world.reach(Point.SIBLINGS_FORKED)
     with world.step("restoring them all"):
         for role in SIBLINGS:

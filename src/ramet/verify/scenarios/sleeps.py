@@ -15,7 +15,7 @@ def run_sleeps(world: World) -> None:
     source, old, new = world.name("source"), fresh_token(), fresh_token()
     sleeping_source(world, old)
     with world.step("forking it"):
-        world.host.fork(source, [world.name("sleeper")])
+        world.fork("source", "sleeper")
         world.remember_files("sleeper")
         world.inherit("sleeper", "source")
     with world.step("restoring it, and zeroing half of what it filled"):

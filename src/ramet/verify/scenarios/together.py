@@ -77,7 +77,8 @@ def _fork_and_sleep(world: World, role: str, head_start_s: float) -> float:
     """
     source, fork = world.name("source"), world.name(role)
     ramet = [sys.executable, "-P", "-m", "ramet.cli", "--home", str(world.host.home)]
-    forking = _Command([*ramet, "fork", source, fork], max(-head_start_s, 0))
+    policy = ["--memory-policy", world.memory_policy.value]
+    forking = _Command([*ramet, "fork", *policy, source, fork], max(-head_start_s, 0))
     sleeping = _Command([*ramet, "standby", source], max(head_start_s, 0))
     threads = [threading.Thread(target=command.run) for command in (forking, sleeping)]
     with signals_held():  # what a command has begun is removed at the end: it must have ended by then
@@ -96,7 +97,7 @@ def _fork_and_sleep(world: World, role: str, head_start_s: float) -> float:
     if sleeping.refused:
         world.host.standby(source)
     if forking.refused:
-        world.host.fork(source, [fork])
+        world.fork("source", role)
     return max(min(forking.ended_s, sleeping.ended_s) - max(forking.began_s, sleeping.began_s), 0)
 
 

@@ -1,0 +1,120 @@
+"""Templates: what is copied into RAM is what was published, and a VMM gets no other file passed on for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ramet.errors import VmmError
+from ramet.linux import memfd
+from ramet.model import PAGE_BYTES, Template
+from ramet.paths import SnapshotPaths
+from ramet.snapshots import template as templates
+from ramet.snapshots.capture import capture_memory, find_dirty
+from ramet.snapshots.scatter import Scatter
+from tests.unit.children import Mapper, holding, identity
+from tests.unit.layouts import Layout, write_layout
+
+SIZE = 64 * PAGE_BYTES
+DATA = {0: b"first", 5: b"in the middle" * 300, 63: b"last"}
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> SnapshotPaths:
+    paths = SnapshotPaths(dir=tmp_path / "0123456789ab")
+    paths.dir.mkdir()
+    write_layout(paths.memory, Layout(size=SIZE, data=DATA))
+    paths.memory.chmod(0o400)
+    return paths
+
+
+@pytest.fixture
+def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, Template]]:
+    with templates.made(snapshot) as made:
+        yield made
+
+
+def content_of(fd: int) -> str:
+    return hashlib.sha256(os.pread(fd, 2 * SIZE, 0)).hexdigest()
+
+
+def test_it_holds_what_was_published_with_its_holes_and_is_sealed(
+    snapshot: SnapshotPaths, made: tuple[int, Template]
+) -> None:
+    fd, one = made
+    assert content_of(fd) == hashlib.sha256(snapshot.memory.read_bytes()).hexdigest()
+    assert os.fstat(fd).st_blocks * 512 < SIZE
+    assert memfd.is_sealed(fd)
+    assert os.fstat(fd).st_mode & 0o777 == 0o666
+    assert one.snapshot_id == snapshot.dir.name
+    assert snapshot.dir.name in str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def test_another_finds_it_at_whoever_has_it_open(made: tuple[int, Template]) -> None:
+    fd, one = made
+    with holding(lambda ready: ready()) as pid:  # inherits it
+        found = templates.opened(one, identity(pid), size_bytes=SIZE)
+        assert found is not None
+        assert content_of(found) == content_of(fd)
+        os.close(found)
+        assert templates.opened(one, identity(pid), size_bytes=SIZE + PAGE_BYTES) is None
+
+
+def test_nothing_else_is_taken_for_it(made: tuple[int, Template], tmp_path: Path) -> None:
+    """What a VMM may put in its place: an unsealed file, a sealed one of its own, a FIFO that would wait for a writer."""
+    _, one = made
+    unsealed = memfd.create(f"{templates.NAME}{one.snapshot_id}")
+    own = memfd.create(f"{templates.NAME}{one.snapshot_id}")
+    os.mkfifo(tmp_path / "fifo")
+    fifo = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    for fd in (unsealed, own):
+        os.ftruncate(fd, SIZE)
+    memfd.seal(own)
+    try:
+        with holding(lambda ready: ready()) as pid:
+            vmm = identity(pid)
+            for fd in (unsealed, fifo):  # were it known by that number
+                found = os.fstat(fd)
+                fake = msgspec.structs.replace(one, dev=found.st_dev, ino=found.st_ino)
+                assert templates.opened(fake, vmm, size_bytes=SIZE) is None
+            assert templates.opened(msgspec.structs.replace(one, ino=1), vmm, size_bytes=SIZE) is None
+    finally:
+        for fd in (unsealed, own, fifo):
+            os.close(fd)
+
+
+def test_of_a_process_that_has_ended_there_is_none(made: tuple[int, Template]) -> None:
+    with holding(lambda ready: ready()) as pid:
+        vmm = identity(pid)
+    assert templates.path_in(vmm, made[1]) is None
+    assert templates.opened(made[1], vmm, size_bytes=SIZE) is None
+
+
+def test_a_capture_writes_the_dirty_pages_onto_a_derivation_of_the_published_file(
+    snapshot: SnapshotPaths, made: tuple[int, Template], tmp_path: Path
+) -> None:
+    with Mapper(Path(f"/proc/self/fd/{made[0]}")) as vmm:
+        vmm.write(7 * PAGE_BYTES, b"dirty")
+        path = Path(f"/proc/self/fd/{made[0]}")
+        assert [run.file_offset for run in find_dirty(vmm.vmm, path)] == [7 * PAGE_BYTES]
+        file, dirty = capture_memory(
+            vmm.vmm,
+            mapped_file=path,
+            into=tmp_path / "memory",
+            base_is_empty=False,
+            base=snapshot.memory,
+            scatter=Scatter(),
+        )
+        assert (tmp_path / "memory").read_bytes() == vmm.read()
+    assert dirty == ((7 * PAGE_BYTES, 8 * PAGE_BYTES),)
+    assert file.method is not None
+
+
+def test_a_vmm_that_maps_something_else_is_not_captured(made: tuple[int, Template], snapshot: SnapshotPaths) -> None:
+    with Mapper(snapshot.memory) as vmm, pytest.raises(VmmError, match="does not map each of the"):
+        find_dirty(vmm.vmm, Path(f"/proc/self/fd/{made[0]}"))
