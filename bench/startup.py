@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.measure import Sample, Side, alternate, percentile, watch
@@ -75,25 +75,26 @@ def _confined(source: Source, count: int) -> Table:
     program = qemu.program()
     confined = confinement.of(spec, program, kvm=False, memory_is_written=True)
 
-    def as_it_is(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-        return start()
-
-    def with_files(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    def with_files(start: Callable[[], process.Child], limit: Callable[[process.Child], None]) -> process.Child:
         with confined.lent():
             confined.hand_over()
-            return confined.start(start)
+            return confined.start(start, limit)
 
-    def side(label: str, starter: process.Starter) -> Side:
+    def side(label: str, starter: process.Starter, limits: Mapping[int, int]) -> Side:
         def start() -> Sample:
             clock = watch()
-            child = starter(lambda: subprocess.Popen(["/bin/true"], stdin=subprocess.DEVNULL))
+            child = starter(
+                lambda: subprocess.Popen(["/bin/true"], stdin=subprocess.DEVNULL),
+                lambda child: process.limit(child, limits, ["/bin/true"]),
+            )
             seconds = clock.total()
             child.wait()
             return {label: seconds}
 
         return start
 
-    found = alternate([side(AS_IT_IS, as_it_is), side(CONFINED, with_files)], rounds=count)
+    sides = [side(AS_IT_IS, process.as_it_is, {}), side(CONFINED, with_files, confined.limits)]
+    found = alternate(sides, rounds=count)
     added = statistics.median(found[CONFINED]) - statistics.median(found[AS_IT_IS])
     return Table(
         title="starting a process",

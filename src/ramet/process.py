@@ -30,7 +30,9 @@ from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
-Starter = Callable[[Callable[[], "subprocess.Popen[bytes]"]], "subprocess.Popen[bytes]"]
+Child = subprocess.Popen[bytes]
+Starter = Callable[[Callable[[], Child], Callable[[Child], None]], Child]
+"""Calls what starts a child, and then what limits it, each in a thread that may."""
 
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
@@ -41,6 +43,10 @@ PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
+NO_CORE_DUMPS: Mapping[int, int] = {resource.RLIMIT_CORE: 1}
+"""One byte: too few for a file, and the kernel's sign not to pipe one to a program either, which 0 is not (fs/coredump.c)."""
+KEPT_IGNORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+"""As Python has them: a VMM whose log has reached its limit is told so by write(2) (EFBIG), and not ended (setrlimit(2))."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
@@ -179,6 +185,13 @@ def _communicate(
             raise
 
 
+def as_it_is(start: Callable[[], Child], limit: Callable[[Child], None]) -> Child:
+    """A starter that confines nothing."""
+    child = start()
+    limit(child)
+    return child
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -187,20 +200,26 @@ def spawn(
     cwd: Path,
     mark: Path,
     stdout_path: Path | None = None,
-    starter: Starter = lambda start: start(),
+    limits: Mapping[int, int] = NO_CORE_DUMPS,
+    starter: Starter = as_it_is,
 ) -> VmmProcess:
     """Start a VMM that outlives us: own session, stdin /dev/null, output appended to ``log_path`` (stdout to ``stdout_path``, if
-    that is given), no core dumps from the moment that this returns. ``find_marked`` finds it by its ``mark``.
+    that is given). ``find_marked`` finds it by its ``mark``.
+
+    ``limits`` are the most that it may have of each resource (setrlimit(2)), or less, where we may have less ourselves. They hold
+    from when this returns: a process cannot be limited before it is one, and we are not to be limited with it.
 
     ``PR_SET_PTRACER_ANY`` is set before exec and survives it, so that under Yama's ptrace_scope=1 a later command of the same
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
 
-    ``starter`` calls what starts it, in a confined thread for example, whose user may limit it.
+    ``starter`` calls what starts it, in a confined thread for example, and what limits it, whose user may.
 
-    Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script).
+    Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script), but for those
+    that are ``KEPT_IGNORED``.
 
     Raises:
-        LaunchError: if the program could not be executed. One that ends at once is no error here: ``exit_status`` tells.
+        LaunchError: if the program could not be executed, or could not be limited and was killed. One that ends at once is no
+            error here: ``exit_status`` tells.
     """
     log.info("spawn: %s", shlex.join(argv))
     try:
@@ -213,8 +232,8 @@ def spawn(
             # Looked at before: what calls it may have given up /proc.
             prepare = _prepare_vmm if _needs_preparing() else None
 
-            def start() -> subprocess.Popen[bytes]:
-                child = subprocess.Popen(
+            def start() -> Child:
+                return subprocess.Popen(
                     list(argv),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
@@ -223,12 +242,11 @@ def spawn(
                     env={**os.environ, VMM_MARK: str(mark)},
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,
+                    restore_signals=False,
                     preexec_fn=prepare,
                 )
-                _forbid_core_dumps(child, argv)
-                return child
 
-            child = starter(start)
+            child = starter(start, lambda child: limit(child, limits, argv))
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
     stat = _stat(child.pid)
@@ -283,16 +301,24 @@ def _marked() -> Iterator[tuple[Path, VmmProcess]]:
             yield Path(os.fsdecode(mark.removeprefix(begins))), vmm
 
 
-def _forbid_core_dumps(child: subprocess.Popen[bytes], argv: Sequence[str]) -> None:
+def limit(child: Child, limits: Mapping[int, int], argv: Sequence[str]) -> None:
+    """Set the most that a child may have of each resource; less, where it has less.
+
+    Raises:
+        LaunchError: if the kernel refuses; it was killed.
+    """
     try:
-        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+        for number, most in limits.items():
+            _, inherited = resource.prlimit(child.pid, number)
+            allowed = most if inherited == resource.RLIM_INFINITY else min(inherited, most)
+            resource.prlimit(child.pid, number, (allowed, allowed))
     except ProcessLookupError:
         return  # it has ended
     except OSError as err:
         child.kill()
         child.wait()
         raise LaunchError(
-            f"The kernel does not let us forbid core dumps of {argv[0]}: {err.strerror}. It was killed.",
+            f"The kernel does not let us limit what {argv[0]} may use: {err.strerror}. It was killed.",
             argv=argv,
             status=child.returncode,
             log_tail="",
@@ -435,10 +461,10 @@ def _needs_preparing() -> bool:
     """Whether anything is to be done between fork and exec. With nothing, subprocess starts a child by vfork(2), and the page
     tables of a whole Python are not copied.
     """
-    reset_by_subprocess = {signal.SIGPIPE, signal.SIGXFSZ}
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return bool(ignored - reset_by_subprocess or blocked or (YAMA_PTRACE_SCOPE.exists() and not may_trace()))
+    kept = signal.SIGXFSZ in ignored
+    return bool(ignored - KEPT_IGNORED or not kept or blocked or (YAMA_PTRACE_SCOPE.exists() and not may_trace()))
 
 
 def _prepare_vmm() -> None:
@@ -447,6 +473,8 @@ def _prepare_vmm() -> None:
         os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
     # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
     for number in signal.valid_signals():
-        if signal.getsignal(number) is signal.SIG_IGN:
+        if number in KEPT_IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        elif signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

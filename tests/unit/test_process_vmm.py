@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -31,9 +31,12 @@ def spawned(tmp_path: Path) -> Iterator[Callable[..., VmmProcess]]:
     """Starts VMMs of a kind; kills what is left of them."""
     started: list[VmmProcess] = []
 
-    def start(argv: list[str], *, pass_fds: tuple[int, ...] = ()) -> VmmProcess:
+    def start(
+        argv: list[str], *, pass_fds: tuple[int, ...] = (), limits: Mapping[int, int] = process.NO_CORE_DUMPS
+    ) -> VmmProcess:
+        log_path = tmp_path / "vmm.log"
         started.append(
-            process.spawn(argv, log_path=tmp_path / "vmm.log", pass_fds=pass_fds, cwd=tmp_path, mark=tmp_path)
+            process.spawn(argv, log_path=log_path, pass_fds=pass_fds, cwd=tmp_path, mark=tmp_path, limits=limits)
         )
         return started[-1]
 
@@ -75,9 +78,9 @@ def core_dumps() -> Iterator[None]:
 def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     tmp_path: Path, spawned: Callable[..., VmmProcess]
 ) -> None:
-    """H76: a core dump would write a guest's memory to the host."""
+    """H76: a core dump would write a guest's memory to the host. A limit of one byte forbids those that are piped too."""
     vmm = spawned(["sh", "-c", "pwd; echo ready; exec sleep 600"])
-    assert resource.prlimit(vmm.pid, resource.RLIMIT_CORE) == (0, 0)
+    assert resource.prlimit(vmm.pid, resource.RLIMIT_CORE) == (1, 1)
     wait_for_log(tmp_path, "ready")
     assert os.getsid(vmm.pid) == vmm.pid != os.getsid(0)
     log = str(tmp_path / "vmm.log")
@@ -88,7 +91,7 @@ def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
 
 
-def test_a_vmm_whose_core_dumps_cannot_be_forbidden_is_not_left(
+def test_a_vmm_that_cannot_be_limited_is_not_left(
     spawned: Callable[..., VmmProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -98,7 +101,7 @@ def test_a_vmm_whose_core_dumps_cannot_be_forbidden_is_not_left(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(resource, "prlimit", refuse)
-    with pytest.raises(LaunchError, match="core dumps of sleep"):
+    with pytest.raises(LaunchError, match="limit what sleep may use"):
         spawned(SLEEPER)
     assert process.start_time_ticks(asked[0]) is None
 
@@ -125,6 +128,28 @@ def test_only_the_descriptors_that_were_passed_are_inherited(
         wait_for_descriptors(vmm, {"0": "/dev/null", "1": log, "2": log, str(reader): pipe})
 
 
+WRITES_ON = """
+until test "$(ulimit -f)" = 16; do :; done
+while echo a line of a log; do :; done >file
+echo lives
+"""
+"""It is limited when it is there already: it waits for that. The unit is 512 bytes (sh(1))."""
+
+
+def test_a_vmm_whose_file_is_as_large_as_may_be_lives_on(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
+    """A guest fills its log: the disk of the host is not full, and the guest not lost."""
+    spawned(["sh", "-c", WRITES_ON], limits={resource.RLIMIT_FSIZE: 16 * 512})
+    wait_for_log(tmp_path, "lives")
+    assert (tmp_path / "file").stat().st_size == 16 * 512
+
+
+def test_a_vmm_has_no_more_than_we_may_have(spawned: Callable[..., VmmProcess]) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard != resource.RLIM_INFINITY, "the kernel has a number for it"
+    vmm = spawned(SLEEPER, limits={resource.RLIMIT_NOFILE: hard + 1})
+    assert resource.prlimit(vmm.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
 def test_a_log_is_continued(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
     (tmp_path / "vmm.log").write_text("earlier\n")
     spawned(["sh", "-c", "echo now"])
@@ -132,10 +157,15 @@ def test_a_log_is_continued(tmp_path: Path, spawned: Callable[..., VmmProcess]) 
     assert (tmp_path / "vmm.log").read_text() == "earlier\n$ sh -c 'echo now'\nnow\n"
 
 
-def test_a_vmm_starts_with_signals_at_their_defaults(tmp_path: Path, spawned: Callable[..., VmmProcess]) -> None:
-    """From nohup(1), from ``&`` in a script, from a thread that blocks signals: what is ignored stays ignored across exec."""
+@pytest.mark.parametrize("of_files", [signal.SIG_IGN, signal.SIG_DFL], ids=["as in Python", "as in an application"])
+def test_a_vmm_starts_with_signals_at_their_defaults(
+    spawned: Callable[..., VmmProcess], of_files: signal.Handlers
+) -> None:
+    """From nohup(1), from ``&`` in a script, from a thread that blocks signals: what is ignored stays ignored across exec. Those
+    of a pipe that nobody reads and of a file that is as large as may be are ignored."""
     ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE)
     old = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    old[signal.SIGXFSZ] = signal.signal(signal.SIGXFSZ, of_files)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
     try:
         vmm = spawned(SLEEPER)
@@ -146,7 +176,8 @@ def test_a_vmm_starts_with_signals_at_their_defaults(tmp_path: Path, spawned: Ca
     sets = dict(
         line.split(":\t") for line in Path(f"/proc/{vmm.pid}/status").read_text().splitlines() if line[:3] == "Sig"
     )
-    assert (int(sets["SigBlk"], 16), int(sets["SigIgn"], 16) & ~LIBC_SIGNALS) == (0, 0)
+    kept = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
+    assert (int(sets["SigBlk"], 16), int(sets["SigIgn"], 16) & ~LIBC_SIGNALS) == (0, kept)
     assert process.kill_and_wait(vmm, ask_s=20) == "asked"
 
 

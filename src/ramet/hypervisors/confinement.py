@@ -2,22 +2,23 @@
 
 The kernel holds it to that from before its first instruction, by three means that do not need each other: Landlock (files), a
 seccomp filter (sockets, modes, other processes) and, where Ramet runs as root, a user of its own. One that was taken over cannot
-reach another instance. What a kernel does not enforce is said: ``weaknesses``.
+reach another instance. What a kernel does not enforce is said: ``weaknesses``. What it may use up of the host is limited besides,
+from before its first guest's instruction: ``limits``.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import stat
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from ramet import config, process
 from ramet.errors import host_errors
@@ -25,8 +26,8 @@ from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import LaunchSpec
 from ramet.linux import credentials, landlock, seccomp
-
-T = TypeVar("T")
+from ramet.model import MIB
+from ramet.process import Child
 
 USERS: Final = range(0x7000_0000, 0x7FFE_0000)
 """Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
@@ -58,6 +59,19 @@ STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
 OFF: Final = "RAMET_CONFINEMENT is off"
 OTHERS_READ_WRITE: Final = stat.S_IROTH | stat.S_IWOTH
+LIMITS: Final[Mapping[int, int]] = {
+    **process.NO_CORE_DUMPS,
+    resource.RLIMIT_NOFILE: 2048,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_RTPRIO: 0,
+    resource.RLIMIT_NICE: 0,
+}
+"""Of every VMM: the most that it may have. docs/security.md says why of each."""
+TASKS: Final = 4096
+"""Processes and threads of a VMM's own user, an eighth of what the smallest kernels have. A QEMU has its CPUs, 64 workers at most
+(include/block/aio.h, THREAD_POOL_MAX_THREADS_DEFAULT) and a handful; but a VMM of earlier that nobody has reaped counts too, as
+in a container whose first process does not wait for others (kernel/exit.c, release_task).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +83,9 @@ class Confinement:
     """Whom it runs as; None: as we do."""
     memory_is_written: bool
     """It opens its memory file for writing, wherever that is."""
-    start: Callable[[Callable[[], subprocess.Popen[bytes]]], subprocess.Popen[bytes]]
+    limits: Mapping[int, int]
+    """The most that it may use of a resource, for ``process.spawn``."""
+    start: process.Starter
     """Calls what starts it in a thread that is confined as it is to be."""
 
     def hand_over(self) -> None:
@@ -89,48 +105,87 @@ class Confinement:
         return ownership.lent(self.spec, self.user, memory_is_written=self.memory_is_written)
 
 
-def of(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool) -> Confinement:
-    """How ``spec``'s VMM is confined here: by whatever means there are; not at all with ``RAMET_CONFINEMENT=off``.
+def of(
+    spec: LaunchSpec,
+    program: str,
+    *,
+    kvm: bool,
+    memory_is_written: bool,
+    ends_at_file_limit: bool = False,
+    needs_calls: tuple[str, ...] = (),
+) -> Confinement:
+    """How ``spec``'s VMM is confined here: by whatever means there are; with ``RAMET_CONFINEMENT=off`` it has no core dumps, and
+    that is all.
+
+    ``ends_at_file_limit``: it takes a file that has become as large as may be for its own end. Then its files have no limit.
+    ``needs_calls``: what the filter refuses to others (``seccomp.REFUSED``).
 
     Raises:
         ConfigError: if a setting is nonsense.
+        HostError: if it has no disk.
     """
     if not config.confinement_wanted():
-        return Confinement(spec=spec, user=None, memory_is_written=memory_is_written, start=_as_it_is)
+        return Confinement(
+            spec=spec,
+            user=None,
+            memory_is_written=memory_is_written,
+            limits=process.NO_CORE_DUMPS,
+            start=process.as_it_is,
+        )
     allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
     user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
-    filtered = seccomp.why_not() is None
-    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered)
-    return Confinement(spec=spec, user=user, memory_is_written=memory_is_written, start=start)
+    filtered_but = needs_calls if seccomp.why_not() is None else None
+    start = partial(_confined, allowed, user, _groups() if kvm else (), filtered_but)
+    limits = {**LIMITS}
+    if user is not None:  # or it would be the number of all that the user has
+        limits[resource.RLIMIT_NPROC] = TASKS
+    if not ends_at_file_limit:
+        limits[resource.RLIMIT_FSIZE] = _largest_file(spec)
+    return Confinement(spec=spec, user=user, memory_is_written=memory_is_written, limits=limits, start=start)
+
+
+def _largest_file(spec: LaunchSpec) -> int:
+    """What it writes is no larger: its disk has its size from the beginning. A log can grow as far, and then grows no more."""
+    with host_errors(f"see how large {spec.disk} is"):
+        return max(spec.disk.stat().st_size, spec.hardware.memory_mib * MIB)
 
 
 def _confined(
     allowed: landlock.Rules | None,
     user: int | None,
     groups: tuple[int, ...],
-    filtered: bool,
-    action: Callable[[], T],
-) -> T:
-    """Call ``action`` in a thread of its own that has given up the rest. A process that it starts has given it up for ever.
+    filtered_but: tuple[str, ...] | None,
+    start: Callable[[], Child],
+    limit: Callable[[Child], None],
+) -> Child:
+    """Call ``start`` in a thread of its own that has given up the rest. A process that it starts has given it up for ever.
+    ``limit`` is called in a thread that has the same user, which may, and not the filter, which refuses to limit others.
 
     Nothing else of this process is restricted: all of it belongs to a thread.
 
     Raises:
-        OSError: if the kernel refuses; ``action`` was not called then. Whatever ``action`` raises.
+        OSError: if the kernel refuses; ``start`` was not called then. Whatever the two raise.
     """
 
     tids: list[int] = []
 
-    def restricted() -> T:
+    def restricted() -> Child:
         tids.append(threading.get_native_id())
         credentials.forbid_new_privileges()
         if allowed is not None:  # its paths are opened by the user that we are
             landlock.restrict_this_thread(allowed)
         if user is not None:
             credentials.become(user, groups)
-        if filtered:
-            seccomp.restrict_this_thread()
-        return action()
+        with ThreadPoolExecutor(1, thread_name_prefix="filtered") as pool:
+            child = pool.submit(behind_filter).result()
+            limit(child)
+            return child
+
+    def behind_filter() -> Child:
+        tids.append(threading.get_native_id())
+        if filtered_but is not None:
+            seccomp.restrict_this_thread(but=filtered_but)
+        return start()
 
     with credentials.dumpable_kept():
         try:
@@ -263,6 +318,7 @@ def means(program: str, *, kvm: bool) -> str:
     if seccomp.why_not() is None:
         found.append("a seccomp filter")
     why_same_user = why_no_users(program, kvm=kvm)
+    found.append("limits of resources")
     found.append("a user of its own" if why_same_user is None else f"no user of its own ({why_same_user})")
     return ", ".join(found)
 
@@ -301,7 +357,3 @@ def _installation(program: Path) -> Iterator[Path]:
     for directory in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
         if directory.startswith("/"):
             yield Path(directory)
-
-
-def _as_it_is(action: Callable[[], T]) -> T:
-    return action()

@@ -12,6 +12,7 @@ from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.instances.choice import choose
+from ramet.linux import memory
 from ramet.linux.pagemap import has_pagemap_scan
 from ramet.model import MIB, Accelerator, Capability, Hypervisor
 from ramet.paths import StorePaths
@@ -163,7 +164,7 @@ def _confinement() -> Capability:
         return Capability(
             name="confinement",
             available=True,
-            why=confinement.means(program, kvm=by_kvm),
+            why=f"{confinement.means(program, kvm=by_kvm)}; {_memory_of_a_vmm()}",
             meaning=f"a VMM reaches its own files alone{f'; weak: {weak}' if weak else ''}",
         )
     return Capability(
@@ -174,6 +175,14 @@ def _confinement() -> Capability:
         mend="Linux 5.13 or newer with landlock in the lsm= list of its command line; 6.12 enforces most"
         if config.confinement_wanted()
         else "unset RAMET_CONFINEMENT",
+    )
+
+
+def _memory_of_a_vmm() -> str:
+    """A VMM stays in the control group of the command that starts it: docs/security.md says how to give it one."""
+    limit = memory.limit_bytes()
+    return (
+        f"at most {limit // MIB} MiB for all in this control group" if limit is not None else "memory without a limit"
     )
 
 

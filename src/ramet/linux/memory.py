@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,9 +23,21 @@ def available_bytes() -> int:
     return min([found, *_left_in_cgroups()])
 
 
+def limit_bytes() -> int | None:
+    """What a cgroup v2 that we are in lets all of its processes have at most; None: it does not limit them.
+
+    Raises:
+        OSError: if /proc is not there.
+    """
+    return min((limit for limit, _ in _limits_and_uses()), default=None)
+
+
 def _left_in_cgroups() -> list[int]:
-    """Of our own, and of those that it is in; none where there is no cgroup v2, or no limit."""
-    left = []
+    return [max(limit - used, 0) for limit, used in _limits_and_uses()]
+
+
+def _limits_and_uses() -> Iterator[tuple[int, int]]:
+    """Of our own cgroup, and of those that it is in; none where there is no cgroup v2, or no limit."""
     for line in OWN_CGROUP.read_text().splitlines():
         if not line.startswith("0::/"):
             continue  # version 1
@@ -32,6 +45,5 @@ def _left_in_cgroups() -> list[int]:
         while group != CGROUPS.parent:
             with suppress(OSError, ValueError):  # "max" is no limit; a controller may be off
                 limit, used = (int((group / f"memory.{what}").read_text()) for what in ("max", "current"))
-                left.append(max(limit - used, 0))
+                yield limit, used
             group = group.parent
-    return left

@@ -10,10 +10,9 @@ import ctypes
 import errno
 import os
 import platform
-import resource
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -115,6 +114,9 @@ REFUSED: Final[Mapping[str, int]] = {
     "io_uring_setup": 425,
     "io_uring_enter": 426,
     "io_uring_register": 427,
+    # files that are in no directory, so that Landlock keeps nobody from executing what was written into them
+    "memfd_create": 319,
+    "memfd_secret": 447,
     # memory, semaphores and queues that processes share by name
     "shmget": 29,
     "shmat": 30,
@@ -145,7 +147,7 @@ REFUSED: Final[Mapping[str, int]] = {
 }
 """System calls of x86-64, by number (arch/x86/entry/syscalls/syscall_64.tbl)."""
 ALLOWED_ONLY_WITH: Final[Mapping[str, tuple[int, Sequence[Test]]]] = {
-    "prlimit64": (302, (Test(argument=0, value=0), Test(argument=1, value=resource.RLIMIT_CORE))),
+    "prlimit64": (302, (Test(argument=0, value=0),)),
     "sched_setparam": (142, (Test(argument=0, value=0),)),
     "sched_setscheduler": (144, (Test(argument=0, value=0),)),
     "sched_setaffinity": (203, (Test(argument=0, value=0),)),
@@ -154,7 +156,7 @@ ALLOWED_ONLY_WITH: Final[Mapping[str, tuple[int, Sequence[Test]]]] = {
     "socketpair": (53, (Test(argument=1, mask=SOCKET_TYPE, value=socket.SOCK_STREAM),)),
 }
 """Number, and what an argument must be, of several tests one at least: nobody's limits and scheduling but its own, no namespaces,
-no sockets that send to whom they like. The size of core dumps is what we limit of a VMM from the thread that has started it.
+no sockets that send to whom they like.
 """
 SOCKET: Final = 41
 """Allowed for unix sockets that are streams: they can be sent to only after connect(2)."""
@@ -182,13 +184,13 @@ def why_not() -> str | None:
         return f"the kernel has no seccomp filters ({err.strerror})"
 
 
-def restrict_this_thread() -> None:
-    """Refuse all of the above from now on. The thread must have no_new_privs.
+def restrict_this_thread(*, but: Collection[str] = ()) -> None:
+    """Refuse all of the above from now on, ``but`` some of ``REFUSED``. The thread must have no_new_privs.
 
     Raises:
         OSError: if the kernel refuses; nothing is restricted then.
     """
-    code = assemble()
+    code = assemble(but=but)
     program = _Program(len(code) // 8, code)
     result = _libc.syscall(
         SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
@@ -198,7 +200,7 @@ def restrict_this_thread() -> None:
         raise OSError(number, f"seccomp: {os.strerror(number)}")
 
 
-def assemble() -> bytes:
+def assemble(*, but: Collection[str] = ()) -> bytes:
     """The filter as the kernel takes it: struct sock_filter, one after the other."""
     refuse = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.EPERM)
     allow = _instruction(BPF_RET, value=SECCOMP_RET_ALLOW)
@@ -210,7 +212,7 @@ def assemble() -> bytes:
         _instruction(BPF_JGE, value=X32_SYSCALL_BIT, otherwise_skip=1),
         refuse,
     ]
-    for number in REFUSED.values():
+    for number in (number for name, number in REFUSED.items() if name not in but):
         code += [_instruction(BPF_JEQ, value=number, otherwise_skip=1), refuse]
     for number, tests in ALLOWED_ONLY_WITH.values():
         check = [one for test in tests for one in (*test.code(otherwise_skip=1), allow)]

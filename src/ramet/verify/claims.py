@@ -103,8 +103,8 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             id="vmm-confined",
             title="the kernel confines every VMM",
-            claim="A VMM has no_new_privs, Ramet's filter of system calls beside its own, and, where VMMs can have users, no "
-            "capability and a user that no other VMM of the scenario has.",
+            claim="A VMM has no_new_privs, Ramet's filter of system calls beside its own, limits of what it may use, and, where "
+            "VMMs can have users, no capability and a user that no other VMM of the scenario has.",
             fails_if="a VMM may do what the user may do who started it",
             hazards=("H70",),
             continuous=True,

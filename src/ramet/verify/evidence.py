@@ -6,7 +6,7 @@ Nothing here asks Ramet. A process is seen through /proc/PID; what files hold is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from pathlib import Path
 from ramet.linux import extents, procfs
 
 LARGE_MAPPING_BYTES = 1 << 20
+LIMIT_NAME_WIDTH = 26
+"""Of the column of names (fs/proc/base.c, proc_pid_limits)."""
 
 
 # -- what a process can reach -------------------------------------------------------------------------------------
@@ -146,10 +148,12 @@ class Privileges:
     no_new_privileges: bool
     filters: int | None
     """Filters of system calls; None where the kernel does not count them (before Linux 5.10)."""
+    limits: Mapping[str, int | None]
+    """Of each resource, as ``/proc/PID/limits`` calls it, the most that it may have; None: no limit."""
 
 
 def privileges(pid: int) -> Privileges:
-    """Of the process's main thread.
+    """Of the process, and of its main thread.
 
     Raises:
         OSError: if it has ended.
@@ -162,7 +166,16 @@ def privileges(pid: int) -> Privileges:
         capabilities=int(fields["CapEff"][0], 16),
         no_new_privileges=fields.get("NoNewPrivs") == ["1"],
         filters=int(filters[0]) if filters else None,
+        limits=_limits(pid),
     )
+
+
+def _limits(pid: int) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for line in Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]:
+        hard = line[LIMIT_NAME_WIDTH:].split()[1]
+        found[line[:LIMIT_NAME_WIDTH].rstrip()] = None if hard == "unlimited" else int(hard)
+    return found
 
 
 # -- disk ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,16 @@ CLOCK_TOLERANCE_S = 2.0
 WATCH_EVERY_S = 0.002
 FILTERS = 2
 """A VMM's own filter of system calls, and the one that it is started with."""
+LIMITS: Mapping[str, int] = {
+    "Max core file size": 1,
+    "Max open files": 2048,
+    "Max locked memory": 0,
+    "Max nice priority": 0,
+    "Max realtime priority": 0,
+}
+"""The most that any VMM may have (docs/security.md)."""
+LIMITS_OF_A_USER: Mapping[str, int] = {"Max processes": 4096}
+"""And one that has a user of its own."""
 MANY = 5
 """How many of the same problem are told."""
 BROKEN = (SnapshotError, VmmError, GuestError)
@@ -165,6 +175,11 @@ def confined(world: World, role: str, *, at: str) -> None:
     why_no_filter = seccomp.why_not()
     if why_no_filter is None and has.filters is not None and has.filters < FILTERS:
         problems.append(f"process {pid} has {has.filters} filters of system calls, not its own and Ramet's")
+    limits = LIMITS if has.user == os.geteuid() else {**LIMITS, **LIMITS_OF_A_USER}
+    for what, most in limits.items():
+        limit = has.limits.get(what)
+        if limit is None or limit > most:
+            problems.append(f"process {pid} has no limit of {most}, but of {limit}: {what.lower()}")
     others = {user: other for other, user in world.users.items() if other != role}
     world.users[role] = has.user
     weak = [f"no filter of Ramet's: {why_no_filter}"] if why_no_filter is not None else []
@@ -180,7 +195,7 @@ def confined(world: World, role: str, *, at: str) -> None:
     if has.filters is None:
         weak.append("the kernel does not count filters of system calls")
     whom = f"user {has.user}, no capability" if not has.capabilities else f"user {has.user}"
-    found = f"process {pid}: {whom}, no_new_privs, {has.filters} filters of system calls" + (
+    found = f"process {pid}: {whom}, no_new_privs, {has.filters} filters of system calls, limits" + (
         f"; weak: {', '.join(weak)}" if weak else ""
     )
     world.ledger.look("vmm-confined", f"{at}: {role}", problems, found=found, enforced=not weak)

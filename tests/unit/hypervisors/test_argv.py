@@ -56,6 +56,11 @@ def test_a_restore_waits_stopped_and_boots_nothing() -> None:
     assert "-kernel" not in words
 
 
+def test_a_boot_waits_stopped_too() -> None:
+    """Until its VMM is limited, and has been looked at."""
+    assert "-S" in build(boot=True)
+
+
 def test_a_boot_tells_the_kernel_its_tsc_frequency() -> None:
     words = build(boot=True)
     assert words[words.index("-append") + 1] == "quiet tsc_early_khz=2600000"

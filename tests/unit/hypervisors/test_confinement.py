@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import secrets
+import resource
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,15 +18,14 @@ from ramet import process
 from ramet.errors import ConfigError
 from ramet.hypervisors import confinement
 from ramet.hypervisors import kvm as kvm_device
-from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
-from ramet.linux import credentials, landlock, procfs, seccomp
-from ramet.model import Accelerator
-from tests.capabilities import any_python, requires
+from ramet.hypervisors.firecracker import driver as firecracker
+from ramet.linux import credentials, landlock, seccomp
+from tests.capabilities import requires
+from tests.unit.hypervisors import hostile
+from tests.unit.hypervisors.confined import INSTANCE_ID, PYTHON, Place, done, only
 
-PYTHON = any_python()
-PROGRAM = Path(__file__).with_name("hostile.py")
-INSTANCE_ID = "0123456789ab"
 OWN = {"own: make", "own: write", "own: truncate", "own: rename", "own: remove", "own: log", "own: listen"}
+OWN |= {"own: have it interpreted"}
 READ = {"own: read the image", "own: read the snapshot"}
 OTHERS_OF_THE_SAME_USER = {
     "victim: mode",
@@ -44,10 +38,14 @@ OTHERS_OF_THE_SAME_USER = {
     "shared memory",
 }
 """What no version of Landlock keeps the same user from doing."""
+LIMITED_FOR_ALL = {"host: many descriptors", "host: a large file"}
+LIMITED_WITHOUT_CAPABILITIES = {"host: locked memory", "host: real-time priority"}
+LIMITED_FOR_ITS_USER = {"host: many processes"}
 FILTERED = OTHERS_OF_THE_SAME_USER | {
     "own snapshot: execute",
     "own snapshot: truncate",
     "execute what was written",
+    "execute from memory",
     "victim: truncate",
     "victim: link",
     "victim: symlink",
@@ -59,7 +57,7 @@ FILTERED = OTHERS_OF_THE_SAME_USER | {
     "process: datagram",
     "network: listen",
 }
-"""What the filter of system calls refuses by itself; execution, because it takes a change of mode."""
+"""What the filter of system calls refuses by itself; execution, as far as it takes a change of mode, or a file in memory."""
 SINCE = {
     "own snapshot: truncate": landlock.TRUNCATE_SINCE,
     "victim: truncate": landlock.TRUNCATE_SINCE,
@@ -71,121 +69,19 @@ SINCE = {
 MEANS = ("landlock", "seccomp", "user")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """An instance, its image and snapshot, and another instance with a live process and sockets."""
-
-    spec: LaunchSpec
-    victim: Path
-    victim_pid: int
-    abstract: str
-
-    def run(self, *, memory_is_written: bool = False) -> dict[str, str]:
-        """What came of each act of a confined hostile program."""
-        assert self.spec.boot is not None
-        own = self.spec.work_dir.parent
-        said_path = self.spec.vmm_log.with_name("said")
-        for path in (said_path, self.spec.run_dir / "own.sock"):
-            path.unlink(missing_ok=True)
-        arguments = [self.spec.boot.kernel, self.spec.memory, self.victim, self.victim_pid]
-        arguments += [stack_of(self.victim_pid), self.abstract]
-        confined = confinement.of(self.spec, PYTHON, kvm=False, memory_is_written=memory_is_written)
-        with confined.lent():
-            confined.hand_over()
-            vmm = process.spawn(
-                [PYTHON, "-I", "work/hostile.py", ".", *map(str, arguments)],
-                log_path=self.spec.vmm_log,
-                stdout_path=said_path,
-                pass_fds=(),
-                cwd=own,
-                mark=self.spec.run_dir,
-                starter=confined.start,
-            )
-            try:
-                assert process.wait_gone(vmm, 60)
-            finally:
-                process.kill_and_wait(vmm)
-        said = said_path.read_text()
-        assert said, self.spec.vmm_log.read_text()
-        found: dict[str, str] = json.loads(said)
-        return found
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    """All of it open to every user, as a store is not: what is refused is refused by the confinement."""
-    with ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramet-test-")))
-        root.chmod(0o755)
-        own, image, snapshot, victim = (root / name for name in ("own", "image", "snapshot", "victim"))
-        for directory in (own, own / "work", own / "run", own / "logs", image, snapshot, victim):
-            directory.mkdir()
-        shutil.copyfile(PROGRAM, own / "work/hostile.py")
-        for path in (own / "instance.json", own / "work/disk.raw", image / "kernel", image / "initrd"):
-            path.write_bytes(b"content")
-        for path in (snapshot / "memory", own / "work/spare", own / "work/other"):
-            path.write_bytes(b"#!/bin/sh\n")
-        for number in range(15):
-            (victim / str(number)).write_bytes(b"victim's")
-        for path in (own / "instance.json", image / "kernel", image / "initrd", snapshot / "memory"):
-            path.chmod(0o400)
-        abstract = f"ramet-test-{secrets.token_hex(4)}"
-        for address in (str(victim / "qmp.sock"), f"\0{abstract}"):
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.bind(address)
-            sock.listen()
-        datagrams = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        datagrams.bind(f"\0{abstract}d")
-        for path in (victim, *victim.iterdir()):
-            path.chmod(0o777)
-        sleeper = subprocess.Popen(["sleep", "600"])
-        stack.callback(sleeper.wait)
-        stack.callback(sleeper.kill)
-        yield Place(
-            spec=LaunchSpec(
-                instance_id=INSTANCE_ID,
-                name="web",
-                hardware=Hardware(memory_mib=128, cpus=1, accelerator=Accelerator.TCG),
-                memory=snapshot / "memory",
-                disk=own / "work/disk.raw",
-                work_dir=own / "work",
-                run_dir=own / "run",
-                vmm_log=own / "logs/vmm.log",
-                console_log=own / "logs/console.log",
-                boot=BootFiles(kernel=image / "kernel", initrd=image / "initrd", cmdline=""),
-            ),
-            victim=victim,
-            victim_pid=sleeper.pid,
-            abstract=abstract,
-        )
-
-
-def only(monkeypatch: pytest.MonkeyPatch, *wanted: str) -> None:
-    """Of the means of confinement, leave those that are named."""
-    if "landlock" not in wanted:
-        monkeypatch.setattr(landlock, "abi_version", absent)
-    if "seccomp" not in wanted:
-        monkeypatch.setattr(seccomp, "why_not", lambda: "there is none")
-    if "user" not in wanted:
-        monkeypatch.setattr(confinement, "why_no_users", lambda *_args, **_kw: "there is none")
-
-
-def absent() -> int:
-    raise OSError(95, "Operation not supported")
-
-
-def stack_of(pid: int) -> int:
-    """An address that a process can write to."""
-    return next(one.start for one in procfs.mappings(pid) if one.path == "[stack]")
-
-
 def beyond_root() -> set[str]:
     """What even an unconfined process may not do here: no capability for it, or the host's own rules."""
-    return set() if os.geteuid() == 0 else {"make a device", "process: trace", "process: write its memory"}
+    refused = (
+        {"host: many descriptors"} if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < hostile.DESCRIPTORS else set()
+    )
+    if os.geteuid() == 0:
+        return refused
+    return refused | {"make a device", "process: trace", "process: write its memory", *LIMITED_WITHOUT_CAPABILITIES}
 
 
-def done(found: dict[str, str]) -> set[str]:
-    return {act for act, result in found.items() if result == "done"}
+def without_a_user() -> set[str]:
+    """What no limit keeps a VMM from that runs as we do."""
+    return LIMITED_FOR_ITS_USER | (LIMITED_WITHOUT_CAPABILITIES if os.geteuid() == 0 else set())
 
 
 def assert_untouched(place: Place, *, but: frozenset[str] = frozenset()) -> None:
@@ -202,7 +98,8 @@ def test_a_hostile_program_reaches_nothing_but_its_own(
     only(monkeypatch, "landlock", "seccomp", *(("user",) if users else ()))
     found = place.run()
     may_signal = landlock.abi_version() < landlock.SCOPE_SINCE and not users
-    assert done(found) == OWN | READ | ({"process: signal"} if may_signal else set()), found
+    beyond = set() if users else without_a_user()
+    assert done(found) == OWN | READ | beyond | ({"process: signal"} if may_signal else set()), found
     assert_untouched(place)
 
 
@@ -212,6 +109,7 @@ def test_landlock_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     found = place.run()
     version = landlock.abi_version()
     beyond = {act for act, since in SINCE.items() if version < since}
+    beyond |= {"execute from memory", *without_a_user()}
     assert done(found) == OWN | READ | OTHERS_OF_THE_SAME_USER | beyond, found
     assert_untouched(place, but=frozenset({"3"} if "victim: truncate" in beyond else set()))
 
@@ -220,8 +118,14 @@ def test_landlock_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_filter_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "seccomp")
     found = place.run()
-    assert done(found) & FILTERED == set(), found
+    assert done(found) & (FILTERED | LIMITED_FOR_ALL) == set(), found
     assert {"victim: write", "process: signal"} <= done(found), "files and signals are Landlock's"
+
+
+@requires("landlock", "seccomp")
+def test_a_call_that_a_vmm_needs_is_all_that_is_added(place: Place) -> None:
+    """Firecracker, whose own filters refuse execve(2) before its guest runs."""
+    assert done(place.run(needs_calls=firecracker.NEEDS_CALLS)) - done(place.run()) == {"execute from memory"}
 
 
 @requires("vmm-users")
@@ -231,7 +135,8 @@ def test_a_user_of_its_own_alone(place: Place, monkeypatch: pytest.MonkeyPatch) 
     for path in (place.victim, *place.victim.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o600)
     found = place.run()
-    of_its_own = {"execute what was written", "own snapshot: execute", "victim: symlink"}
+    of_its_own = {"execute what was written", "execute what was made executable", "execute from memory"}
+    of_its_own |= {"own snapshot: execute", "victim: symlink"}
     of_every_user = {"victim: list", "network: listen", "process: abstract socket", "process: datagram"}
     of_every_user |= {"new namespace", "shared memory"}
     assert done(found) == OWN | READ | of_its_own | of_every_user | {
@@ -301,12 +206,12 @@ def test_nobody_can_trace_us_while_a_thread_of_ours_has_another_user(place: Plac
     confined = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=False)
     seen: set[int] = set()
 
-    def start() -> subprocess.Popen[bytes]:
+    def start() -> process.Child:
         seen.add(libc.prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0))
         return subprocess.Popen(["/bin/true"], stdin=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(5) as pool:
-        for child in list(pool.map(lambda _: confined.start(start), range(30))):
+        for child in list(pool.map(lambda _: confined.start(start, lambda _: None), range(30))):
             child.wait()
     assert seen == {0}
     assert libc.prctl(credentials.PR_GET_DUMPABLE, 0, 0, 0, 0) == 1

@@ -40,5 +40,14 @@ def test_the_tightest_limit_counts_be_it_of_a_group_above(host: Path) -> None:
     assert memory.available_bytes() == 0
 
 
+def test_what_limits_us_at_most_is_told(host: Path) -> None:
+    assert memory.limit_bytes() is None
+    limit(host / "a" / "b", "6000000", "1000000")
+    limit(host / "a", "max", "3000000")
+    assert memory.limit_bytes() == 6000000
+    limit(host / "a", "4000000", "3000000")
+    assert memory.limit_bytes() == 4000000
+
+
 def test_this_host_can_be_asked() -> None:
     assert memory.available_bytes() > 0

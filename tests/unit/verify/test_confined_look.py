@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from ramet.hypervisors import confinement
 from ramet.linux import seccomp
 from ramet.verify import evidence, looks
 from ramet.verify.checks import CheckResult, Ledger, Strength, Verdict
 from ramet.verify.world import World
 
-GOOD = evidence.Privileges(user=0x7000_0001, capabilities=0, no_new_privileges=True, filters=2)
+LIMITS = {**looks.LIMITS, **looks.LIMITS_OF_A_USER}
+GOOD = evidence.Privileges(user=0x7000_0001, capabilities=0, no_new_privileges=True, filters=2, limits=LIMITS)
 
 
 @dataclass
@@ -37,7 +40,7 @@ def looked(monkeypatch: pytest.MonkeyPatch, found: evidence.Privileges, **world:
 
 
 def but(**changed: Any) -> evidence.Privileges:
-    known = {name: getattr(GOOD, name) for name in ("user", "capabilities", "no_new_privileges", "filters")}
+    known = {name: getattr(GOOD, name) for name in ("user", "capabilities", "no_new_privileges", "filters", "limits")}
     return evidence.Privileges(**(known | changed))
 
 
@@ -58,6 +61,9 @@ def test_a_confined_one_is_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
         (but(filters=1), {}, "1 filters of system calls"),
         (but(capabilities=1 << 21), {}, "has capabilities"),
         (but(user=os.geteuid()), {}, "as we do"),
+        (but(limits={**LIMITS, "Max open files": 2049}), {}, "no limit of 2048, but of 2049: max open files"),
+        (but(limits={**LIMITS, "Max core file size": None}), {}, "no limit of 1, but of None: max core file size"),
+        (but(limits=looks.LIMITS), {}, "max processes"),
         (GOOD, {"users": {"source": GOOD.user}}, "as source's VMM does"),
     ],
 )
@@ -95,3 +101,14 @@ def test_a_process_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.user == os.geteuid()
     assert not found.no_new_privileges
     assert bool(found.capabilities) == (os.geteuid() == 0)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert found.limits["Max open files"] == (None if most == resource.RLIM_INFINITY else most)
+    assert set(found.limits) >= set(LIMITS)
+
+
+def test_the_limits_are_those_that_vmms_are_given() -> None:
+    names = {resource.RLIMIT_CORE: "Max core file size", resource.RLIMIT_NOFILE: "Max open files"}
+    names |= {resource.RLIMIT_MEMLOCK: "Max locked memory", resource.RLIMIT_NICE: "Max nice priority"}
+    names |= {resource.RLIMIT_RTPRIO: "Max realtime priority"}
+    assert {names[number]: most for number, most in confinement.LIMITS.items()} == looks.LIMITS
+    assert looks.LIMITS_OF_A_USER == {"Max processes": confinement.TASKS}

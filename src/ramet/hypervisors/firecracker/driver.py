@@ -34,6 +34,8 @@ KNOWN = "from 1.12 on and below 2"
 GUEST_CID = 3
 """The smallest that a guest can have (vsock(7)); each Firecracker has its own address space of them."""
 LOAD_DEADLINE_S = 30.0
+NEEDS_CALLS = ("memfd_create",)
+"""For a ring of its vsock that it maps twice (src/vmm/src/devices/virtio/iov_deque.rs)."""
 LOG = "firecracker.log"
 TRIPLE_FAULT = "Received KVM_EXIT_SHUTDOWN"
 METRICS = "firecracker-metrics.json"
@@ -149,7 +151,9 @@ class FirecrackerDriver:
     ) -> Iterator[tuple[VmmProcess, FirecrackerMonitor, list[Path]]]:
         """A Firecracker, its monitor, and the paths by which it opens ``files``."""
         log, path = spec.vmm_log, program()
-        confined = confinement.of(spec, path, kvm=True, memory_is_written=False)
+        confined = confinement.of(
+            spec, path, kvm=True, memory_is_written=False, ends_at_file_limit=True, needs_calls=NEEDS_CALLS
+        )
         with ExitStack() as stack:
             with host_errors(f"open the files of {spec.name!r}"):
                 opened = [inherited(stack, file) for file in files]
@@ -192,6 +196,7 @@ def _spawn(path: str, confined: Confinement, fds: Sequence[int]) -> tuple[list[s
         cwd=directory,
         mark=spec.run_dir,
         stdout_path=spec.console_log,
+        limits=confined.limits,
         starter=confined.start,
     )
     return command, vmm

@@ -72,7 +72,8 @@ def build_argv(
     read_only_memory: bool = False,
     tsc_khz: int | None = None,
 ) -> list[str]:
-    """The whole command line. Without ``boot`` the VMM waits, stopped, for ``migrate-incoming``. All paths are used as given.
+    """The whole command line. The VMM starts stopped; without ``boot`` it waits for ``migrate-incoming``. All paths are used as
+    given.
 
     ``alive`` is a socket that nobody talks to: QEMU unlinks what it has bound when it exits in order (util/qemu-sockets.c,
     socket_listen_cleanup) and leaves it when it is killed. A pid file would tell as much, but its path is resolved from the root.
@@ -103,7 +104,7 @@ def build_argv(
     for port, fd in enumerate(sockets.agents):
         argv += ["-chardev", f"socket,id=agent{port},fd={fd},server=on,wait=off"]
     argv += hardware_argv(hardware)
-    return argv + (_boot_argv(boot, tsc_khz) if boot else ["-S", "-incoming", "defer"])
+    return [*argv, "-S", *(_boot_argv(boot, tsc_khz) if boot else ("-incoming", "defer"))]
 
 
 def _boot_argv(boot: BootFiles, tsc_khz: int | None) -> list[str]:

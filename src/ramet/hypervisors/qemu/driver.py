@@ -92,6 +92,7 @@ class QemuDriver:
         with self._launched(spec, extra_fds=()) as vmm:
             with self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S) as monitor:
                 _require_one_writable_block(monitor, spec)
+                monitor.resume_vcpus()
             return vmm
 
     def load(self, spec: LaunchSpec) -> VmmProcess:
@@ -181,6 +182,7 @@ def _spawn(
             pass_fds=[*sockets, *fds],
             cwd=directory,
             mark=spec.run_dir,
+            limits=confined.limits,
             starter=confined.start,
         )
         return command, vmm
