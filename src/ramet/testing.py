@@ -18,7 +18,7 @@ from ramet import Host
 from ramet.errors import ConflictError, RametError
 from ramet.model import MIB, InstanceInfo
 from ramet.verify import fingerprints
-from ramet.verify.isolation import problems_between
+from ramet.verify.isolation import as_published, problems_between
 
 IMAGE = "micro"
 MEMORY_MIB = 256
@@ -28,7 +28,7 @@ DISK_BYTES = 64 * MIB
 def assert_isolated(host: Host, *names: str) -> None:
     """Assert that nothing ties these instances together at this moment: no file of one is another's, by inode or by link;
     published files are 0400; every VMM that was restored maps its own memory file, privately; no process but its own VMM can
-    write a file of any.
+    write a file of any. Forks under the memory policy ``share`` may have their source's snapshot, which none can write.
 
     Raises:
         AssertionError: naming everything that does.
@@ -40,10 +40,16 @@ def assert_isolated(host: Host, *names: str) -> None:
         raise AssertionError("not isolated:\n" + "\n".join(problems))
 
 
+def _published(directory: Path) -> dict[str, fingerprints.Fingerprint]:
+    found = fingerprints.fingerprints(directory)
+    return {name: as_published(directory / name, one) for name, one in found.items()}
+
+
 @contextmanager
 def snapshot_unchanged(host: Host, name: str) -> Iterator[None]:
     """Assert that the block changes nothing of the snapshot that ``name`` sleeps on, or woke from: device, inode, size,
-    SHA-256, mode and links of each of its files. The files are looked up where they were.
+    SHA-256, mode and links of each of its files; but that forks which share it may read it, as a group. The files are looked up
+    where they were.
 
     Raises:
         AssertionError: naming what changed.
@@ -52,9 +58,9 @@ def snapshot_unchanged(host: Host, name: str) -> Iterator[None]:
     if snapshot is None:
         raise ValueError(f"{name} has no snapshot")
     directory = Path(snapshot.dir)
-    before = fingerprints.fingerprints(directory)
+    before = _published(directory)
     yield
-    after = fingerprints.fingerprints(directory) if directory.is_dir() else {}
+    after = _published(directory) if directory.is_dir() else {}
     problems = [f"{file} appeared" for file in after.keys() - before.keys()]
     for file, was in before.items():
         now = after.get(file)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ramet.model import MemoryPolicy
 from tests.capabilities import requires
 from tests.file_systems import on_ext4
 
@@ -52,7 +53,8 @@ def their_home(store_home: Path) -> Iterator[Path]:
     shutil.rmtree(home)
 
 
-def test_verify_passes_for_nobody(their_home: Path) -> None:
+@pytest.mark.parametrize("memory_policy", MemoryPolicy)
+def test_verify_passes_for_nobody(their_home: Path, memory_policy: MemoryPolicy) -> None:
     why = _why_not()
     if why is not None:
         pytest.skip(why)
@@ -60,7 +62,17 @@ def test_verify_passes_for_nobody(their_home: Path) -> None:
     done = subprocess.run(
         [
             *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "env", *environment),
-            *(str(PYTHON), "-m", "ramet.cli", "verify", "--scenario", "base", "--json"),
+            *(
+                str(PYTHON),
+                "-m",
+                "ramet.cli",
+                "verify",
+                "--scenario",
+                "base",
+                "--json",
+                "--memory-policy",
+                memory_policy,
+            ),
         ],
         capture_output=True,
         cwd="/",

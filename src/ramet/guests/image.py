@@ -74,8 +74,7 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
             say(f"publishing {digest}")
             _delete(images_dir / digest)
             _publish(images_dir, image, guest_kernel.vmlinux, initrd)
-        (images_dir / "tags").mkdir(mode=0o700, exist_ok=True)
-        atomic.write_atomic(images_dir / "tags" / name, digest.encode() + b"\n")
+        _name(images_dir, digest, name)
     return _load(images_dir / digest)
 
 
@@ -190,6 +189,16 @@ def _publish(images_dir: Path, image: Image, vmlinux: bytes, initrd: bytes) -> N
             atomic.publish_directory(work, images_dir / image.digest)
         except FileExistsError:
             return  # another build of the same content was quicker
+
+
+def _name(images_dir: Path, digest: str, name: str) -> None:
+    """Let ``name`` mean an image. A kill leaves no half of it among the names."""
+    tags = images_dir / "tags"
+    tags.mkdir(mode=0o700, exist_ok=True)
+    with scratch.scratch(images_dir, UNFINISHED) as directory:
+        atomic.write_atomic(directory / name, digest.encode() + b"\n")
+        (directory / name).rename(tags / name)
+        atomic.fsync_directory(tags)
 
 
 def _load(directory: Path) -> Image:

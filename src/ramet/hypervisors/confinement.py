@@ -202,9 +202,8 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
     if spec.vmstate is not None:
         loaded.add(spec.vmstate.parent)
     written = [spec.work_dir, spec.run_dir, spec.vmm_log.parent]
-    if (
-        spec.work_dir not in spec.memory.parents and not spec.memory_is_sealed
-    ):  # which is in no directory, and needs no rule
+    # What is sealed is in no directory, and needs no rule.
+    if spec.work_dir not in spec.memory.parents and not spec.memory_is_sealed:
         if memory_is_written:
             written.append(spec.memory)  # its own snapshot's, beside files that it may not write
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -266,8 +266,10 @@ class Store:
 
         What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and stays in ``snapshot ls``.
         """
-        # Whoever gives up a reference does so before: the last one finds none here, and nobody else waits for readers.
-        needed = self.referrers(self.readable_records()[0])
+        needed: Container[str] = ()
+        with suppress(CorruptError, HostError):  # then it is seen below, one by one
+            # Whoever gives up a reference does so before: the last one finds none here, and nobody else waits for readers.
+            needed = self.referrers(self.readable_records()[0])
         for snapshot_id in dict.fromkeys(snapshot_ids):
             if snapshot_id is None or snapshot_id in needed:
                 continue

@@ -28,6 +28,7 @@ from ramet.store import atomic
 from ramet.store.derive import ANY_METHOD, derive
 
 log = logging.getLogger(__name__)
+SIGNALS_HEARD_S = 0.2
 
 
 def describe(
@@ -80,9 +81,7 @@ def add_sums(
                 summing.append(pool.submit(_sum_up, (files.memory, files.memory_sums), memory_base, dirty, stop))
                 summing.append(pool.submit(_sum_up, (files.disk, files.disk_sums), disk_base, None, stop))
                 durable = [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
-            begun: list[Future[Any]] = [*summing, *durable]
-            for one in wait(begun, return_when=FIRST_EXCEPTION).done:
-                one.result()  # the first error, and not what the others say when they are told to stop
+            _wait_for_all([*summing, *durable])
             roots = [one.result() for one in summing]
         except BaseException as err:
             stop.set()
@@ -93,6 +92,18 @@ def add_sums(
         pool.shutdown()
     replace = msgspec.structs.replace
     return replace(manifest, memory=replace(manifest.memory, root=roots[0]), disk=replace(manifest.disk, root=roots[1]))
+
+
+def _wait_for_all(begun: Sequence[Future[Any]]) -> None:
+    """Or for the first that fails: its error is raised, and not what the others say when they are told to stop.
+
+    Python looks for signals before it blocks: one that comes in between is not heard before the wait ends, so that is short.
+    """
+    not_done = set(begun)
+    while not_done:
+        ended, not_done = wait(not_done, timeout=SIGNALS_HEARD_S, return_when=FIRST_EXCEPTION)
+        for one in ended:
+            one.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

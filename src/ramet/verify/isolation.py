@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ramet.instances.host import Host
@@ -76,6 +76,11 @@ def mode_of(path: Path) -> int:
     mode = stat.S_IMODE(found.st_mode)
     is_shared = mode == SHARED_MODE and found.st_gid in VMM_GROUPS and path.name in SHARED_FILES
     return PUBLISHED_MODE if is_shared else mode
+
+
+def as_published(path: Path, found: fingerprints.Fingerprint) -> fingerprints.Fingerprint:
+    """A fingerprint as it would be if no fork shared the file: that its group may read it is no change, whenever it comes."""
+    return replace(found, mode=mode_of(path))
 
 
 def loose_modes(directory: Path) -> list[str]:

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -234,9 +234,7 @@ class World:
         self.baselines[role] = {name: self._as_published(directory / name, one) for name, one in found.items()}
 
     def _as_published(self, path: Path, found: Fingerprint) -> Fingerprint:
-        """Forks that share a file may read it as a group: that is no change, whenever it comes."""
-        is_shared = self.memory_policy is MemoryPolicy.SHARE
-        return replace(found, mode=isolation.mode_of(path)) if is_shared else found
+        return isolation.as_published(path, found) if self.memory_policy is MemoryPolicy.SHARE else found
 
     def changes(self, role: str, *, drop_cache: bool = False) -> dict[str, list[str]]:
         """What has changed since ``remember``, by file; the files are looked up where they were, not where Ramet says."""

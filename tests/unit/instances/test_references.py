@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from ramet.errors import CorruptError
-from ramet.instances.context import Store
+from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.model import State
 from ramet.store import atomic, names
+from ramet.store.locks import locked
 from tests.unit.snapshots.published import record
 
 SNAPSHOT = "a" * 12
@@ -54,3 +56,24 @@ def test_what_a_damaged_record_refers_to_is_unknown(store: Store) -> None:
     add(store, OTHER).write_text("{")
     with pytest.raises(CorruptError):
         store.is_needed_by_others(SNAPSHOT, MINE)
+
+
+def test_what_is_needed_is_not_waited_for(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Forks that share a snapshot read it while others of them give up their references to it."""
+    add(store, MINE, snapshot=SNAPSHOT)
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+    with locked(store.paths.locks, f"snapshot-{SNAPSHOT}", exclusive=False):
+        began = time.monotonic()
+        store.collect(SNAPSHOT)
+        assert time.monotonic() - began < COLLECT_TIMEOUT_S
+    assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
+    assert caplog.records == []
+
+
+def test_a_damaged_name_keeps_all_and_is_no_error_of_the_verb(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """What has been done is done: a collection warns, and leaves what it cannot judge."""
+    (store.paths.snapshot_names / "strange").write_bytes(b"\xff")
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+    store.collect(SNAPSHOT)
+    assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
+    assert "was left" in caplog.text
