@@ -90,9 +90,9 @@ def _seccomp() -> str | None:
 
 
 def _vmm_users() -> str | None:
-    from ramet.hypervisors import confinement
+    from ramet.hypervisors import users
 
-    return confinement.why_no_users(any_python(), kvm=False)
+    return users.why_no_users(any_python(), kvm=False)
 
 
 def any_python() -> str:

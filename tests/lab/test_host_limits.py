@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ramet import process
-from ramet.hypervisors import confinement
+from ramet.hypervisors import confinement, users
 from ramet.model import MIB, VmmProcess
 from tests import artifacts
 from tests.capabilities import any_python, requires
@@ -113,7 +113,7 @@ def test_a_vmm_stays_in_the_control_group_of_the_command_that_starts_it(place: P
         (group / "cgroup.procs").write_text(str(os.getpid()))
         vmm = start(place, "/bin/sleep", "60")
         assert Path(f"/proc/{vmm.pid}/cgroup").read_text() == "0::/scope\n"
-        assert Path(f"/proc/{vmm.pid}").stat().st_uid == confinement.user_number(confined.INSTANCE_ID)
+        assert Path(f"/proc/{vmm.pid}").stat().st_uid == users.user_number(confined.INSTANCE_ID)
         process.kill_and_wait(vmm)
         hog = start(place, any_python(), "-I", "-c", HOG)
         assert process.wait_gone(hog, 60)

@@ -12,7 +12,7 @@ import pytest
 
 from lab import emulator
 from ramet import Host
-from ramet.hypervisors.confinement import USERS
+from ramet.hypervisors.users import USERS
 from ramet.model import InstanceInfo, MemoryPolicy
 from ramet.verify import run
 from ramet.verify.checks import Strength, Verdict

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import resource
-import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,24 +22,12 @@ from typing import Final
 from ramet import config, process
 from ramet.errors import host_errors
 from ramet.hypervisors import kvm as kvm_device
-from ramet.hypervisors import ownership
+from ramet.hypervisors import ownership, users
 from ramet.hypervisors.base import LaunchSpec
-from ramet.linux import capabilities, credentials, landlock, seccomp
+from ramet.linux import credentials, landlock, seccomp
 from ramet.model import MIB
 from ramet.process import Child
 
-USERS: Final = range(0x7000_0000, 0x7FFE_0000)
-"""Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
-NEEDED_FOR_USERS: Final = (
-    capabilities.CAP_CHOWN,
-    capabilities.CAP_DAC_OVERRIDE,
-    capabilities.CAP_FOWNER,
-    capabilities.CAP_KILL,
-    capabilities.CAP_SETGID,
-    capabilities.CAP_SETUID,
-    capabilities.CAP_SYS_PTRACE,
-)
-"""To start a process of another user, and to read its memory afterwards."""
 SYSTEM: Final = tuple(
     Path(path)
     for path in (
@@ -57,8 +44,6 @@ SYSTEM: Final = tuple(
 STORES: Final = (Path("/nix/store"), Path("/gnu/store"))
 """Where some distributions keep every library."""
 DEVICES: Final = tuple(Path(path) for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"))
-OFF: Final = "RAMET_CONFINEMENT is off"
-OTHERS_READ_WRITE: Final = stat.S_IROTH | stat.S_IWOTH
 LIMITS: Final[Mapping[int, int]] = {
     **process.NO_CORE_DUMPS,
     resource.RLIMIT_NOFILE: 2048,
@@ -102,7 +87,7 @@ class Confinement:
         """For the time of its start, let its user open what is published: its image, its own snapshot."""
         if self.user is None:
             return nullcontext()
-        group = user_number(self.spec.snapshot_of or self.spec.instance_id)
+        group = users.user_number(self.spec.snapshot_of or self.spec.instance_id)
         return ownership.lent(self.spec, self.user, group, memory_is_written=self.memory_is_written)
 
 
@@ -134,11 +119,11 @@ def of(
             start=process.as_it_is,
         )
     allowed = rules(spec, program, kvm=kvm, memory_is_written=memory_is_written) if why_no_landlock() is None else None
-    user = user_number(spec.instance_id) if why_no_users(program, kvm=kvm) is None else None
+    user = users.user_number(spec.instance_id) if users.why_no_users(program, kvm=kvm) is None else None
     filtered_but = needs_calls if seccomp.why_not() is None else None
-    groups = _groups() if kvm else ()
+    groups = users.kvm_groups() if kvm else ()
     if spec.snapshot_of is not None:
-        groups += (user_number(spec.snapshot_of),)
+        groups += (users.user_number(spec.snapshot_of),)
     start = partial(_confined, allowed, user, groups, filtered_but)
     limits = {**LIMITS}
     if user is not None:  # or it would be the number of all that the user has
@@ -200,62 +185,6 @@ def _confined(
                 credentials.wait_for_end_of_thread(tid)
 
 
-def user_number(instance_id: str) -> int:
-    """The user's number that belongs to an instance's id (hexadecimal digits)."""
-    return USERS.start + int(instance_id, 16) % len(USERS)
-
-
-def why_no_users(program: str, *, kvm: bool) -> str | None:
-    """None if each VMM gets a user of its own here, else why not: what it is about to run, or the host, does not let it.
-
-    Raises:
-        ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
-    """
-    if not config.confinement_wanted():
-        return OFF
-    if os.geteuid() != 0:
-        return "Ramet does not run as root"
-    if not config.vmm_users_wanted():
-        return "RAMET_VMM_USERS is off"
-    if not capabilities.in_effect(*NEEDED_FOR_USERS):
-        return "root lacks capabilities here, such as CAP_SYS_PTRACE"
-    if not credentials.ids_exist(USERS.start, USERS.stop - 1):
-        return "this user namespace has too few user ids"
-    out_of_reach = _out_of_others_reach(Path(program))
-    if out_of_reach is not None:
-        return f"{out_of_reach} is closed to other users, and {program} is to be executed"
-    if kvm and not (_groups() or _mode(kvm_device.DEVICE) & OTHERS_READ_WRITE == OTHERS_READ_WRITE):
-        return f"{kvm_device.DEVICE} is open to root alone"
-    return None
-
-
-def _out_of_others_reach(path: Path) -> Path | None:
-    """What keeps a user who owns nothing from executing a program: it, or a directory on the way."""
-    real = path.resolve()
-    if _mode(real) & 0o005 != 0o005:
-        return real
-    on_the_way = dict.fromkeys((*path.absolute().parents, *real.parents))
-    return next((directory for directory in on_the_way if not _mode(directory) & 0o001), None)
-
-
-def _groups() -> tuple[int, ...]:
-    """The group that may use KVM, as distributions have it."""
-    try:
-        found = kvm_device.DEVICE.stat()
-    except OSError:
-        return ()
-    is_open = found.st_mode & OTHERS_READ_WRITE == OTHERS_READ_WRITE
-    needed = not is_open and found.st_gid != 0  # root's group may read much else
-    return (found.st_gid,) if needed and kvm_device.groups_may_use(found.st_mode) else ()
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
-
-
 def hint() -> str:
     """What to do about a launch that failed because of this; nothing, where nothing is confined."""
     if not config.confinement_wanted():
@@ -290,8 +219,8 @@ def rules(spec: LaunchSpec, program: str, *, kvm: bool, memory_is_written: bool)
 def weaknesses(program: str, *, kvm: bool) -> list[str]:
     """What the kernel does not keep a VMM that was taken over from doing to what is not its own, in words; the worst first."""
     if not config.confinement_wanted():
-        return [f"do anything that the user may do: {OFF}"]
-    why_no_filter, why_same_user = seccomp.why_not(), why_no_users(program, kvm=kvm)
+        return [f"do anything that the user may do: {users.OFF}"]
+    why_no_filter, why_same_user = seccomp.why_not(), users.why_no_users(program, kvm=kvm)
     version = 0 if why_no_landlock() is not None else landlock.abi_version()
     found = []
     if why_same_user is not None:
@@ -322,7 +251,7 @@ def means(program: str, *, kvm: bool) -> str:
         found.append(f"Landlock ABI {landlock.abi_version()}")
     if seccomp.why_not() is None:
         found.append("a seccomp filter")
-    why_same_user = why_no_users(program, kvm=kvm)
+    why_same_user = users.why_no_users(program, kvm=kvm)
     found.append("limits of resources")
     found.append("a user of its own" if why_same_user is None else f"no user of its own ({why_same_user})")
     return ", ".join(found)
@@ -335,7 +264,7 @@ def why_not() -> str | None:
         ConfigError: if ``$RAMET_CONFINEMENT`` is set to nonsense.
     """
     if not config.confinement_wanted():
-        return OFF
+        return users.OFF
     if seccomp.why_not() is None:
         return None
     return why_no_landlock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ramet.errors import host_errors
-from ramet.hypervisors.confinement import user_number
+from ramet.hypervisors.users import user_number
 from ramet.instances.context import Store
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths

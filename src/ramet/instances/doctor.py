@@ -8,7 +8,7 @@ import shutil
 from ramet import config, process
 from ramet.errors import RametError
 from ramet.guests import image as images
-from ramet.hypervisors import confinement, kvm
+from ramet.hypervisors import confinement, kvm, users
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.instances.choice import choose
@@ -206,7 +206,7 @@ def why_no_vmm_users(hypervisor: Hypervisor) -> str | None:
         UnsupportedError: if the hypervisor is not installed.
     """
     needs_kvm = hypervisor is Hypervisor.FIRECRACKER or kvm.why_not_usable() is None
-    return confinement.why_no_users(_program(hypervisor), kvm=needs_kvm)
+    return users.why_no_users(_program(hypervisor), kvm=needs_kvm)
 
 
 def _room(paths: StorePaths) -> Capability:

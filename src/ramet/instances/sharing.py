@@ -15,7 +15,7 @@ from ramet import config, process
 from ramet.errors import ConflictError, RoomError, UnsupportedError, host_errors
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import Driver
-from ramet.hypervisors.confinement import user_number
+from ramet.hypervisors.users import user_number
 from ramet.instances.context import Store
 from ramet.instances.room import KEPT_BYTES
 from ramet.linux import leases, memfd, memory

@@ -26,7 +26,7 @@ from ramet.errors import (
     host_errors,
 )
 from ramet.hypervisors import ownership
-from ramet.hypervisors.confinement import USERS
+from ramet.hypervisors.users import USERS
 from ramet.instances import damaged, live_files, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess

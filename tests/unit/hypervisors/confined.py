@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ramet import process
-from ramet.hypervisors import confinement
+from ramet.hypervisors import confinement, users
 from ramet.hypervisors.base import BootFiles, Hardware, LaunchSpec
 from ramet.linux import landlock, procfs, seccomp
 from ramet.model import MIB, Accelerator
@@ -128,7 +128,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *wanted: str) -> None:
     if "seccomp" not in wanted:
         monkeypatch.setattr(seccomp, "why_not", lambda: "there is none")
     if "user" not in wanted:
-        monkeypatch.setattr(confinement, "why_no_users", lambda *_args, **_kw: "there is none")
+        monkeypatch.setattr(users, "why_no_users", lambda *_args, **_kw: "there is none")
 
 
 def absent() -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from ramet import process
 from ramet.errors import ConfigError
-from ramet.hypervisors import confinement
+from ramet.hypervisors import confinement, users
 from ramet.hypervisors import kvm as kvm_device
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.linux import capabilities, credentials, landlock, seccomp
@@ -148,7 +148,7 @@ def test_a_user_of_its_own_alone(place: Place, monkeypatch: pytest.MonkeyPatch) 
 
 @requires("vmm-users")
 def test_what_is_published_is_the_vmms_for_the_time_of_its_start(place: Place) -> None:
-    user = confinement.user_number(INSTANCE_ID)
+    user = users.user_number(INSTANCE_ID)
     confined = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=True)
     with confined.lent():
         confined.hand_over()
@@ -165,7 +165,7 @@ def test_what_is_published_is_the_vmms_for_the_time_of_its_start(place: Place) -
 @requires("vmm-users")
 def test_what_forks_share_is_no_vmms_own_for_a_moment(place: Place) -> None:
     """Several start from it at once, its own instance among them: it is not taken back from one when another has started."""
-    group = confinement.user_number(INSTANCE_ID)
+    group = users.user_number(INSTANCE_ID)
     fork = replace(place.spec, instance_id="ba9876543210", snapshot_of=INSTANCE_ID)
     for spec in (fork, place.spec, fork):
         with confinement.of(spec, PYTHON, kvm=False, memory_is_written=False).lent():
@@ -180,12 +180,12 @@ def test_another_instances_snapshot_is_read_as_one_of_its_group_and_not_written(
     found = done(replace(place, spec=replace(place.spec, snapshot_of="ba9876543210")).run())
     assert "own: read the snapshot" in found
     assert not found & {"own snapshot: write", "own snapshot: truncate", "own snapshot: execute"}
-    assert place.spec.memory.stat().st_gid == confinement.user_number("ba9876543210")
+    assert place.spec.memory.stat().st_gid == users.user_number("ba9876543210")
     place.spec.memory.chmod(0o400)
     stranger = confinement.of(place.spec, PYTHON, kvm=False, memory_is_written=False)
     child = stranger.start(lambda: subprocess.Popen(["id", "-G"], stdout=subprocess.PIPE), lambda _child: None)
     groups = child.communicate()[0].split()
-    assert [int(one) for one in groups] == [confinement.user_number(INSTANCE_ID)]
+    assert [int(one) for one in groups] == [users.user_number(INSTANCE_ID)]
 
 
 @requires("vmm-users")
@@ -290,7 +290,7 @@ def test_what_a_kernel_does_not_enforce_is_named(
 ) -> None:
     monkeypatch.setattr(landlock, "abi_version", lambda: version)
     monkeypatch.setattr(seccomp, "why_not", lambda: None)
-    monkeypatch.setattr(confinement, "why_no_users", lambda *_args, **_kw: None)
+    monkeypatch.setattr(users, "why_no_users", lambda *_args, **_kw: None)
     only(monkeypatch, *means)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found = confinement.weaknesses(PYTHON, kvm=False)
@@ -320,7 +320,7 @@ def test_why_a_vmm_has_no_user_of_its_own_is_said(
     elif what == "not wished":
         monkeypatch.setenv("RAMET_VMM_USERS", "off")
     elif what == "no capability":
-        monkeypatch.setattr(confinement, "NEEDED_FOR_USERS", (63,))
+        monkeypatch.setattr(users, "NEEDED_FOR_USERS", (63,))
     elif what == "few ids":
         (tmp_path / "uid_map").write_text("0 100000 65536\n")
         monkeypatch.setattr(credentials, "UID_MAP", tmp_path / "uid_map")
@@ -336,15 +336,15 @@ def test_why_a_vmm_has_no_user_of_its_own_is_said(
     else:
         (tmp_path / "kvm").touch(mode=0o600)
         monkeypatch.setattr(kvm_device, "DEVICE", tmp_path / "kvm")
-    why = confinement.why_no_users(program, kvm=kvm)
+    why = users.why_no_users(program, kvm=kvm)
     assert why is not None
     assert words in why
 
 
 def test_users_are_of_the_range_that_nobody_gives_out() -> None:
     for instance_id in ("000000000000", "ffffffffffff", INSTANCE_ID):
-        assert confinement.user_number(instance_id) in confinement.USERS
-    assert confinement.user_number("000000000001") != confinement.user_number("000000000002")
+        assert users.user_number(instance_id) in users.USERS
+    assert users.user_number("000000000001") != users.user_number("000000000002")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ramet.hypervisors.confinement import USERS, user_number
+from ramet.hypervisors.users import USERS, user_number
 from ramet.instances import birth
 from ramet.store import layout
 from tests.unit.instances.place import INSTANCE, Place

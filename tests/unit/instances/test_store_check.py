@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from ramet import process
-from ramet.hypervisors.confinement import user_number
+from ramet.hypervisors.users import user_number
 from ramet.instances.delete import remove
 from ramet.instances.store_check import check
 from ramet.model import UNSEALED, State, VmmProcess

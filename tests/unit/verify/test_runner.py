@@ -48,6 +48,9 @@ class EmptyHost:
     def why_no_vmm_users(self, hypervisor: Hypervisor) -> str | None:
         return f"{hypervisor} is not there"
 
+    def shares_files(self, hypervisor: Hypervisor) -> bool:
+        return False
+
     def snapshots(self) -> list[object]:
         return []
 
