@@ -83,6 +83,8 @@ VERBS = {
     ),
     "fork": fork("web", State.RUNNING, sample=ALL),
     "fork --start": fork("web", State.STANDBY, "--start", sample=ALL),
+    "fork that shares": fork("web", State.STANDBY, "--memory-policy", "share", "--start"),
+    "fork of a running one that shares": fork("web", State.RUNNING, "--memory-policy", "share"),
     "fork one": fork("web", State.RUNNING, count=1),
     "fork of a paused one": fork("web", State.PAUSED),
     "fork one of a paused one": fork("web", State.PAUSED, count=1, sample=KILLED),
