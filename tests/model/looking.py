@@ -10,6 +10,7 @@ from pathlib import Path
 from ramet.linux.extents import map_data
 from ramet.model import PAGE_BYTES
 from ramet.paths import SnapshotPaths, StorePaths
+from ramet.verify.isolation import mode_of
 from tests.model.machine import Words, register_in, words_in_memory, words_on_disk
 
 _ZEROS = bytes(PAGE_BYTES)
@@ -17,7 +18,7 @@ _ZEROS = bytes(PAGE_BYTES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Print:
-    """A file's fingerprint. A page of zeros and a hole are the same bytes, and the same digest."""
+    """A file's fingerprint, with its mode as if no fork shared it. A page of zeros and a hole are the same bytes."""
 
     inode: int
     mode: int
@@ -42,7 +43,7 @@ def fingerprint(path: Path) -> Print:
         os.close(fd)
     return Print(
         inode=found.st_ino,
-        mode=found.st_mode,
+        mode=mode_of(path),
         links=found.st_nlink,
         size_bytes=found.st_size,
         sha256=digest.hexdigest(),

@@ -149,7 +149,8 @@ def _not_waking(store: Store, snapshot_id: str, memory_policy: MemoryPolicy) -> 
     with ExitStack() as stack:
         if memory_policy is MemoryPolicy.SHARE:
             owner = manifests.load(store.paths.snapshot(snapshot_id)).instance_id
-            stack.enter_context(locked(store.paths.locks, f"instance-{owner}", exclusive=False))
+            if store.paths.instance(owner).dir.is_dir():
+                stack.enter_context(locked(store.paths.locks, f"instance-{owner}", exclusive=False))
         yield
 
 
