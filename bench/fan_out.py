@@ -59,7 +59,7 @@ def measure(source: Source, *, count: int, rounds: int) -> list[Table]:
                 Target(text=f"{count} forks at once, against the CPU time of as many,", limit=1.25, measured=wall)
             ],
             notes=[
-                "By hand none has a record or an identity, or anything durable; all run until the last has answered, as Ramet's do.",
+                "By hand none has a record, an identity or anything durable; all run until the last has answered, as Ramet's do.",
                 "Memory: of its guest alone; the VMM's own is not in it.",
             ],
         )
