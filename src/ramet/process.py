@@ -245,6 +245,10 @@ def spawn(
                 )
 
             child = starter(start, lambda child: limit(child, limits, argv))
+            with suppress(
+                ProcessLookupError, PermissionError
+            ):  # what it inherited as 0 takes CAP_SYS_RESOURCE to raise to 1
+                resource.prlimit(child.pid, resource.RLIMIT_CORE, (limits.get(resource.RLIMIT_CORE, 1),) * 2)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
     stat = _stat(child.pid)

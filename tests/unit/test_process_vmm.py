@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -17,6 +19,7 @@ import pytest
 
 from ramet import process
 from ramet.errors import HostError, LaunchError
+from ramet.linux import capabilities
 from ramet.model import VmmProcess
 from tests.unit.children import LIBC_SIGNALS, exit_codes, fork, identity, own_descriptors
 
@@ -89,6 +92,28 @@ def test_a_vmm_has_its_own_session_no_stdin_and_no_core_dumps(
     assert first == "$ sh -c 'pwd; echo ready; exec sleep 600'", "a person can replay it"
     assert rest == [str(tmp_path), "ready"]
     assert (tmp_path / "vmm.log").stat().st_mode & 0o077 == 0
+
+
+CAP_SYS_RESOURCE = 24
+BELOW = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from ramet import process
+here = Path(sys.argv[1])
+vmm = process.spawn(["sleep", "600"], log_path=here / "vmm.log", pass_fds=(), cwd=here, mark=here)
+print(*resource.prlimit(vmm.pid, resource.RLIMIT_CORE))
+process.kill_and_wait(vmm)
+"""
+
+
+def test_a_core_limit_of_0_that_we_have_is_raised_for_a_vmm_where_we_may(tmp_path: Path) -> None:
+    """H76: with 0 the kernel still pipes a core to a program, if it is told to."""
+    done = subprocess.run(
+        [sys.executable, "-c", BELOW, tmp_path], capture_output=True, text=True, timeout=60, check=True
+    )
+    may_raise_it = capabilities.in_effect(CAP_SYS_RESOURCE)
+    assert done.stdout.split() == (["1", "1"] if may_raise_it else ["0", "0"])
 
 
 def test_a_vmm_that_cannot_be_limited_is_not_left(

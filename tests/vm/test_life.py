@@ -133,6 +133,17 @@ def test_a_guest_whose_kernel_panics_has_failed_and_says_why(host: Host, standby
     assert host.get("web").state is State.STOPPED, "that was an earlier guest's panic"
 
 
+@on_ext4
+def test_a_guest_that_panics_while_it_shuts_down_has_not_shut_down(host: Host, running: InstanceInfo) -> None:
+    sh(host, "web", "printf '#!/bin/sh\\necho c >/proc/sysrq-trigger\\n' >/etc/init.d/rcK")
+    with pytest.raises(VmmDiedError, match="did not shut down in order"):
+        host.stop("web")
+    info = host.get("web")
+    assert (info.state, info.failure) == (State.FAILED, Failure.GUEST_PANICKED)
+    host.start("web")
+    assert sh(host, "web", "cat /data/mark") == "disk-source"
+
+
 def _lose_vmm(host: Host, name: str) -> None:
     """Kill the VMM as a crash would, with the disk newer than the snapshot that it woke from."""
     host.restore(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from ramet.linux import extents, memfd, procfs
 from ramet.model import Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State, Use
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
+
+log = logging.getLogger("ramet.instances")
 
 
 def show(store: Store, name: str) -> InstanceInfo:
@@ -117,7 +120,7 @@ def logs(store: Store, record: InstanceRecord) -> dict[str, Path]:
 
 
 def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
-    """What /proc shows of the guest's memory; None if the VMM is gone meanwhile."""
+    """What /proc shows of the guest's memory; None if the VMM is gone meanwhile, or has put something else in the place of it."""
     if record.vmm is None:
         return None
     try:
@@ -125,7 +128,8 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
         opened = procfs.descriptors_of_file(record.vmm.pid, path)
         is_sealed = maps_template(record) and _is_sealed(path)
-    except (FileNotFoundError, ProcessLookupError, VmmDiedError):
+    except (OSError, VmmDiedError) as err:
+        log.info("%s: what its VMM maps cannot be told: %s", record.name, err)
         return None
     if not mappings:
         return None

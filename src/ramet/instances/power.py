@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ramet import process
 from ramet.errors import ConflictError, GuestError, GuestTimeoutError, StateError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient
 from ramet.instances import guest, live_files
 from ramet.instances.boot import boot
 from ramet.instances.context import Locked, Store, snapshot_of
-from ramet.instances.observe import FORCED_STOP, exclusive
+from ramet.instances.observe import FORCED_STOP, exclusive, observed
 from ramet.model import State
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -58,6 +60,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
     """Shut the guest down and keep its live disk. ``force`` kills a guest that does not shut down in time.
 
     Raises:
+        VmmDiedError: if ``force`` was not given and it went down in another way than by shutting down: it is failed.
         GuestTimeoutError: if ``force`` was not given and the guest did not take the request, or is still up ``timeout_s`` after
             it: the instance is what its guest makes of it, running until it goes down, and stopped from then on.
     """
@@ -71,6 +74,8 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
         require(Verb.STOP, state, name=name)
         with store.collecting(instance.record), instance.pending("stop"):
             must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
+            if not must_be_killed and not force:
+                _require_orderly_end(store, instance)
             with signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:
                     instance.change(durable=False, pending=FORCED_STOP)
@@ -134,6 +139,23 @@ def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool)
         )
     store.note = "killed: it did not shut down in time" if asked else "killed: it was paused"
     return True
+
+
+def _require_orderly_end(store: Store, instance: Locked) -> None:
+    """That the guest has shut down: it may have panicked instead, or its VMM have been killed.
+
+    Raises:
+        VmmDiedError: if so; the record says what was seen, and the live disk is kept.
+    """
+    seen = observed(store, instance.record)
+    if seen.state is not State.FAILED:
+        return
+    with signals_held():
+        instance.put_back(msgspec.structs.replace(seen, pending=None))
+    raise VmmDiedError(
+        f"{seen.name!r} is down, but did not shut down in order: {seen.failure_detail}",
+        hint=f"`ramet logs {seen.name}` shows the guest's console; `ramet start {seen.name}` boots its disk.",
+    )
 
 
 def _kill(name: str) -> str:

@@ -78,6 +78,7 @@ def remove(store: Store, text: str) -> None:
             signals_held(),
             store.ended_if_killed(Kind.COLLECT, snapshot_id),
         ):
+            store.records()  # whether they can all be read: otherwise it stays, and so does its name
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_locked(snapshot_id)
     except InUseError as err:

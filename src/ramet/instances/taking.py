@@ -11,7 +11,7 @@ from pathlib import Path
 from ramet.errors import CorruptError, HostError, NotFoundError, VmmError
 from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
 from ramet.instances import live_files
-from ramet.instances.context import Locked, Store, vmm_of
+from ramet.instances.context import Locked, vmm_of
 from ramet.model import MIB, Manifest, SnapshotKind, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import capture as captures
@@ -63,7 +63,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest
                 base=store.paths.snapshot(base_id).memory if base_id and live_files.maps_template(record) else None,
                 into=files,
                 base_is_empty=base_id is None,
-                scatter=_scatter(store, base_id, guest_waits=guest_waits),
+                scatter=_scatter(instance, base_id, guest_waits=guest_waits),
             )
         if record.vmm_build is None:
             raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
@@ -110,17 +110,20 @@ def _captured_by_vmm(
         or (record.mapped_snapshot is None and record.diff_base is None and not record.needs_full),
         into=into,
         before_request=lambda: instance.change(needs_full=True),
-        scatter=_scatter(store, base_id, guest_waits=guest_waits),
+        scatter=_scatter(instance, base_id, guest_waits=guest_waits),
     )
     return result, base_id
 
 
-def _scatter(store: Store, base_id: str | None, *, guest_waits: bool) -> Scatter:
-    """Of the memory file of a base; a base that cannot be read is found out by whoever needs more of it than this figure."""
+def _scatter(instance: Locked, base_id: str | None, *, guest_waits: bool) -> Scatter:
+    """Of the memory file of a base. What the source of a fork that shares it has scattered is not the fork's; a base that cannot
+    be read is found out by whoever needs more of it than this figure.
+    """
     pieces = 0
     if base_id is not None:
         with suppress(CorruptError, NotFoundError, HostError):
-            pieces = manifests.load(store.paths.snapshot(base_id)).memory.pieces
+            manifest = manifests.load(instance.store.paths.snapshot(base_id))
+            pieces = manifest.memory.pieces if manifest.instance_id == instance.record.id else 0
     return Scatter(pieces=pieces, guest_waits=guest_waits)
 
 

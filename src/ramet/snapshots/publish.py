@@ -87,7 +87,9 @@ def add_sums(
             stop.set()
             with signals_held():
                 wait(summing)
-                pool.shutdown(wait=isinstance(err, Exception))
+                pool.shutdown(wait=False)
+            if isinstance(err, Exception):
+                pool.shutdown()  # until what is being made durable is; Ctrl-C waits for no disk
             raise
         pool.shutdown()
     replace = msgspec.structs.replace

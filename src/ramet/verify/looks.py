@@ -20,8 +20,10 @@ from ramet.verify.world import CutShortError, World
 WATCH_EVERY_S = 0.002
 FILTERS = 2
 """A VMM's own filter of system calls, and the one that it is started with."""
+CORES = "Max core file size"
+CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 LIMITS: Mapping[str, int] = {
-    "Max core file size": 1,
+    CORES: 1,
     "Max open files": 2048,
     "Max locked memory": 0,
     "Max nice priority": 0,
@@ -196,6 +198,8 @@ def confined(world: World, role: str, *, at: str) -> None:
         problems.append(f"process {pid} runs as user {has.user}, as {others[has.user]}'s VMM does")
     elif has.capabilities:
         problems.append(f"process {pid} has capabilities ({has.capabilities:x})")
+    if has.limits.get(CORES) == 0 and CORE_PATTERN.read_text().startswith("|"):
+        weak.append("its core would be piped to a program: it has a limit of 0 for cores, and not of 1")
     if has.filters is None:
         weak.append("the kernel does not count filters of system calls")
     whom = f"user {has.user}, no capability" if not has.capabilities else f"user {has.user}"

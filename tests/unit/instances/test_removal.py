@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from ramet.errors import NotFoundError
+from ramet.errors import CorruptError, NotFoundError
 from ramet.instances.context import Store
 from ramet.instances.delete import plan, remove
 from ramet.instances.snapshots import remove as remove_snapshot
@@ -53,6 +53,15 @@ def test_of_a_damaged_one_nobody_knows(place: Place) -> None:
     assert found.damaged is not None
     assert "is damaged" in found.damaged
     remove(place.store, "web", force=True)
+    assert left(place) == {place.snapshot_id}
+
+
+def test_a_snapshot_keeps_its_name_where_nobody_can_tell_who_needs_it(place: Place) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    place.paths.record.write_bytes(b"{")
+    with pytest.raises(CorruptError):
+        remove_snapshot(place.store, "golden")
+    assert names.lookup(place.store.paths.snapshot_names, "golden") == place.snapshot_id
     assert left(place) == {place.snapshot_id}
 
 
