@@ -148,6 +148,7 @@ def test_the_source_sleeps_again_while_one_fork_sleeps_and_another_runs(host: Ho
     assert marks(host, "source") == ("ram-new", "disk-new")
 
 
+@pytest.mark.skipif(not WHOLE, reason="in every run on QEMU, as a scenario of ramet verify; here in make test-all")
 def test_siblings_write_the_same_pages_and_blocks(host: Host) -> None:
     """H20: the disk is as much each one's own as the memory."""
     create(host, "source")
@@ -167,6 +168,7 @@ def test_siblings_write_the_same_pages_and_blocks(host: Host) -> None:
     assert marks(host, "source") == ("ram-source", "disk-source")
 
 
+@pytest.mark.skipif(not WHOLE, reason="in every run on QEMU, as a scenario of ramet verify; here in make test-all")
 def test_a_fork_of_a_fork_outlives_the_middle_and_the_source(host: Host) -> None:
     """H41."""
     create(host, "source")
