@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,22 @@ from typing import Any
 
 import pytest
 
-from ramet.errors import ConflictError, InUseError, RoomError, StateError, UnsupportedError
-from ramet.instances import guest, sharing
+from ramet.errors import (
+    ConflictError,
+    GuestTimeoutError,
+    InUseError,
+    LockedError,
+    NoSpaceError,
+    RoomError,
+    StateError,
+    UnsupportedError,
+)
+from ramet.instances import birth, guest, sharing
+from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.linux import memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.snapshots import template as templates
+from ramet.store.locks import locked
 from tests.capabilities import requires
 from tests.model.machine import Words
 from tests.model.played_stage import PlayedStage
@@ -106,6 +118,69 @@ def test_forks_of_a_running_source_share_its_capture(stage: PlayedStage) -> None
     for one in forks:
         assert stage.write(one.name, later) == later
     assert len({mapped(stage.host.get(one.name)) for one in forks}) == 1
+
+
+@of_all
+def test_a_fork_of_a_running_source_that_does_not_wake_is_given_up_at_once(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing refers to what they share for a moment, which is not waited for: it is in our own hands."""
+    stage.host.restore("web")
+    identified = guest.identified
+
+    def fail_first(run_dir: Path, record: Any, **options: Any) -> Any:
+        if record.name == "web-1":
+            raise GuestTimeoutError("It does not answer.")
+        return identified(run_dir, record, **options)
+
+    monkeypatch.setattr(guest, "identified", fail_first)
+    began = time.monotonic()
+    report = stage.host.fork("web", count=2, start=True, memory_policy=SHARE, partial=True)
+    assert time.monotonic() - began < COLLECT_TIMEOUT_S
+    assert [one.name for one in report.failures] == ["web-1"]
+    assert "was left" not in caplog.text
+    assert stage.write("web-2", WROTE) == WROTE
+
+
+@of_all
+def test_of_forks_of_a_running_source_that_all_failed_nothing_is_left(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.host.restore("web")
+    before = snapshots(stage)
+
+    def fail(*_arguments: object) -> None:
+        raise NoSpaceError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(birth, "establish", fail)
+        report = stage.host.fork("web", count=2, memory_policy=SHARE, partial=True)
+    assert len(report.failures) == 2
+    base = stage.host.get("web").diff_base
+    assert snapshots(stage) == before | ({base} if base else set())
+    assert stage.host.check_store().whole
+
+
+@of_all
+def test_a_source_that_runs_is_free_while_its_forks_are_made(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where its capture is the base of its next diff."""
+    stage.host.restore("web")
+    establish = birth.establish
+    free: list[bool] = []
+
+    def see(store: Store, *arguments: Any) -> None:
+        try:
+            with locked(store.paths.locks, f"instance-{stage.host.get('web').id}", timeout_s=0):
+                free.append(True)
+        except LockedError:
+            free.append(False)
+        establish(store, *arguments)
+
+    monkeypatch.setattr(birth, "establish", see)
+    share(stage, 1)
+    assert free == [stage.host.get("web").hypervisor is Hypervisor.QEMU]
 
 
 @of_all
