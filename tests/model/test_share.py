@@ -293,6 +293,22 @@ def test_there_is_one_template_as_long_as_somebody_maps_it(stage: PlayedStage) -
 
 
 @of_older_qemu
+def test_a_sleep_keeps_what_the_guest_has_where_the_shared_file_was_damaged_meanwhile(stage: PlayedStage) -> None:
+    info = stage.host.get("web")
+    assert info.snapshot is not None
+    share(stage, 1)
+    memory = Path(info.snapshot.memory)
+    memory.chmod(0o600)
+    memory.write_bytes(bytes(memory.stat().st_size))
+    memory.chmod(0o400)
+    slept = stage.host.standby("web-1").snapshot
+    assert slept is not None
+    assert stage.host.snapshot_check(slept.id)[0].whole
+    stage.host.restore("web-1")
+    assert stage.write("web-1", WROTE) == WROTE
+
+
+@of_older_qemu
 def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
     def copies() -> list[int | None]:
         return [use.own_memory_bytes for use in stage.host.du() if use.kind == "snapshot"]
