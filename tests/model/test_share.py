@@ -23,6 +23,7 @@ from ramet.errors import (
     StateError,
     UnsupportedError,
 )
+from ramet.hypervisors import confinement
 from ramet.instances import birth, guest, sharing
 from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.linux import memfd, memory
@@ -267,6 +268,41 @@ def test_where_nothing_enforces_it_it_is_refused_before_anything_is_touched(
     with pytest.raises(UnsupportedError):
         share(stage, 1)
     assert stage.host.get("web").state is State.RUNNING
+
+
+@pytest.mark.parametrize("kind", ["read-only", "last-capture"])
+def test_where_a_vmm_could_open_the_file_anew_for_writing_it_is_refused(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor cannot write; the same user's, or root's, with nothing that confines it, can be had by /proc/self/fd."""
+    share(stage, 1, start=False)
+    monkeypatch.setattr(sharing, "why_no_vmm_users", lambda _hypervisor: "there are none")
+    share(stage, 1)
+
+    def require_refused(why: str) -> None:
+        for refused in (lambda: share(stage, 1), lambda: stage.host.restore("web-1")):
+            with pytest.raises(UnsupportedError, match="could write what the others map") as caught:
+                refused()
+            assert caught.value.capability == sharing.CAPABILITY
+            assert caught.value.why == why
+            assert caught.value.hint is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confinement, "why_no_landlock", lambda: "no Landlock")
+        require_refused("no Landlock, and its VMMs have no users of their own: there are none")
+        patch.setattr(sharing, "why_no_vmm_users", lambda _hypervisor: None)
+        share(stage, 1)
+    monkeypatch.setenv("RAMET_CONFINEMENT", "off")
+    require_refused("there are none")
+    assert {info.name for info in stage.host.list()} == {"web", "web-1", "web-2", "web-3"}
+    monkeypatch.setenv("RAMET_CONFINEMENT", "on")
+    stage.host.restore("web-1")
+
+
+@of_older_qemu
+def test_a_sealed_copy_is_shared_without_confinement_too(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_CONFINEMENT", "off")
+    assert len(share(stage, 1)) == 1
 
 
 @of_older_qemu

@@ -139,7 +139,7 @@ def _from_instance(
                 _from_published(store, batch, record, chosen, paths, manifests.load(paths), memory_policy)
             return None
         if memory_policy is MemoryPolicy.SHARE:
-            sharing.require_enforced(store.driver(record.hypervisor))
+            sharing.require_enforced(store, record.hypervisor)
     return _from_live(store, batch, source, chosen, memory_policy)
 
 
@@ -181,7 +181,7 @@ def _from_published(
     """Forks of a published snapshot, which is kept meanwhile."""
     manifests.check_files(files, manifest)
     if memory_policy is MemoryPolicy.SHARE:
-        sharing.require_enforced(store.driver(manifest.vmm_build.hypervisor))
+        sharing.require_enforced(store, manifest.vmm_build.hypervisor)
         sharing.require_unwritten(files)
         sharing.open_to_forks(store, files, manifest)
         _share(store, batch, source, names, manifest)

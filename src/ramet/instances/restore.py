@@ -212,10 +212,11 @@ def _memory_to_map(
     instance: Locked, snapshot: SnapshotPaths, manifest: Manifest
 ) -> Iterator[tuple[Path, Template | None]]:
     """The memory file that the VMM maps; a template, if the snapshot is another's and the VMM would open it for writing."""
+    if _is_anothers(instance, manifest):
+        sharing.require_enforced(instance.store, instance.record.hypervisor)
     if not _is_anothers(instance, manifest) or instance.driver.opens_memory_read_only:
         yield _file_to_map(instance, snapshot), None
     else:
-        sharing.require_enforced(instance.driver)
         with sharing.template(instance.store, snapshot, manifest) as found:
             yield found
 
