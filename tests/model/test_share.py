@@ -15,6 +15,7 @@ import pytest
 
 from ramet.errors import (
     ConflictError,
+    CorruptError,
     GuestTimeoutError,
     InUseError,
     LockedError,
@@ -33,6 +34,7 @@ from ramet.store.locks import locked
 from tests.capabilities import requires
 from tests.model.machine import Words
 from tests.model.played_stage import PlayedStage
+from tests.unit.snapshots.flipping import flip
 
 pytestmark = requires("gcc")
 WROTE = Words(ram=(1, 2, 3, 4), disk=(5, 6, 7), register=8)
@@ -342,6 +344,17 @@ def test_a_sleep_keeps_what_the_guest_has_where_the_shared_file_was_damaged_mean
     assert stage.host.snapshot_check(slept.id)[0].whole
     stage.host.restore("web-1")
     assert stage.write("web-1", WROTE) == WROTE
+
+
+@of_older_qemu
+def test_a_copy_that_is_not_what_was_published_is_told_as_memory(stage: PlayedStage) -> None:
+    """It has no name but a number of ours."""
+    info = stage.host.get("web")
+    assert info.snapshot is not None
+    share(stage, 1, start=False)
+    flip(Path(info.snapshot.memory), 0)
+    with pytest.raises(CorruptError, match=r"not what was published\. memory: page 0 changed"):
+        stage.host.restore("web-1", verified=True)
 
 
 @of_older_qemu
