@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from ramet.errors import (
     UnsupportedError,
 )
 from ramet.hypervisors import confinement
+from ramet.hypervisors.qemu.driver import LOAD_DEADLINE_S
 from ramet.instances import birth, guest, sharing
 from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.linux import memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.snapshots import template as templates
-from ramet.store.locks import locked
+from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 from tests.capabilities import requires
 from tests.model.machine import Words
 from tests.model.played_stage import PlayedStage
@@ -370,6 +372,22 @@ def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
     for name in ("web-1", "web-2"):
         stage.kill(name)
     assert copies() == [None]
+
+
+@of_older_qemu
+def test_a_template_is_waited_for_as_long_as_it_may_take(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be copied, and its first fork to wake, whose agent alone may take a minute and more."""
+    waited: list[float] = []
+
+    def wait(directory: Path, key: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AbstractContextManager[None]:
+        waited.append(timeout_s)
+        return locked(directory, key, timeout_s=timeout_s)
+
+    monkeypatch.setattr(sharing, "locked", wait)
+    share(stage, 1)
+    wakes_s = 2 * LOAD_DEADLINE_S + guest.IDENTITY_DEADLINE_S + guest.THAW_DEADLINE_S
+    (timeout_s,) = waited
+    assert timeout_s >= wakes_s + 32 * 1024 * MIB / (100 * MIB), "32 GiB, at 100 MiB a second"
 
 
 @of_older_qemu

@@ -25,6 +25,9 @@ from ramet.snapshots import template as templates
 from ramet.store.locks import locked
 
 CAPABILITY = "memory policy share"
+TEMPLATE_TIMEOUT_S = 600.0
+"""How long a template in the making is waited for: a copy of many GiB from a slow disk, and then the wake of the first that maps
+it. If that is killed, its lock goes with it."""
 
 
 def may_wake_from(record: InstanceRecord, manifest: Manifest) -> bool:
@@ -110,12 +113,14 @@ def template(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> Itera
     A new one is found by others once the record says which it is; until the block ends they wait.
 
     Raises:
+        LockedError: if one is made for longer than ``TEMPLATE_TIMEOUT_S``.
         UnsupportedError: if this kernel cannot seal it.
         RoomError: if there is not enough memory for it.
     """
     with ExitStack() as stack:
         at_work = stack.enter_context(ExitStack())
-        at_work.enter_context(locked(store.paths.locks, f"snapshot-{manifest.id}-template"))
+        key = f"snapshot-{manifest.id}-template"
+        at_work.enter_context(locked(store.paths.locks, key, timeout_s=TEMPLATE_TIMEOUT_S))
         found = _of_a_live_fork(store, manifest)
         if found is not None:
             fd, one = found
