@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 
 from ramet.errors import VmmError
 from ramet.linux import memfd
-from ramet.model import PAGE_BYTES, Template
+from ramet.model import PAGE_BYTES, Method, Template
 from ramet.paths import SnapshotPaths
+from ramet.snapshots import capture
 from ramet.snapshots import template as templates
 from ramet.snapshots.capture import SharedCopy, capture_memory, find_dirty
 from ramet.snapshots.scatter import Scatter
@@ -123,6 +125,38 @@ def test_a_capture_writes_the_dirty_pages_onto_what_the_guest_has(
     assert dirty == ((7 * PAGE_BYTES, 8 * PAGE_BYTES),)
     assert file.method is not None
     assert (tmp_path / "memory").stat().st_blocks * 512 < SIZE
+
+
+@pytest.mark.parametrize("pieces", [0, 10**6])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_published_file_is_cloned_only_where_it_is_what_was_copied_and_is_not_to_be_written_whole(
+    snapshot: SnapshotPaths,
+    made: tuple[int, Template],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_damaged: bool,
+    pieces: int,
+) -> None:
+    """Where there are reflinks: elsewhere all is copied, from RAM."""
+
+    def clone(src: Path, dst: Path, *, allow: frozenset[Method]) -> Method:
+        assert src == snapshot.memory
+        assert allow == {Method.REFLINK}
+        shutil.copyfile(src, dst)
+        return Method.REFLINK
+
+    monkeypatch.setattr(capture, "derive", clone)
+    path = Path(f"/proc/self/fd/{made[0]}")
+    with Mapper(path) as vmm:
+        file, _ = capture_memory(
+            vmm.vmm,
+            mapped_file=path,
+            into=tmp_path / "memory",
+            base_is_empty=False,
+            template=SharedCopy(fd=made[0], same=None if is_damaged else snapshot.memory),
+            scatter=Scatter(pieces=pieces),
+        )
+    assert file.method is (Method.COPY if is_damaged or pieces else Method.REFLINK)
 
 
 def test_a_file_of_another_size_or_in_the_place_of_the_published_one_is_not_it(
