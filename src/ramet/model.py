@@ -122,6 +122,10 @@ class Template(Value, frozen=True, kw_only=True):
     snapshot_id: Id
     dev: int
     ino: int
+    file_ino: int
+    file_mtime_ns: int
+    """Of the published file, when this was copied from it: while they are the same nobody has put another in its place, or has
+    written it."""
 
 
 class InstanceRecord(Value, frozen=True, kw_only=True):

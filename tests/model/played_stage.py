@@ -1,7 +1,8 @@
 """A real store and a real ``Host`` over VMs that are played.
 
-Played are: the two drivers (``played_drivers.py``), what ``choice.py`` finds on the host, the image (real format, no kernel in
-it), the smallest sizes, and ``mkfs.ext4``: a guest's disk is words in an empty file. All else is what it is for a user.
+Played are: the two drivers (``played_drivers.py``), what ``choice.py`` finds on the host, and Landlock, the image (real format,
+no kernel in it), the smallest sizes, and ``mkfs.ext4``: a guest's disk is words in an empty file. All else is what it is for a
+user.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 
 from ramet import Host, config, process
 from ramet.guests.image import CMDLINE, DESCRIPTION
+from ramet.hypervisors import confinement
 from ramet.instances import choice
 from ramet.instances.context import Store
 from ramet.model import Accelerator, ExecResult, Hypervisor, Image, VmmProcess
@@ -65,6 +67,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Store, "driver", lambda store, hypervisor: _rooms[store.paths.home].driver(hypervisor))
     monkeypatch.setattr(choice, "choose", chosen)
+    monkeypatch.setattr(confinement, "why_no_landlock", lambda: None)
     monkeypatch.setattr(process, "run", run_but_mkfs)
     monkeypatch.setattr(process, "find_program", find_but_mkfs)
     monkeypatch.setattr(config, "MEMORY_MIN_MIB", MEMORY_MIB)

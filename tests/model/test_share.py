@@ -5,21 +5,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ramet.errors import ConflictError, InUseError, RoomError, StateError, UnsupportedError
-from ramet.instances import guest, sharing
+from ramet.errors import (
+    ConflictError,
+    CorruptError,
+    GuestTimeoutError,
+    InUseError,
+    LockedError,
+    NoSpaceError,
+    RoomError,
+    StateError,
+    UnsupportedError,
+)
+from ramet.hypervisors import confinement
+from ramet.hypervisors.qemu.driver import LOAD_DEADLINE_S
+from ramet.instances import birth, guest, sharing
+from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.linux import memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.snapshots import template as templates
+from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 from tests.capabilities import requires
 from tests.model.machine import Words
 from tests.model.played_stage import PlayedStage
+from tests.unit.snapshots.flipping import flip
 
 pytestmark = requires("gcc")
 WROTE = Words(ram=(1, 2, 3, 4), disk=(5, 6, 7), register=8)
@@ -109,6 +126,69 @@ def test_forks_of_a_running_source_share_its_capture(stage: PlayedStage) -> None
 
 
 @of_all
+def test_a_fork_of_a_running_source_that_does_not_wake_is_given_up_at_once(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing refers to what they share for a moment, which is not waited for: it is in our own hands."""
+    stage.host.restore("web")
+    identified = guest.identified
+
+    def fail_first(run_dir: Path, record: Any, **options: Any) -> Any:
+        if record.name == "web-1":
+            raise GuestTimeoutError("It does not answer.")
+        return identified(run_dir, record, **options)
+
+    monkeypatch.setattr(guest, "identified", fail_first)
+    began = time.monotonic()
+    report = stage.host.fork("web", count=2, start=True, memory_policy=SHARE, partial=True)
+    assert time.monotonic() - began < COLLECT_TIMEOUT_S
+    assert [one.name for one in report.failures] == ["web-1"]
+    assert "was left" not in caplog.text
+    assert stage.write("web-2", WROTE) == WROTE
+
+
+@of_all
+def test_of_forks_of_a_running_source_that_all_failed_nothing_is_left(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.host.restore("web")
+    before = snapshots(stage)
+
+    def fail(*_arguments: object) -> None:
+        raise NoSpaceError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(birth, "establish", fail)
+        report = stage.host.fork("web", count=2, memory_policy=SHARE, partial=True)
+    assert len(report.failures) == 2
+    base = stage.host.get("web").diff_base
+    assert snapshots(stage) == before | ({base} if base else set())
+    assert stage.host.check_store().whole
+
+
+@of_all
+def test_a_source_that_runs_is_free_while_its_forks_are_made(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where its capture is the base of its next diff."""
+    stage.host.restore("web")
+    establish = birth.establish
+    free: list[bool] = []
+
+    def see(store: Store, *arguments: Any) -> None:
+        try:
+            with locked(store.paths.locks, f"instance-{stage.host.get('web').id}", timeout_s=0):
+                free.append(True)
+        except LockedError:
+            free.append(False)
+        establish(store, *arguments)
+
+    monkeypatch.setattr(birth, "establish", see)
+    share(stage, 1)
+    assert free == [stage.host.get("web").hypervisor is Hypervisor.QEMU]
+
+
+@of_all
 def test_a_fork_of_a_fork_that_never_slept_shares_the_same(stage: PlayedStage) -> None:
     share(stage, 1, start=False)
     share(stage, 1, "web-1")
@@ -166,6 +246,27 @@ def test_a_source_that_wakes_sleeps_and_goes_while_its_forks_are_made_is_not_not
 
 
 @of_all
+def test_a_live_fork_of_a_snapshot_whose_manifest_is_damaged_is_told_to_sleep_which_keeps_its_memory(
+    stage: PlayedStage,
+) -> None:
+    info = stage.host.get("web")
+    assert info.snapshot is not None
+    share(stage, 1)
+    stage.write("web-1", replace(WROTE, register=99))
+    flip(Path(info.snapshot.dir) / "manifest.json", 2)
+    (found,) = stage.host.snapshot_check(info.snapshot.id)
+    told = "ramet rm web; ramet standby web-1 (its memory is kept; if that fails: ramet stop web-1)"
+    assert (found.mend or "").endswith(f": {told}")
+    slept = stage.host.standby("web-1").snapshot
+    assert slept is not None
+    assert stage.host.snapshot_check(slept.id)[0].whole
+    stage.host.remove("web")
+    assert snapshots(stage) == {slept.id}
+    stage.host.restore("web-1")
+    assert stage.write("web-1", WROTE) == replace(WROTE, register=99)
+
+
+@of_all
 def test_stopped_it_has_no_memory_to_share(stage: PlayedStage) -> None:
     stage.host.stop("web", discard_memory=True)
     with pytest.raises(StateError, match="no memory to share"):
@@ -194,6 +295,41 @@ def test_where_nothing_enforces_it_it_is_refused_before_anything_is_touched(
     assert stage.host.get("web").state is State.RUNNING
 
 
+@pytest.mark.parametrize("kind", ["read-only", "last-capture"])
+def test_where_a_vmm_could_open_the_file_anew_for_writing_it_is_refused(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor cannot write; the same user's, or root's, with nothing that confines it, can be had by /proc/self/fd."""
+    share(stage, 1, start=False)
+    monkeypatch.setattr(sharing, "why_no_vmm_users", lambda _hypervisor: "there are none")
+    share(stage, 1)
+
+    def require_refused(why: str) -> None:
+        for refused in (lambda: share(stage, 1), lambda: stage.host.restore("web-1")):
+            with pytest.raises(UnsupportedError, match="could write what the others map") as caught:
+                refused()
+            assert caught.value.capability == sharing.CAPABILITY
+            assert caught.value.why == why
+            assert caught.value.hint is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confinement, "why_no_landlock", lambda: "no Landlock")
+        require_refused("no Landlock, and its VMMs have no users of their own: there are none")
+        patch.setattr(sharing, "why_no_vmm_users", lambda _hypervisor: None)
+        share(stage, 1)
+    monkeypatch.setenv("RAMET_CONFINEMENT", "off")
+    require_refused("there are none")
+    assert {info.name for info in stage.host.list()} == {"web", "web-1", "web-2", "web-3"}
+    monkeypatch.setenv("RAMET_CONFINEMENT", "on")
+    stage.host.restore("web-1")
+
+
+@of_older_qemu
+def test_a_sealed_copy_is_shared_without_confinement_too(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_CONFINEMENT", "off")
+    assert len(share(stage, 1)) == 1
+
+
 @of_older_qemu
 def test_what_somebody_can_write_is_not_shared(stage: PlayedStage) -> None:
     info = stage.host.get("web")
@@ -218,6 +354,33 @@ def test_there_is_one_template_as_long_as_somebody_maps_it(stage: PlayedStage) -
 
 
 @of_older_qemu
+def test_a_sleep_keeps_what_the_guest_has_where_the_shared_file_was_damaged_meanwhile(stage: PlayedStage) -> None:
+    info = stage.host.get("web")
+    assert info.snapshot is not None
+    share(stage, 1)
+    memory = Path(info.snapshot.memory)
+    memory.chmod(0o600)
+    memory.write_bytes(bytes(memory.stat().st_size))
+    memory.chmod(0o400)
+    slept = stage.host.standby("web-1").snapshot
+    assert slept is not None
+    assert stage.host.snapshot_check(slept.id)[0].whole
+    stage.host.restore("web-1")
+    assert stage.write("web-1", WROTE) == WROTE
+
+
+@of_older_qemu
+def test_a_copy_that_is_not_what_was_published_is_told_as_memory(stage: PlayedStage) -> None:
+    """It has no name but a number of ours."""
+    info = stage.host.get("web")
+    assert info.snapshot is not None
+    share(stage, 1, start=False)
+    flip(Path(info.snapshot.memory), 0)
+    with pytest.raises(CorruptError, match=r"not what was published\. memory: page 0 changed"):
+        stage.host.restore("web-1", verified=True)
+
+
+@of_older_qemu
 def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
     def copies() -> list[int | None]:
         return [use.own_memory_bytes for use in stage.host.du() if use.kind == "snapshot"]
@@ -227,9 +390,26 @@ def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
     (taken,) = copies()
     assert taken is not None
     assert 0 < taken <= MIB
-    for name in ("web-1", "web-2"):
-        stage.kill(name)
+    stage.kill("web-2")
+    assert copies() == [taken], "as long as one has it"
+    stage.kill("web-1")
     assert copies() == [None]
+
+
+@of_older_qemu
+def test_a_template_is_waited_for_as_long_as_it_may_take(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be copied, and its first fork to wake, whose agent alone may take a minute and more."""
+    waited: list[float] = []
+
+    def wait(directory: Path, key: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AbstractContextManager[None]:
+        waited.append(timeout_s)
+        return locked(directory, key, timeout_s=timeout_s)
+
+    monkeypatch.setattr(sharing, "locked", wait)
+    share(stage, 1)
+    wakes_s = 2 * LOAD_DEADLINE_S + guest.IDENTITY_DEADLINE_S + guest.THAW_DEADLINE_S
+    (timeout_s,) = waited
+    assert timeout_s >= wakes_s + 32 * 1024 * MIB / (100 * MIB), "32 GiB, at 100 MiB a second"
 
 
 @of_older_qemu

@@ -17,7 +17,7 @@ from ramet.linux.pagemap import Method, Region
 from ramet.paths import SnapshotPaths
 from ramet.process import wait_until
 from ramet.snapshots import template as templates
-from ramet.snapshots.capture import capture_memory
+from ramet.snapshots.capture import SharedCopy, capture_memory
 from ramet.snapshots.scatter import Scatter
 from ramet.verify import run
 from ramet.verify.checks import Verdict
@@ -100,7 +100,7 @@ def test_of_a_copy_in_ram_only_what_was_written_is_the_processs(tmp_path: Path, 
                 mapped_file=shared,
                 into=tmp_path / "result",
                 base_is_empty=False,
-                base=paths.memory,
+                template=SharedCopy(fd=fd, same=paths.memory),
                 scatter=Scatter(),
             )
             assert (tmp_path / "result").read_bytes() == view

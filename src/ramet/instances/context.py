@@ -46,6 +46,7 @@ class Store:
     ) -> None:
         """``paths``: of a store that is open already."""
         self.paths = paths or _open(home or config.default_home())
+        self._publishing: set[str] = set()
         self._progress = progress
         self.note: str | None = None
         """What a verb wants to add to its success, such as "already running"."""
@@ -160,18 +161,22 @@ class Store:
             yield paths
 
     @contextmanager
-    def publishing(self, snapshot_id: str) -> Iterator[None]:
+    def publishing(self, snapshot_id: str, *, may_be_unneeded: bool = False) -> Iterator[None]:
         """Keep a snapshot that is published in the block from being deleted until something refers to it. If the block fails
-        before anything does, the snapshot goes.
+        before anything does, the snapshot goes; ``may_be_unneeded``: also if the block ends well and nothing does.
         """
+        is_needed = False
         with self.even_if_killed(Kind.COLLECT, snapshot_id):
+            self._publishing.add(snapshot_id)
             try:
                 with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
                     yield
-            except BaseException:
-                with signals_held():
-                    self.collect(snapshot_id)
-                raise
+                is_needed = not may_be_unneeded
+            finally:
+                self._publishing.discard(snapshot_id)
+                if not is_needed:
+                    with signals_held():
+                        self.collect(snapshot_id)
 
     def referrers(self, records: Sequence[InstanceRecord]) -> dict[str, Referrers]:
         """Who depends on each snapshot: those of these that sleep on it, map it, or diff against it; and its names."""
@@ -262,7 +267,8 @@ class Store:
         return chores.noted_if_there_is_room(self.paths.locks, kind, *ids)
 
     def collect(self, *snapshot_ids: str | None) -> None:
-        """Delete those snapshots that nothing references any more, and keep the others.
+        """Delete those snapshots that nothing references any more, and keep the others, and those in ``publishing`` here: that
+        would wait for itself.
 
         What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and stays in ``snapshot ls``.
         """
@@ -271,7 +277,7 @@ class Store:
             # Whoever gives up a reference does so before: the last one finds none here, and nobody else waits for readers.
             needed = self.referrers(self.readable_records()[0])
         for snapshot_id in dict.fromkeys(snapshot_ids):
-            if snapshot_id is None or snapshot_id in needed:
+            if snapshot_id is None or snapshot_id in needed or snapshot_id in self._publishing:
                 continue
             try:
                 self.delete_snapshot(snapshot_id, timeout_s=COLLECT_TIMEOUT_S)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from ramet.errors import CorruptError, FormatVersionError, HostError, NotFoundError
 from ramet.instances.context import Store
-from ramet.model import InstanceRecord, State
+from ramet.model import InstanceRecord, MemoryPolicy, State
 from ramet.store import atomic, names
 
 
@@ -33,7 +33,7 @@ def way_out(store: Store, snapshot_id: str, err: CorruptError | HostError | NotF
     """What to do about a snapshot whose manifest cannot be read, for that reason: a sentence that names commands."""
     if isinstance(err, FormatVersionError):
         return atomic.OTHER_VERSION
-    commands = [f"ramet {_letting_go(one)} {one.name}" for one in users_of(store, snapshot_id)]
+    commands = [_letting_go(one, snapshot_id) for one in users_of(store, snapshot_id)]
     for entry in sorted(store.paths.snapshot_names.iterdir()):
         with suppress(CorruptError):  # it may be its own; what `doctor --store` says of the name comes first
             if names.lookup(store.paths.snapshot_names, entry.name) == snapshot_id:
@@ -42,8 +42,12 @@ def way_out(store: Store, snapshot_id: str, err: CorruptError | HostError | NotF
     return f"Restore it from a backup, or remove what needs it, with which it goes: {'; '.join(commands)}"
 
 
-def _letting_go(record: InstanceRecord) -> str:
-    """The verb after which an instance no longer needs a snapshot that cannot be loaded, and has lost nothing else."""
+def _letting_go(record: InstanceRecord, snapshot_id: str) -> str:
+    """The command after which an instance no longer needs a snapshot that cannot be loaded, and has lost nothing else."""
     if record.vmm is not None:
-        return "stop"
-    return "start" if record.state is State.FAILED else "rm"
+        stop = f"ramet stop {record.name}"
+        is_its_source = snapshot_id in [one.snapshot_id for one in record.lineage[-1:]]
+        shares = record.memory_policy is MemoryPolicy.SHARE and is_its_source
+        # A sleep reads no manifest of what is mapped.
+        return f"ramet standby {record.name} (its memory is kept; if that fails: {stop})" if shares else stop
+    return f"ramet {'start' if record.state is State.FAILED else 'rm'} {record.name}"

@@ -139,7 +139,7 @@ def _from_instance(
                 _from_published(store, batch, record, chosen, paths, manifests.load(paths), memory_policy)
             return None
         if memory_policy is MemoryPolicy.SHARE:
-            sharing.require_enforced(store.driver(record.hypervisor))
+            sharing.require_enforced(store, record.hypervisor)
     return _from_live(store, batch, source, chosen, memory_policy)
 
 
@@ -181,23 +181,16 @@ def _from_published(
     """Forks of a published snapshot, which is kept meanwhile."""
     manifests.check_files(files, manifest)
     if memory_policy is MemoryPolicy.SHARE:
-        sharing.require_enforced(store.driver(manifest.vmm_build.hypervisor))
+        sharing.require_enforced(store, manifest.vmm_build.hypervisor)
         sharing.require_unwritten(files)
-        _share(store, batch, source, names, files, manifest)
+        sharing.open_to_forks(store, files, manifest)
+        _share(store, batch, source, names, manifest)
     else:
         _derive_all(store, batch, source, names, files, manifest)
 
 
-def _share(
-    store: Store,
-    batch: Batch,
-    source: InstanceRecord,
-    names: Sequence[str],
-    files: SnapshotPaths,
-    manifest: Manifest,
-) -> None:
-    """Forks that refer to a published snapshot, which is kept meanwhile."""
-    sharing.open_to_forks(store, files, manifest)
+def _share(store: Store, batch: Batch, source: InstanceRecord, names: Sequence[str], manifest: Manifest) -> None:
+    """Forks that refer to a published snapshot, which is kept meanwhile, and that they may read."""
     records = [
         msgspec.structs.replace(record, snapshot=manifest.id, memory_policy=MemoryPolicy.SHARE)
         for record in _new_records(store, source, names, manifest)
@@ -234,17 +227,20 @@ def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], 
                 pause_s = time.monotonic() - began
             manifest = taken.summed_up()
             files, share = taken.files, memory_policy is MemoryPolicy.SHARE
-            # The source's next diff may need it, and forks that share it do.
-            is_kept = share or instance.driver.dirty_since is DirtySince.LAST_CAPTURE
+            is_base = instance.driver.dirty_since is DirtySince.LAST_CAPTURE
+            # The source's next diff may need it, and forks that share it do, if any is made.
+            is_kept = share or is_base
             if is_kept:
                 files = store.paths.snapshot(manifest.id)
-                stack.enter_context(store.publishing(manifest.id))
+                stack.enter_context(store.publishing(manifest.id, may_be_unneeded=not is_base))
                 publish(taken.files.dir, files, manifest)
                 keep_as_base(instance, manifest)
-            else:
+            if share:
+                sharing.open_to_forks(store, files, manifest)
+            if not is_base:
                 lock.close()  # the capture has inodes of its own, under a lock of its own: the source is free
             if share:
-                _share(store, batch, record, names, files, manifest)
+                _share(store, batch, record, names, manifest)
             else:
                 _derive_all(store, batch, record, names, files, manifest, last_takes_files=not is_kept)
             return pause_s

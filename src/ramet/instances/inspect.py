@@ -168,9 +168,12 @@ def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], InMemory]]:
         vmm = record.vmm if record.vmm is not None and process.is_alive(record.vmm) else None
         in_memory = _memory(vmm.pid) if vmm else (None, None)
         yield record.name, "instance", [*_files(paths.work), *_files(paths.logs)], in_memory
-    copies = {
-        one.template.snapshot_id: _copy_bytes(store, one) for one in records if one.template and maps_template(one)
-    }
+    copies: dict[str, int] = {}
+    for one in records:
+        if one.template and maps_template(one) and one.template.snapshot_id not in copies:
+            taken = _copy_bytes(store, one)
+            if taken is not None:  # else its VMM has ended, and another may have it
+                copies[one.template.snapshot_id] = taken
     for snapshot in snapshots.all_snapshots(store):
         label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
         yield label, "snapshot", _files(Path(snapshot.dir)), (copies.get(snapshot.id), None)

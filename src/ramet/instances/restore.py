@@ -15,20 +15,19 @@ from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
-from ramet.model import Failure, InstanceRecord, Manifest, Method, State, Template, VmmProcess
+from ramet.model import Failure, InstanceRecord, Manifest, State, Template, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
 from ramet.store.chores import Kind
-from ramet.store.derive import ANY_METHOD, derive
+from ramet.store.derive import ANY_METHOD, REFLINK_ONLY, derive
 
 MEMORY_LOST: Mapping[Failure | None, str] = {
     Failure.VMM_LOST: "its VMM was lost",
     Failure.GUEST_PANICKED: "its guest's kernel panicked",
 }
 """The failures of an instance that ran, in words."""
-REFLINK_ONLY = frozenset({Method.REFLINK})
 
 
 def restore(
@@ -213,10 +212,11 @@ def _memory_to_map(
     instance: Locked, snapshot: SnapshotPaths, manifest: Manifest
 ) -> Iterator[tuple[Path, Template | None]]:
     """The memory file that the VMM maps; a template, if the snapshot is another's and the VMM would open it for writing."""
+    if _is_anothers(instance, manifest):
+        sharing.require_enforced(instance.store, instance.record.hypervisor)
     if not _is_anothers(instance, manifest) or instance.driver.opens_memory_read_only:
         yield _file_to_map(instance, snapshot), None
     else:
-        sharing.require_enforced(instance.driver)
         with sharing.template(instance.store, snapshot, manifest) as found:
             yield found
 

@@ -13,18 +13,21 @@ from pathlib import Path
 
 from ramet import config, process
 from ramet.errors import ConflictError, RoomError, UnsupportedError, host_errors
-from ramet.hypervisors import ownership
-from ramet.hypervisors.base import Driver
+from ramet.hypervisors import confinement, ownership
 from ramet.hypervisors.users import user_number
 from ramet.instances.context import Store
+from ramet.instances.doctor import why_no_vmm_users
 from ramet.instances.room import KEPT_BYTES
 from ramet.linux import leases, memfd, memory
-from ramet.model import MIB, InstanceRecord, Manifest, MemoryPolicy, Template
+from ramet.model import MIB, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Template
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import template as templates
 from ramet.store.locks import locked
 
 CAPABILITY = "memory policy share"
+TEMPLATE_TIMEOUT_S = 600.0
+"""How long a template in the making is waited for: a copy of many GiB from a slow disk, and then the wake of the first that maps
+it. If that is killed, its lock goes with it."""
 
 
 def may_wake_from(record: InstanceRecord, manifest: Manifest) -> bool:
@@ -35,13 +38,14 @@ def may_wake_from(record: InstanceRecord, manifest: Manifest) -> bool:
     return record.memory_policy is MemoryPolicy.SHARE and began_from == manifest.id
 
 
-def require_enforced(driver: Driver) -> None:
+def require_enforced(store: Store, hypervisor: Hypervisor) -> None:
     """Refuse to share where nothing but convention would keep a VMM from writing into what others map.
 
     Raises:
         UnsupportedError: saying what this host lacks.
     """
-    if driver.opens_memory_read_only:
+    if store.driver(hypervisor).opens_memory_read_only:
+        _require_held(hypervisor)
         return
     why = memfd.why_not()
     if why is not None:
@@ -51,6 +55,23 @@ def require_enforced(driver: Driver) -> None:
             why=why,
             hint="Use QEMU 8.2 or newer, which opens it read-only, or give each fork its own: --memory-policy clone.",
         )
+
+
+def _require_held(hypervisor: Hypervisor) -> None:
+    """A descriptor that cannot write is no obstacle to who may open the file anew, by /proc/self/fd: root, and its owner."""
+    if config.confinement_wanted() and confinement.why_no_landlock() is None:
+        return
+    why = why_no_vmm_users(hypervisor)
+    if why is None:
+        return
+    if config.confinement_wanted():
+        why = f"{confinement.why_no_landlock()}, and its VMMs have no users of their own: {why}"
+    raise UnsupportedError(
+        f"Forks cannot share memory here: one whose VMM was taken over could write what the others map ({why}).",
+        capability=CAPABILITY,
+        why=why,
+        hint="`ramet doctor` says what confines VMMs here. Or give each fork a memory of its own: --memory-policy clone.",
+    )
 
 
 def require_unwritten(snapshot: SnapshotPaths) -> None:
@@ -92,12 +113,14 @@ def template(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> Itera
     A new one is found by others once the record says which it is; until the block ends they wait.
 
     Raises:
+        LockedError: if one is made for longer than ``TEMPLATE_TIMEOUT_S``.
         UnsupportedError: if this kernel cannot seal it.
         RoomError: if there is not enough memory for it.
     """
     with ExitStack() as stack:
         at_work = stack.enter_context(ExitStack())
-        at_work.enter_context(locked(store.paths.locks, f"snapshot-{manifest.id}-template"))
+        key = f"snapshot-{manifest.id}-template"
+        at_work.enter_context(locked(store.paths.locks, key, timeout_s=TEMPLATE_TIMEOUT_S))
         found = _of_a_live_fork(store, manifest)
         if found is not None:
             fd, one = found

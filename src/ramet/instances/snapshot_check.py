@@ -130,7 +130,7 @@ def _open_all(
             if path == paths.vmstate:
                 manifests.check_device_state(paths, manifest)
             else:
-                yield _open(path, _sums_of(paths, path), expected, held, past_the_cache=True)
+                yield _open(path, _sums_of(paths, path), expected, held, name=path.name, past_the_cache=True)
         except _DamagedSumsError as err:
             damage.append(SnapshotDamage(file=_sums_of(paths, path).name, text=err.message))
         except (CorruptError, HostError) as err:
@@ -145,7 +145,10 @@ class _DamagedSumsError(CorruptError):
     """Of the sums, and not of what they are of."""
 
 
-def _open(path: Path, sums_path: Path, expected: SnapshotFile, held: ExitStack, *, past_the_cache: bool) -> _Opened:
+def _open(
+    path: Path, sums_path: Path, expected: SnapshotFile, held: ExitStack, *, name: str, past_the_cache: bool
+) -> _Opened:
+    """``name``: what it is called, whatever its path."""
     with host_errors(f"open {path}"):
         # A template has no other path than a descriptor's, which is a link.
         following = os.O_NOFOLLOW if path.parent == Path("/proc/self/fd") else 0
@@ -162,7 +165,7 @@ def _open(path: Path, sums_path: Path, expected: SnapshotFile, held: ExitStack, 
     if not stat.S_ISREG(os.fstat(sums_fd).st_mode):
         raise _DamagedSumsError("It is not a regular file.")
     return _Opened(
-        name=path.name,
+        name=name,
         fd=fd,
         sums_name=sums_path.name,
         sums_fd=sums_fd,
@@ -196,12 +199,12 @@ def held_intact(
     """
     with ExitStack() as held:
         fds = {}
-        for path, sums_path, expected in (
-            (memory, snapshot.memory_sums, manifest.memory),
-            (disk, snapshot.disk_sums, manifest.disk),
+        for path, name, sums_path, expected in (
+            (memory, snapshot.memory.name, snapshot.memory_sums, manifest.memory),
+            (disk, snapshot.disk.name, snapshot.disk_sums, manifest.disk),
         ):
             try:
-                one = _open(path, sums_path, expected, held, past_the_cache=False)
+                one = _open(path, sums_path, expected, held, name=name, past_the_cache=False)
             except _DamagedSumsError as err:
                 raise CorruptError(
                     f"Snapshot {manifest.id} cannot be checked: {sums_path.name}: {err.message}", hint=OTHERS

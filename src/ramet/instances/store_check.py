@@ -26,10 +26,10 @@ from ramet.errors import (
     host_errors,
 )
 from ramet.hypervisors import ownership
-from ramet.hypervisors.users import USERS
+from ramet.hypervisors.users import USERS, user_number
 from ramet.instances import damaged, live_files, observe
 from ramet.instances.context import Locked, Store
-from ramet.model import InstanceRecord, Problem, State, StoreReport, VmmProcess
+from ramet.model import InstanceRecord, Manifest, Problem, State, StoreReport, VmmProcess
 from ramet.snapshots import manifest as manifests
 from ramet.store import atomic, chores, names
 from ramet.store.layout import discard, is_id, is_work
@@ -233,20 +233,24 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     if not paths.dir.is_dir():
         return []  # deleted meanwhile
     found = list(_loose(paths.dir, PRIVATE_MODE))
+    damage: list[_Found] = []
+    manifest = None
+    try:
+        manifest = manifests.load(paths)
+    except (CorruptError, NotFoundError) as err:
+        damage.append(_Found(text=err.message, mend=damaged.way_out(store, snapshot_id, err)))
     for path in sorted(paths.dir.iterdir()):
         if path.name not in PUBLISHED or not path.is_file() or path.is_symlink():
             found.append(_Found(text=f"{path.name} is not ours.", mend=f"Move it elsewhere: {path}"))
         else:
-            found += _loose(path, PUBLISHED_MODE, *((ownership.SHARED,) if _is_shared(path) else ()))
+            found += _loose(path, PUBLISHED_MODE, *((ownership.SHARED,) if _is_shared(path, manifest) else ()))
     found += [
         _Found(text=f"{path.name} is lost.", mend="Its next sleep and its forks have it again: ramet snapshot check")
         for path in (paths.memory_sums, paths.disk_sums)
         if not path.exists()
     ]
-    try:
-        manifest = manifests.load(paths)
-    except (CorruptError, NotFoundError) as err:
-        return [*found, _Found(text=err.message, mend=damaged.way_out(store, snapshot_id, err))]
+    if manifest is None:
+        return found + damage
     try:
         manifests.check_files(paths, manifest)
     except CorruptError as err:
@@ -271,9 +275,10 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     return found
 
 
-def _is_shared(path: Path) -> bool:
-    """Whether forks may read it, in a group that nobody else is in."""
-    return path.name in SHARED_BY_FORKS and path.lstat().st_gid in USERS
+def _is_shared(path: Path, manifest: Manifest | None) -> bool:
+    """Whether forks may read it, in the group of the instance that it was taken of; a lost manifest leaves that open."""
+    groups = USERS if manifest is None else (user_number(manifest.instance_id),)
+    return path.name in SHARED_BY_FORKS and path.lstat().st_gid in groups
 
 
 def _loose(path: Path, mode: int, *also: int) -> Iterator[_Found]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import CorruptError, HostError, NotFoundError, VmmError
+from ramet.errors import CorruptError, HostError, NotFoundError, VmmDiedError, VmmError
 from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
 from ramet.instances import live_files
-from ramet.instances.context import Locked, vmm_of
-from ramet.model import MIB, Manifest, SnapshotKind, VmmProcess
+from ramet.instances.context import Locked, Store, vmm_of
+from ramet.model import MIB, InstanceRecord, Manifest, SnapshotKind, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import capture as captures
 from ramet.snapshots import manifest as manifests
+from ramet.snapshots import template as templates
 from ramet.snapshots.publish import add_sums, describe
 from ramet.snapshots.scatter import Scatter
 from ramet.store.layout import new_id, work_in_progress
@@ -55,16 +57,17 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest
             result, base_id = _captured_by_vmm(instance, monitor, vmm, files, guest_waits=guest_waits)
         else:
             base_id = record.mapped_snapshot
-            result = captures.capture(
-                monitor,
-                vmm,
-                live=instance.paths,
-                mapped_file=live_files.mapped_file(store.paths, record),
-                base=store.paths.snapshot(base_id).memory if base_id and live_files.maps_template(record) else None,
-                into=files,
-                base_is_empty=base_id is None,
-                scatter=_scatter(instance, base_id, guest_waits=guest_waits),
-            )
+            with _shared_copy(store, record, vmm) as template:
+                result = captures.capture(
+                    monitor,
+                    vmm,
+                    live=instance.paths,
+                    mapped_file=live_files.mapped_file(store.paths, record),
+                    template=template,
+                    into=files,
+                    base_is_empty=base_id is None,
+                    scatter=_scatter(instance, base_id, guest_waits=guest_waits),
+                )
         if record.vmm_build is None:
             raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
         manifest = describe(
@@ -84,6 +87,31 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
     if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:
         with instance.store.collecting(instance.record):
             instance.change(diff_base=manifest.id, needs_full=False)
+
+
+@contextmanager
+def _shared_copy(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Iterator[captures.SharedCopy | None]:
+    """The template that the VMM maps; None if it maps none.
+
+    Raises:
+        VmmDiedError: if the VMM has it open no more.
+    """
+    one = record.template
+    if one is None or not live_files.maps_template(record):
+        yield None
+        return
+    size_bytes = record.memory_mib * MIB
+    fd = templates.opened(one, vmm, size_bytes=size_bytes)
+    if fd is None:
+        raise VmmDiedError(f"The VMM of {record.name!r} does not have its memory open any more.")
+    try:
+        memory = store.paths.snapshot(one.snapshot_id).memory
+        is_same = templates.is_unchanged(one, memory, size_bytes=size_bytes)
+        if not is_same:
+            log.warning("%s was changed: the memory of %s is copied from RAM", memory, record.name)
+        yield captures.SharedCopy(fd=fd, same=memory if is_same else None)
+    finally:
+        os.close(fd)
 
 
 def _captured_by_vmm(

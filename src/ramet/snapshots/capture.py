@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots.scatter import Scatter
-from ramet.store.derive import ANY_METHOD, derive
+from ramet.store.derive import ANY_METHOD, REFLINK_ONLY, copy_of, derive
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,15 @@ class Captured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedCopy:
+    """A sealed copy in RAM that a VMM maps."""
+
+    fd: int
+    same: Path | None
+    """The published file that it is a copy of, and that can be cloned, where nobody has written it since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _DirtyRun:
     address: int
     file_offset: int
@@ -67,10 +76,10 @@ def capture(
     into: SnapshotPaths,
     base_is_empty: bool,
     scatter: Scatter,
-    base: Path | None = None,
+    template: SharedCopy | None = None,
 ) -> Captured:
-    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``base``: what has the
-    same bytes as the mapped file, and can be derived from where that cannot.
+    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``template``: what the
+    mapped file is.
 
     On failure nothing of the VM has changed and ``into`` may hold partial files, for the caller to discard.
 
@@ -82,7 +91,7 @@ def capture(
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
     memory, dirty = capture_memory(
-        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, scatter=scatter, base=base
+        vmm, mapped_file=mapped_file, into=into.memory, base_is_empty=base_is_empty, scatter=scatter, template=template
     )
     return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 
@@ -235,7 +244,7 @@ def capture_memory(
     into: Path,
     base_is_empty: bool,
     scatter: Scatter,
-    base: Path | None = None,
+    template: SharedCopy | None = None,
 ) -> tuple[SnapshotFile, tuple[tuple[int, int], ...]]:
     """Write a complete memory file to ``into``: the mapped file's bytes with the VMM's dirty pages over them; returns also where
     in the file those are.
@@ -247,8 +256,8 @@ def capture_memory(
         VmmError: if the VMM does not map that file privately, or ended meanwhile (VmmDiedError).
     """
     runs = find_dirty(vmm, mapped_file)
-    source = base or mapped_file
-    method = derive(source, into, allow=scatter.how_to_derive(source, len(runs)))
+    allow = scatter.how_to_derive(mapped_file, len(runs))
+    method = derive(mapped_file, into, allow=allow) if template is None else _derive_shared(template, into, allow)
     with host_errors(f"write guest memory to {into}"):
         dst_fd = os.open(into, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -263,6 +272,14 @@ def capture_memory(
         pieces=scatter.after(method, len(runs)) if not base_is_empty else 0,
     )
     return file, tuple((run.file_offset, run.file_offset + run.length) for run in runs)
+
+
+def _derive_shared(template: SharedCopy, into: Path, allow: frozenset[Method]) -> Method:
+    """What the guest has is in RAM: the published file counts only where no byte need be read of it."""
+    if template.same is not None and Method.REFLINK in allow:
+        with suppress(UnsupportedError):
+            return derive(template.same, into, allow=REFLINK_ONLY)
+    return copy_of(template.fd, into)
 
 
 def find_dirty(vmm: VmmProcess, mapped_file: Path) -> list[_DirtyRun]:

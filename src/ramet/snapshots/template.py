@@ -36,7 +36,8 @@ def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, Template]]:
         fd = memfd.create(f"{NAME}{snapshot.dir.name}")
         try:
             os.fchmod(fd, FOR_EVERY_VMM)
-            os.ftruncate(fd, os.fstat(source.fileno()).st_size)
+            before = os.fstat(source.fileno())
+            os.ftruncate(fd, before.st_size)
             for start, end in map_data(source.fileno()):
                 _copy(source.fileno(), fd, start, end)
             memfd.seal(fd)
@@ -46,7 +47,16 @@ def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, Template]]:
             os.close(fd)
             raise
     try:
-        yield fd, Template(snapshot_id=snapshot.dir.name, dev=found.st_dev, ino=found.st_ino)
+        yield (
+            fd,
+            Template(
+                snapshot_id=snapshot.dir.name,
+                dev=found.st_dev,
+                ino=found.st_ino,
+                file_ino=before.st_ino,
+                file_mtime_ns=before.st_mtime_ns,
+            ),
+        )
     finally:
         os.close(fd)
 
@@ -76,6 +86,16 @@ def opened(template: Template, vmm: VmmProcess, *, size_bytes: int) -> int | Non
     os.close(fd)
     log.warning("process %d has something else than the template of snapshot %s", vmm.pid, template.snapshot_id)
     return None
+
+
+def is_unchanged(template: Template, memory: Path, *, size_bytes: int) -> bool:
+    """Whether the published file is the one that the template was copied from, not written since as far as its times tell."""
+    try:
+        found = memory.lstat()
+    except OSError:
+        return False
+    then = (template.file_ino, template.file_mtime_ns, size_bytes)
+    return (found.st_ino, found.st_mtime_ns, found.st_size) == then
 
 
 def path_in(vmm: VmmProcess, template: Template) -> Path | None:

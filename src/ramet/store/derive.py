@@ -22,6 +22,7 @@ from ramet.model import Method
 from ramet.store import atomic
 
 ANY_METHOD: Final = frozenset({Method.REFLINK, Method.COPY})
+REFLINK_ONLY: Final = frozenset({Method.REFLINK})
 CANNOT_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY, errno.ENOSYS}
 )
@@ -53,6 +54,16 @@ def derive(src: Path, dst: Path, *, allow: frozenset[Method], mode: int = 0o600,
             return _build(src_fd, dst, allow=allow, mode=mode, durable=durable)
         finally:
             os.close(src_fd)
+
+
+def copy_of(src_fd: int, dst: Path) -> Method:
+    """The same, by COPY, of a file that is open already, such as one without a path.
+
+    Raises:
+        ConflictError, NoSpaceError, HostError: as ``derive``.
+    """
+    with host_errors(f"copy {dst}"):
+        return _build(src_fd, dst, allow=frozenset({Method.COPY}), mode=0o600, durable=False)
 
 
 def probe_reflink(directory: Path) -> str | None:

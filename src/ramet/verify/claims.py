@@ -330,8 +330,8 @@ UNDER_SHARE: dict[str, Claim] = {
         ),
         replace(
             CLAIMS["snapshot-modes"],
-            claim="Snapshot files are 0400, or, shared by VMMs that have users, 0440 of a group that only VMMs are in; their "
-            "directory is closed to others.",
+            claim="Snapshot files are 0400, or, shared by VMMs that have users, 0440 of the group of the instance that they "
+            "are of; their directory is closed to others.",
         ),
         replace(
             CLAIMS["vmm-maps-privately"],

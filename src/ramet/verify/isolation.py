@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from ramet.instances.host import Host
 from ramet.linux import memfd, procfs
 from ramet.model import MIB, InstanceInfo, MemoryPolicy
@@ -17,7 +19,13 @@ PUBLISHED_MODE = 0o400
 SHARED_MODE = 0o440
 SHARED_FILES = frozenset({"memory", "vmstate"})
 VMM_GROUPS = range(0x7000_0000, 0x7FFE_0000)
-"""Numbers that only VMMs have (docs/security.md)."""
+"""Numbers that only VMMs have, each instance its own (docs/security.md)."""
+
+
+class _Published(msgspec.Struct, frozen=True):
+    """Of a manifest: whose a snapshot is."""
+
+    instance_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +79,20 @@ def shared_inodes(mine: Path, theirs: Path, *, may_be_the_same: bool = False) ->
 
 
 def mode_of(path: Path) -> int:
-    """The mode of a published file; of one that forks share, whose group only VMMs are in, as if they did not."""
+    """The mode of a published file; of one that forks share, whose group is that of its instance, as if they did not."""
     found = path.lstat()
     mode = stat.S_IMODE(found.st_mode)
-    is_shared = mode == SHARED_MODE and found.st_gid in VMM_GROUPS and path.name in SHARED_FILES
-    return PUBLISHED_MODE if is_shared else mode
+    may_be_shared = mode == SHARED_MODE and path.name in SHARED_FILES
+    return PUBLISHED_MODE if may_be_shared and found.st_gid == _group_of(path.parent) else mode
+
+
+def _group_of(directory: Path) -> int | None:
+    """The group that the VMMs are in which may share a snapshot; None if nothing says whose that is."""
+    try:
+        of = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Published)
+        return VMM_GROUPS.start + int(of.instance_id, 16) % len(VMM_GROUPS)
+    except (OSError, ValueError, msgspec.DecodeError):
+        return None
 
 
 def as_published(path: Path, found: fingerprints.Fingerprint) -> fingerprints.Fingerprint:
@@ -83,14 +100,14 @@ def as_published(path: Path, found: fingerprints.Fingerprint) -> fingerprints.Fi
     return replace(found, mode=mode_of(path))
 
 
-def loose_modes(directory: Path) -> list[str]:
-    """Published files that are not 0400, nor shared by forks, and a directory that is not its owner's alone."""
+def loose_modes(directory: Path, *, may_be_shared: bool) -> list[str]:
+    """Published files that are not 0400, nor shared by forks if they may be, and a directory that is not its owner's alone."""
     problems = []
     mode = stat.S_IMODE(directory.stat().st_mode)
     if mode & 0o077:
         problems.append(f"{directory} is {mode:04o}")
     for path in sorted(directory.iterdir()):
-        mode = mode_of(path)
+        mode = mode_of(path) if may_be_shared else stat.S_IMODE(path.lstat().st_mode)
         if mode != PUBLISHED_MODE:
             problems.append(f"{path} is {mode:04o}")
     return problems
@@ -195,7 +212,7 @@ def problems_between(host: Host, *names: str) -> list[str]:
         others = [other for other in infos if other.id != info.id]
         if info.snapshot is not None:
             directory = Path(info.snapshot.dir)
-            problems += loose_modes(directory)
+            problems += loose_modes(directory, may_be_shared=True)  # if it was once, it stays so
             for other in others:
                 if other.snapshot is not None:
                     shares = shared_memory(info) is not None or shared_memory(other) is not None

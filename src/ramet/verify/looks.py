@@ -78,9 +78,10 @@ def own_inodes(world: World, role: str, other: str, *, at: str, shares: bool = F
 
 
 def modes(world: World, roles: Sequence[str]) -> None:
-    """Published files are 0400, in a directory of the owner's alone."""
+    """Published files are 0400, or shared, in a directory of the owner's alone."""
     directories = [world.snapshot_dir(role) for role in roles]
-    problems = [problem for directory in directories for problem in isolation.loose_modes(directory)]
+    may_be = world.memory_policy is MemoryPolicy.SHARE
+    problems = [one for directory in directories for one in isolation.loose_modes(directory, may_be_shared=may_be)]
     count = sum(1 for directory in directories for _ in directory.iterdir())
     world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400")
 

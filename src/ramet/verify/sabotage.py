@@ -38,7 +38,7 @@ class Sabotage:
     ) -> str | None:
         """Why it cannot be committed on a host that ``lacks`` something, None if it can."""
         if memory_policy not in self.memory_policies:
-            return f"under the memory policy {memory_policy.value} there is nothing that it could break"
+            return f"under the memory policy {memory_policy.value} it cannot be done, or breaks nothing"
         if hypervisor not in self.hypervisors:
             return f"{hypervisor.value} has no option that does it"
         return lacks.get(self.needs) if self.needs is not None else None
@@ -115,6 +115,7 @@ SABOTAGES: dict[str, Sabotage] = {
             caught_by=("vmm-confined",),
             strikes={Point.FORK_RESTORING: strikes.set_free, Point.FORK_RESTORED: strikes.confine_again},
             needs=Need.COUNTED_FILTERS,
+            memory_policies=(MemoryPolicy.CLONE,),  # where they share memory, Ramet itself refuses that
         ),
         Sabotage(
             name="shared-user",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 
 from ramet.errors import VmmError
 from ramet.linux import memfd
-from ramet.model import PAGE_BYTES, Template
+from ramet.model import PAGE_BYTES, Method, Template
 from ramet.paths import SnapshotPaths
+from ramet.snapshots import capture
 from ramet.snapshots import template as templates
-from ramet.snapshots.capture import capture_memory, find_dirty
+from ramet.snapshots.capture import SharedCopy, capture_memory, find_dirty
 from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper, holding, identity
 from tests.unit.layouts import Layout, write_layout
@@ -95,24 +97,80 @@ def test_of_a_process_that_has_ended_there_is_none(made: tuple[int, Template]) -
     assert templates.opened(made[1], vmm, size_bytes=SIZE) is None
 
 
-def test_a_capture_writes_the_dirty_pages_onto_a_derivation_of_the_published_file(
-    snapshot: SnapshotPaths, made: tuple[int, Template], tmp_path: Path
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_capture_writes_the_dirty_pages_onto_what_the_guest_has(
+    snapshot: SnapshotPaths, made: tuple[int, Template], tmp_path: Path, is_damaged: bool
 ) -> None:
-    with Mapper(Path(f"/proc/self/fd/{made[0]}")) as vmm:
+    """That is in RAM: the published file may be cloned for it if it is what it was."""
+    fd, one = made
+    path = Path(f"/proc/self/fd/{fd}")
+    assert templates.is_unchanged(one, snapshot.memory, size_bytes=SIZE)
+    if is_damaged:
+        snapshot.memory.chmod(0o600)
+        with snapshot.memory.open("r+b") as stream:
+            stream.write(b"damaged")
+        assert not templates.is_unchanged(one, snapshot.memory, size_bytes=SIZE)
+    with Mapper(path) as vmm:
         vmm.write(7 * PAGE_BYTES, b"dirty")
-        path = Path(f"/proc/self/fd/{made[0]}")
         assert [run.file_offset for run in find_dirty(vmm.vmm, path)] == [7 * PAGE_BYTES]
         file, dirty = capture_memory(
             vmm.vmm,
             mapped_file=path,
             into=tmp_path / "memory",
             base_is_empty=False,
-            base=snapshot.memory,
+            template=SharedCopy(fd=fd, same=None if is_damaged else snapshot.memory),
             scatter=Scatter(),
         )
         assert (tmp_path / "memory").read_bytes() == vmm.read()
     assert dirty == ((7 * PAGE_BYTES, 8 * PAGE_BYTES),)
     assert file.method is not None
+    assert (tmp_path / "memory").stat().st_blocks * 512 < SIZE
+
+
+@pytest.mark.parametrize("pieces", [0, 10**6])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_published_file_is_cloned_only_where_it_is_what_was_copied_and_is_not_to_be_written_whole(
+    snapshot: SnapshotPaths,
+    made: tuple[int, Template],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_damaged: bool,
+    pieces: int,
+) -> None:
+    """Where there are reflinks: elsewhere all is copied, from RAM."""
+
+    def clone(src: Path, dst: Path, *, allow: frozenset[Method]) -> Method:
+        assert src == snapshot.memory
+        assert allow == {Method.REFLINK}
+        shutil.copyfile(src, dst)
+        return Method.REFLINK
+
+    monkeypatch.setattr(capture, "derive", clone)
+    path = Path(f"/proc/self/fd/{made[0]}")
+    with Mapper(path) as vmm:
+        file, _ = capture_memory(
+            vmm.vmm,
+            mapped_file=path,
+            into=tmp_path / "memory",
+            base_is_empty=False,
+            template=SharedCopy(fd=made[0], same=None if is_damaged else snapshot.memory),
+            scatter=Scatter(pieces=pieces),
+        )
+    assert file.method is (Method.COPY if is_damaged or pieces else Method.REFLINK)
+
+
+def test_a_file_of_another_size_or_in_the_place_of_the_published_one_is_not_it(
+    snapshot: SnapshotPaths, made: tuple[int, Template]
+) -> None:
+    found = snapshot.memory.stat()
+    assert not templates.is_unchanged(made[1], snapshot.memory, size_bytes=SIZE + PAGE_BYTES)
+    snapshot.memory.chmod(0o440)
+    assert templates.is_unchanged(made[1], snapshot.memory, size_bytes=SIZE), "its content is the same"
+    snapshot.memory.rename(snapshot.dir / "old")
+    assert not templates.is_unchanged(made[1], snapshot.memory, size_bytes=SIZE)
+    snapshot.memory.write_bytes((snapshot.dir / "old").read_bytes())
+    os.utime(snapshot.memory, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert not templates.is_unchanged(made[1], snapshot.memory, size_bytes=SIZE)
 
 
 def test_a_vmm_that_maps_something_else_is_not_captured(made: tuple[int, Template], snapshot: SnapshotPaths) -> None:

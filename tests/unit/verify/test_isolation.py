@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ramet.hypervisors.users import user_number
 from ramet.linux import memfd
 from ramet.model import MIB
 from ramet.paths import SnapshotPaths
@@ -102,13 +103,26 @@ def test_the_published_file_may_be_shared_but_not_open_for_writing(published: Sn
 
 
 @requires("root")
-def test_a_group_that_only_vmms_are_in_may_read_what_they_share(published: SnapshotPaths) -> None:
+def test_the_group_of_a_snapshots_instance_may_read_what_its_forks_share(published: SnapshotPaths) -> None:
+    """Where none shares it, and of another group, 0440 is loose: as is that of a snapshot of which nobody knows whose it is."""
+    of, other = "ba9876543210", "0123456789ab"
+    published.manifest.write_text(f'{{"format_version": 2, "instance_id": "{of}"}}')
+    published.manifest.chmod(0o400)
     published.memory.chmod(0o440)
-    assert isolation.loose_modes(published.dir) == [f"{published.memory} is 0440"]
-    os.chown(published.memory, -1, isolation.VMM_GROUPS.start)
-    assert isolation.loose_modes(published.dir) == []
+    loose = [f"{published.memory} is 0440"]
+    for group in (0, user_number(other)):
+        os.chown(published.memory, -1, group)
+        assert isolation.loose_modes(published.dir, may_be_shared=True) == loose
+    os.chown(published.memory, -1, user_number(of))
+    assert isolation.loose_modes(published.dir, may_be_shared=True) == []
+    assert isolation.loose_modes(published.dir, may_be_shared=False) == loose
+    manifest = published.manifest.read_bytes()
+    for damaged in (b"{", b"[]", b'{"instance_id": "no number"}'):
+        published.manifest.write_bytes(damaged)
+        assert isolation.loose_modes(published.dir, may_be_shared=True) == loose
+    published.manifest.write_bytes(manifest)
     disk = published.memory.rename(published.disk)
-    assert isolation.loose_modes(disk.parent) == [f"{disk} is 0440"]
+    assert isolation.loose_modes(disk.parent, may_be_shared=True) == [f"{disk} is 0440"]
 
 
 def test_one_snapshot_of_two_is_no_problem_only_where_it_may_be(published: SnapshotPaths) -> None:
