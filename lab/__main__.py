@@ -39,7 +39,11 @@ _DISK = re.compile(r"(xfs|ext4):([1-9][0-9]*)G")
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--memory", "memory_mib", type=click.IntRange(1024), default=6144, show_default=True, metavar="MIB")
 @click.option(
-    "--cpus", type=click.IntRange(1), default=min(os.cpu_count() or 1, 8), show_default="the host's", metavar="N"
+    "--cpus",
+    type=click.IntRange(1),
+    default=min(os.cpu_count() or 1, 8),
+    show_default="the host's, 8 at most",
+    metavar="N",
 )
 @click.option(
     "--disk", metavar="xfs:4G", help="A disk of its own, mounted at /run/lab/disk: xfs (with reflinks) or ext4."

@@ -12,7 +12,8 @@ def du(app: App) -> None:
 
     ALLOCATED counts a block once for every file that shares it, in the total once for all; EXCLUSIVE counts those that
     no other file shares, from the physical extents ('unknown' where the file system cannot tell). OWN MEMORY is what a
-    VMM has in no file: what its guest has written, and the VMM's own. PSS adds its share of what it maps together with
+    VMM has in no file: what its guest has written, and the VMM's own; of a snapshot, the copy in RAM that its forks
+    share. PSS adds its share of what it maps together with
     others. With --json: an array, in bytes, the total last.
     """
     uses = app.host().du()

@@ -56,8 +56,8 @@ def fork(
     identity of its own; nothing that it does can reach the source or a sibling. Forks of a sleeping or running source
     sleep, forks of a stopped one are stopped, unless --start. A running source is paused for the capture and runs on,
     whatever happens. Several are made, and started, at once. All are made, or none: also if the first one shows that
-    not all fit, in memory or on disk. With --partial those that could be made stay, each other one is told, and the
-    status is the first one's.
+    not all fit, in memory or on disk. With --partial those that could be made stay, the others are named with
+    their reasons, and the status is that of the first failure.
 
     With --memory-policy share the forks have one page cache: each maps the published memory of its source, to which the
     kernel refuses every write, until its first sleep. The source's snapshot stays as long as one of them needs it.

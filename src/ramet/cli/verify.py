@@ -49,7 +49,7 @@ ALL = "all"
     type=click.Choice(["clone", "share"]),
     default="clone",
     show_default=True,
-    help="What forks are made by (see ramet fork).",
+    help="Memory policy of all forks (see ramet fork).",
 )
 @click.option("--keep", is_flag=True, help="Keep the instances, to look at them.")
 @report_files.option("--output", "report_path", "the JSON")
@@ -74,8 +74,8 @@ def verify(
 
     Boots guests of its own in the store, forks them, lets them diverge, and judges by evidence from outside: files,
     extents, /proc, and the guests' answers. It removes what it made. Status 0: no check failed. 1: a check failed. 2:
-    it could not run. With --sabotage NAME the broken run must end in 1; with --sabotage all, 0 says that each was
-    caught by the check that names it.
+    it could not run to its end, or nothing could be looked at. With --sabotage NAME the broken run must end in 1; with
+    --sabotage all, 0 says that each that can be committed here was caught by the checks that it names.
     """
     if schema:
         from ramet.verify.reports import documents

@@ -83,7 +83,9 @@ def modes(world: World, roles: Sequence[str]) -> None:
     may_be = world.memory_policy is MemoryPolicy.SHARE
     problems = [one for directory in directories for one in isolation.loose_modes(directory, may_be_shared=may_be)]
     count = sum(1 for directory in directories for _ in directory.iterdir())
-    world.ledger.look("snapshot-modes", "forked", problems, found=f"{count} files are 0400")
+    world.ledger.look(
+        "snapshot-modes", "forked", problems, found=f"{count} files are 0400{' or shared' if may_be else ''}"
+    )
 
 
 def source_unchanged(world: World, at: str, *, drop_cache: bool = False) -> None:
