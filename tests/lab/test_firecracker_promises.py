@@ -98,6 +98,7 @@ def test_a_running_guest_and_its_diff_write_nothing_to_the_base(host: Host, web:
     assert base.stat().st_mtime_ns == stat_before.st_mtime_ns
 
 
+@pytest.mark.skipif(not WHOLE, reason="in make test-all: a guest of more than 3 GiB")
 def test_memory_in_two_mappings_is_captured_and_woken_whole(host: Host) -> None:
     """H13."""
     host.create("big", memory_mib=LARGE_MIB, disk_bytes=32 * MIB, hypervisor=Hypervisor.FIRECRACKER)

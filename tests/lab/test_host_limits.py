@@ -97,7 +97,7 @@ def test_no_core_of_a_vmm_is_piped_to_a_program(place: Place, tmp_path: Path) ->
         resource.prlimit(other.pid, resource.RLIMIT_CORE, (0, 0))
         other.send_signal(signal.SIGSEGV)
         other.wait()
-        process.wait_until(log.read_text, 20, what="the other's core to be piped")
+        process.wait_until(lambda: log.read_text() != "", 20, what="the other's core to be piped")
     assert log.read_text().split() == [str(other.pid)]
 
 

@@ -27,7 +27,7 @@ needs_whole = pytest.param("qemu", marks=pytest.mark.skipif(not WHOLE, reason="i
 SAMPLED = list(SABOTAGES) if WHOLE else ["written-under-a-running-fork"]
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork")
 MEMORY_MIB = 256 if WHOLE else MEMORY_MIN_MIB
-CHOSEN = () if WHOLE else ("base", "reverse", "live")
+CHOSEN = () if WHOLE else ("base", "live")
 """The others are the founding scenario's companions in every run, and scenarios in `make test-all`."""
 
 
