@@ -168,6 +168,12 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     console_offset_bytes: int = 0
     """Where in the console's log the output of the latest VMM begins."""
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The ids of the snapshots that it needs, each once: none of them may be deleted."""
+        needed = dict.fromkeys((self.snapshot, self.mapped_snapshot, self.diff_base))
+        return tuple(one for one in needed if one is not None)
+
 
 class SnapshotFile(Value, frozen=True, kw_only=True):
     """One file of a snapshot, as it was published."""

@@ -209,7 +209,7 @@ class Store:
             CorruptError: if a record cannot be read.
         """
         others = [record for record in self.records() if record.id != instance_id]
-        referred = {one for record in others for one in (record.snapshot, record.mapped_snapshot, record.diff_base)}
+        referred = {one for record in others for one in record.references}
         return snapshot_id in referred or snapshot_id in names.all_names(self.paths.snapshot_names).values()
 
     def delete_snapshot(self, snapshot_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -250,7 +250,7 @@ class Store:
     @contextmanager
     def collecting(self, record: InstanceRecord) -> Iterator[None]:
         """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
-        ids = {record.snapshot, record.mapped_snapshot, record.diff_base}
+        ids = record.references
         with self.ended_if_killed(Kind.COLLECT, *ids):
             try:
                 yield

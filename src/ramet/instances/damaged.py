@@ -26,7 +26,7 @@ def instance_label(store: Store, instance_id: str) -> str:
 def users_of(store: Store, snapshot_id: str) -> list[InstanceRecord]:
     """The instances that depend on a snapshot, of those whose records can be read."""
     records, _ = store.readable_records()
-    return [one for one in records if snapshot_id in (one.snapshot, one.mapped_snapshot, one.diff_base)]
+    return [one for one in records if snapshot_id in one.references]
 
 
 def way_out(store: Store, snapshot_id: str, err: CorruptError | HostError | NotFoundError) -> str:

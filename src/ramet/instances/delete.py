@@ -57,7 +57,7 @@ def plan(store: Store, name: str) -> RemovalPlan:
         with shared(store, name) as record:
             others = [one for one in store.readable_records()[0] if one.id != record.id]
             needed = store.referrers(others)
-            held = [one for one in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base)) if one]
+            held = record.references
             return RemovalPlan(
                 id=record.id,
                 name=record.name,

@@ -63,7 +63,7 @@ def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[N
     """When the block has ended, in whatever way, delete those snapshots of ``before`` that nothing references any more. If it has
     failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
     """
-    needless = {before.snapshot, before.mapped_snapshot, before.diff_base} - {None, chosen}
+    needless = set(before.references) - {chosen}
     with store.ended_if_killed(Kind.COLLECT, *needless):
         try:
             yield

@@ -181,8 +181,8 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
             text=f"It needs the snapshot {snapshot_id}, which is not there.",
             mend=f"Boot its disk if it is live (ramet start), or save {paths.disk} if it is there and remove it (ramet rm).",
         )
-        for snapshot_id in dict.fromkeys((record.snapshot, record.mapped_snapshot, record.diff_base))
-        if snapshot_id is not None and not store.paths.snapshot(snapshot_id).dir.is_dir()
+        for snapshot_id in record.references
+        if not store.paths.snapshot(snapshot_id).dir.is_dir()
     ]
     if observe.half_records(paths.dir):
         found.append(

@@ -19,7 +19,6 @@ FAN_EVENT_ON_CHILD = 0x08000000
 FAN_CLOEXEC, FAN_NONBLOCK, FAN_CLASS_NOTIF = 0x1, 0x2, 0x0
 FAN_UNLIMITED_QUEUE, FAN_UNLIMITED_MARKS = 0x10, 0x20
 FAN_MARK_ADD = 0x1
-FAN_NOFD = -1
 METADATA = struct.Struct("=IBBHQii")
 """struct fanotify_event_metadata: event_len, vers, reserved, metadata_len, mask, fd, pid."""
 METADATA_VERSION = 3

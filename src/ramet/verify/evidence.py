@@ -30,9 +30,6 @@ class FileId:
     printed_dev: str | None
     ino: int
 
-    def is_descriptor(self, descriptor: procfs.Descriptor) -> bool:
-        return (descriptor.dev, descriptor.ino) == (self.dev, self.ino)
-
     def is_mapping(self, mapping: procfs.Mapping) -> bool:
         return (mapping.dev, mapping.ino) == (self.printed_dev, self.ino)
 

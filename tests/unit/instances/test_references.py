@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ramet.errors import CorruptError
 from ramet.instances.context import COLLECT_TIMEOUT_S, Store
-from ramet.model import State
+from ramet.model import InstanceRecord, State
 from ramet.store import atomic, names
 from ramet.store.locks import locked
+from tests.unit.instances.place import Place
 from tests.unit.snapshots.published import record
 
 SNAPSHOT = "a" * 12
@@ -77,3 +79,13 @@ def test_a_damaged_name_keeps_all_and_is_no_error_of_the_verb(store: Store, capl
     store.collect(SNAPSHOT)
     assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
     assert "was left" in caplog.text
+
+
+def test_whatever_a_record_needs_has_it_among_its_referrers(place: Place) -> None:
+    """Of a new kind of reference both must know, or a snapshot goes that is needed."""
+    kinds = [name for name in InstanceRecord.__struct_fields__ if "snapshot" in name or name.endswith("_base")]
+    assert kinds == ["snapshot", "mapped_snapshot", "diff_base"]
+    ids = {name: format(number, "012x") for number, name in enumerate(kinds, 1)}
+    needing = msgspec.structs.replace(place.record, **ids)
+    assert set(needing.references) == set(ids.values()) == set(place.store.referrers([needing]))
+    assert msgspec.structs.replace(needing, diff_base=needing.snapshot).references == tuple(list(ids.values())[:2])
