@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ramet.errors import ConfigError, UnsupportedError
-from ramet.hypervisors import kvm
+from ramet.hypervisors import kvm, users
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.model import Accelerator, Hypervisor
@@ -74,3 +74,22 @@ def _why_not(find: Callable[[], object]) -> str | None:
     except UnsupportedError as err:
         return err.message
     return None
+
+
+def program_of(hypervisor: Hypervisor) -> str:
+    """The path of its program.
+
+    Raises:
+        UnsupportedError: if it is not installed.
+    """
+    return qemu.program() if hypervisor is Hypervisor.QEMU else firecracker.program()
+
+
+def why_no_vmm_users(hypervisor: Hypervisor) -> str | None:
+    """None if each VMM of a hypervisor runs as a user of its own on this host, else why not.
+
+    Raises:
+        UnsupportedError: if the hypervisor is not installed.
+    """
+    needs_kvm = hypervisor is Hypervisor.FIRECRACKER or kvm.why_not_usable() is None
+    return users.why_no_users(program_of(hypervisor), kvm=needs_kvm)

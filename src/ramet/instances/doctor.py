@@ -8,13 +8,13 @@ import shutil
 from ramet import config, process
 from ramet.errors import RametError
 from ramet.guests import image as images
-from ramet.hypervisors import confinement, kvm, users
+from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
-from ramet.instances.choice import choose
+from ramet.instances.choice import choose, program_of
 from ramet.linux import memory
 from ramet.linux.pagemap import has_pagemap_scan
-from ramet.model import MIB, Accelerator, Capability, Hypervisor
+from ramet.model import MIB, Accelerator, Capability
 from ramet.paths import StorePaths
 from ramet.store.derive import probe_reflink
 
@@ -192,21 +192,7 @@ def _what_would_run() -> tuple[str, bool]:
         chosen = choose(None, None)
     except RametError:
         return "/bin/sh", False
-    return _program(chosen.hypervisor), chosen.accelerator is Accelerator.KVM
-
-
-def _program(hypervisor: Hypervisor) -> str:
-    return qemu.program() if hypervisor is Hypervisor.QEMU else firecracker.program()
-
-
-def why_no_vmm_users(hypervisor: Hypervisor) -> str | None:
-    """None if each VMM of a hypervisor runs as a user of its own on this host, else why not.
-
-    Raises:
-        UnsupportedError: if the hypervisor is not installed.
-    """
-    needs_kvm = hypervisor is Hypervisor.FIRECRACKER or kvm.why_not_usable() is None
-    return users.why_no_users(_program(hypervisor), kvm=needs_kvm)
+    return program_of(chosen.hypervisor), chosen.accelerator is Accelerator.KVM
 
 
 def _room(paths: StorePaths) -> Capability:

@@ -16,6 +16,7 @@ from ramet import config
 from ramet.errors import NotFoundError, RametError
 from ramet.guests import image as images
 from ramet.instances import (
+    choice,
     commands,
     create,
     delete,
@@ -349,7 +350,7 @@ class Host:
 
     def why_no_vmm_users(self, hypervisor: Hypervisor) -> str | None:
         """None if each VMM runs as a user of its own on this host, else why not."""
-        return doctor.why_no_vmm_users(hypervisor)
+        return choice.why_no_vmm_users(hypervisor)
 
     def shares_files(self, hypervisor: Hypervisor) -> bool:
         """Whether forks that share memory map its file, and not a sealed copy in RAM.

@@ -15,8 +15,8 @@ from ramet import config, process
 from ramet.errors import ConflictError, RoomError, UnsupportedError, host_errors
 from ramet.hypervisors import confinement, ownership
 from ramet.hypervisors.users import user_number
+from ramet.instances.choice import why_no_vmm_users
 from ramet.instances.context import Store
-from ramet.instances.doctor import why_no_vmm_users
 from ramet.instances.room import KEPT_BYTES
 from ramet.linux import leases, memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Template
