@@ -115,7 +115,6 @@ SABOTAGES: dict[str, Sabotage] = {
             caught_by=("vmm-confined",),
             strikes={Point.FORK_RESTORING: strikes.set_free, Point.FORK_RESTORED: strikes.confine_again},
             needs=Need.COUNTED_FILTERS,
-            memory_policies=(MemoryPolicy.CLONE,),  # where they share memory, Ramet itself refuses that
         ),
         Sabotage(
             name="shared-user",

@@ -14,7 +14,7 @@ from typing import IO
 from unittest.mock import patch
 
 from ramet.errors import ConfigError
-from ramet.linux import memfd, procfs
+from ramet.linux import landlock, memfd, procfs, seccomp
 from ramet.model import PAGE_BYTES, Hypervisor, MemoryPolicy
 from ramet.verify import evidence, isolation
 from ramet.verify.world import World
@@ -384,7 +384,14 @@ def unwrap_vmm(world: World) -> None:
 
 def set_free(world: World) -> None:
     """VMMs are started without confinement."""
-    _set_environment(world, CONFINEMENT, "off")
+    if world.memory_policy is MemoryPolicy.CLONE:
+        _set_environment(world, CONFINEMENT, "off")
+        return
+    # Ramet lets no VMM share that it does not confine: all means are there, and do nothing.
+    share_user(world)
+    world.notes["set-free"] = "yes"
+    for module in (landlock, seccomp):
+        patch.object(module, "restrict_this_thread", lambda *_rules, **_options: None).start()
 
 
 def share_user(world: World) -> None:
@@ -394,6 +401,8 @@ def share_user(world: World) -> None:
 
 def confine_again(world: World) -> None:
     """VMMs are confined as before."""
+    if world.notes.pop("set-free", None) is not None:
+        patch.stopall()
     _put_environment_back(world, CONFINEMENT)
     _put_environment_back(world, USERS)
 
