@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES
 from ramet.cli.main import run
+from ramet.model import Hypervisor, MemoryPolicy
 from ramet.store.layout import open_store
 
 BAD_INPUT, NOT_FOUND = 2, 3
@@ -78,3 +80,9 @@ def test_an_unknown_name_is_not_found(home: Path, place: list[str], capsys: pyte
     assert said.startswith("ramet: error: There is no ")
     assert "ramet " in said.splitlines()[1], "it says what to do"
     assert sorted(home.rglob("*")) == before
+
+
+def test_what_can_be_chosen_is_what_there_is() -> None:
+    """They are spelled out: nothing else of the model is loaded for ``--help``."""
+    assert list(HYPERVISORS.choices) == [one.value for one in Hypervisor]
+    assert list(MEMORY_POLICIES.choices) == [one.value for one in MemoryPolicy]

@@ -28,6 +28,10 @@ def make_host(home: Path | None, say: Callable[[str], None]) -> Host:
     return Host(home, progress=say)
 
 
+HYPERVISORS = click.Choice(["qemu", "firecracker"])
+MEMORY_POLICIES = click.Choice(["clone", "share"])
+
+
 @dataclass(slots=True)
 class App:
     """The global options and what is shown while a verb works."""

@@ -7,7 +7,7 @@ import time
 import click
 
 from ramet.cli import output
-from ramet.cli.context import App, seconds, verb
+from ramet.cli.context import HYPERVISORS, App, seconds, verb
 from ramet.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ def parse_memory(text: str) -> int:
 @click.option("--disk", default="1G", show_default=True, metavar="SIZE", help="Disk, sparse; /data in the guest.")
 @click.option(
     "--hypervisor",
-    type=click.Choice(["qemu", "firecracker"]),
+    type=HYPERVISORS,
     help="Default: qemu if installed, else firecracker.",
 )
 @click.option("--accelerator", type=click.Choice(["tcg", "kvm"]), help="Default: kvm where it is usable, else tcg.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ramet.cli import completion, failures, output
-from ramet.cli.context import App, verb
+from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES, App, verb
 from ramet.errors import ConfigError, RametError
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ BAR_WIDTH = 30
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")
 @click.option(
     "--memory-policy",
-    type=click.Choice(["clone", "share"]),
+    type=MEMORY_POLICIES,
     default="clone",
     show_default=True,
     help="Memory of its own, or the source's, read-only, until its first sleep.",
 )
 @click.option("--partial", is_flag=True, help="Keep those that could be made, if not all could.")
-@click.option("--hypervisor", type=click.Choice(["qemu", "firecracker"]), help="Another one, for a stopped source.")
+@click.option("--hypervisor", type=HYPERVISORS, help="Another one, for a stopped source.")
 def fork(
     app: App,
     source: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ramet.cli import output, report_files
-from ramet.cli.context import App, verb
+from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES, App, verb
 from ramet.cli.create import parse_memory
 from ramet.cli.failures import could_not_run
 from ramet.errors import ConfigError, HostError, host_errors
@@ -39,14 +39,14 @@ ALL = "all"
 )
 @click.option(
     "--hypervisor",
-    type=click.Choice(["qemu", "firecracker"]),
+    type=HYPERVISORS,
     default="qemu",
     show_default=True,
     help="What runs the guests.",
 )
 @click.option(
     "--memory-policy",
-    type=click.Choice(["clone", "share"]),
+    type=MEMORY_POLICIES,
     default="clone",
     show_default=True,
     help="Memory policy of all forks (see ramet fork).",

@@ -38,7 +38,8 @@ class Sabotage:
     ) -> str | None:
         """Why it cannot be committed on a host that ``lacks`` something, None if it can."""
         if memory_policy not in self.memory_policies:
-            return f"under the memory policy {memory_policy.value} it cannot be done, or breaks nothing"
+            wanted = " or ".join(policy.value for policy in self.memory_policies)
+            return f"it is of forks made with --memory-policy {wanted}"
         if hypervisor not in self.hypervisors:
             return f"{hypervisor.value} has no option that does it"
         return lacks.get(self.needs) if self.needs is not None else None

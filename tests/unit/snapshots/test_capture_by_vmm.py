@@ -16,8 +16,10 @@ from ramet import process
 from ramet.errors import HostError, NoSpaceError, RejectedError, UnsupportedError, VmmError
 from ramet.model import PAGE_BYTES, Method, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.snapshots import capture as captures
 from ramet.snapshots.capture import Captured, capture_by_vmm
 from ramet.snapshots.scatter import Scatter
+from ramet.store.derive import derive
 from tests.unit.snapshots.memory_files import ONES, PAGES, full_base
 
 STATE = b"device state" * 700
@@ -123,6 +125,20 @@ def test_a_diff_goes_onto_a_derivation_and_never_onto_its_base(
     assert result.memory.method in set(Method)
     assert result.memory.written_bytes == PAGE_BYTES
     assert left_in(live) == ["disk.raw"]
+
+
+def test_the_pieces_of_a_clone_are_the_extents_that_it_has_more(
+    live: InstancePaths, into: SnapshotPaths, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H73: what a VMM writes passes by nobody."""
+    counts = iter((3, 10))
+    monkeypatch.setattr(captures, "count_extents", lambda _fd: next(counts))
+    assert captured(PlayedMonitor(live.dir), live, into, base=base, pieces=5).memory.pieces == 0, "it was copied"
+    counts = iter((3, 10))
+    monkeypatch.setattr(captures, "derive", lambda *paths, **options: derive(*paths, **options) and Method.REFLINK)
+    for path in into.dir.iterdir():
+        path.unlink()
+    assert captured(PlayedMonitor(live.dir), live, into, base=base, pieces=5).memory.pieces == 12
 
 
 def test_the_first_one_after_a_boot_goes_onto_one_hole(live: InstancePaths, into: SnapshotPaths) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -81,6 +82,7 @@ def test_what_is_not_as_it_can_be_here_fails(
         (but(user=os.geteuid(), capabilities=1), "root lacks capabilities", None, "root lacks capabilities"),
         (but(filters=1), None, "there is no seccomp", "there is no seccomp"),
         (but(filters=None), None, None, "does not count"),
+        (but(limits={**LIMITS, "Max core file size": 0}), None, None, "its core would be piped"),
     ],
 )
 def test_what_the_host_cannot_do_is_weak(
@@ -89,8 +91,11 @@ def test_what_the_host_cannot_do_is_weak(
     why_no_users: str | None,
     why_no_filter: str | None,
     words: str,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(seccomp, "why_not", lambda: why_no_filter)
+    (tmp_path / "core_pattern").write_text("|/lib/systemd/systemd-coredump %P\n")
+    monkeypatch.setattr(looks, "CORE_PATTERN", tmp_path / "core_pattern")
     result = looked(monkeypatch, found, why_no_vmm_users=why_no_users)
     assert (result.verdict, result.strength) == (Verdict.PASS, Strength.HELD)
     assert f"weak: {words}" in result.facts[0].found or words in result.facts[0].found
