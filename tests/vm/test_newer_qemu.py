@@ -6,12 +6,15 @@ The host's QEMU if it is new enough, else the one that the lab uses.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab import emulator
 from ramet import Host
+from ramet.hypervisors.qemu import apic_timer, driver
+from ramet.hypervisors.qemu.apic_timer import Measured
 from ramet.hypervisors.users import USERS
 from ramet.model import InstanceInfo, MemoryPolicy
 from ramet.verify import run
@@ -109,3 +112,17 @@ def test_a_shared_mapping_is_caught_there_too(host: Host) -> None:
     """The sabotage must undo the kernel's protection first."""
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage="shared-mapping", stop_when_caught=True)
     assert "vmm-maps-privately" in report.failed(), render(report)
+
+
+def test_what_it_prints_of_a_guests_timer_is_understood(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a guest that has measured it wrong would not boot again."""
+    seen: list[Measured] = []
+
+    def told(look: Callable[[], str], deadline_s: float) -> Measured:
+        seen.append(apic_timer.measured(look, deadline_s))
+        return seen[-1]
+
+    monkeypatch.setattr(driver, "measured", told)
+    host.create("web", memory_mib=128)
+    assert Measured.UNKNOWN not in seen
+    assert seen[-1] is Measured.WELL

@@ -124,6 +124,11 @@ class QmpMonitor(Closing):
         """``x-query-ramblock``'s table: which memory the machine has beside the guest's RAM."""
         return msgspec.convert(self.command("x-query-ramblock"), _RamBlock).human_readable_text
 
+    def local_apic(self, cpu: int) -> str:
+        """``info lapic`` of a CPU, which there is for people only: lines such as ``Timer  … initial_count = 250000``."""
+        asked = {"command-line": f"info lapic {cpu}"}
+        return msgspec.convert(self.command("human-monitor-command", **asked), str)
+
     async def _loaded(self) -> None:
         async for event in self._events:
             if event["event"] != "MIGRATION":
