@@ -229,6 +229,8 @@ class Image(Value, frozen=True, kw_only=True):
     """File name of the initramfs inside the image's directory."""
     cmdline: str
     """Kernel command line that every guest of this image is booted with."""
+    tick_hz: int | None = None
+    """How often its kernel ticks; None if that is not known."""
     inputs: dict[str, str]
     """What it was built from: package or source name to version or SHA-256."""
     size_bytes: int

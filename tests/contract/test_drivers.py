@@ -26,7 +26,8 @@ from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.linux import procfs
 from ramet.model import MIB, Accelerator, Ping, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
-from ramet.snapshots.capture import capture, capture_by_vmm, find_dirty
+from ramet.snapshots.capture import capture, capture_by_vmm
+from ramet.snapshots.dirty import find_dirty
 from ramet.snapshots.scatter import Scatter
 from ramet.store.derive import ANY_METHOD, derive
 from tests import guest_images
@@ -129,7 +130,9 @@ class Machine:
 @pytest.fixture(scope="module")
 def boot_files() -> BootFiles:
     image, directory = images.resolve(guest_images.built(), "micro")
-    return BootFiles(kernel=directory / image.kernel, initrd=directory / image.initrd, cmdline=image.cmdline)
+    return BootFiles(
+        kernel=directory / image.kernel, initrd=directory / image.initrd, cmdline=image.cmdline, tick_hz=image.tick_hz
+    )
 
 
 @pytest.fixture(scope="module")

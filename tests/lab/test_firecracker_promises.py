@@ -17,7 +17,7 @@ from ramet.hypervisors.firecracker.driver import FirecrackerDriver
 from ramet.instances import standby as standby_module
 from ramet.linux import procfs
 from ramet.model import MIB, PAGE_BYTES, Hypervisor, InstanceInfo, SnapshotKind, State
-from ramet.snapshots.capture import find_dirty
+from ramet.snapshots.dirty import find_dirty
 from ramet.store.derive import ANY_METHOD, derive, probe_reflink
 from ramet.verify.fingerprints import fingerprint
 from tests.capabilities import requires

@@ -192,7 +192,9 @@ def main() -> None:
     options = parser.parse_args()
     home = Path(os.environ["RAMET_HOME"])
     if options.kernel is not None:
-        taken = kernel.Kernel(version="6", package="taken", vmlinux=options.kernel.read_bytes(), modules=())
+        taken = kernel.Kernel(
+            version="6", package="taken", tick_hz=250, vmlinux=options.kernel.read_bytes(), modules=()
+        )
         kernel.obtain = lambda *_, **__: taken
 
     def act() -> None:

@@ -30,7 +30,7 @@ def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
     """Two CPUs: without their timer the second never comes up. The stop has to fall into the first 4 ms, and does not always."""
     seen: list[Measured] = []
 
-    def on_a_busy_host(look: Callable[[], str], deadline_s: float) -> Measured:
+    def on_a_busy_host(look: Callable[[], str], tick_hz: int, deadline_s: float) -> Measured:
         stopped = bool(BAD & set(seen))
 
         def looked() -> str:
@@ -44,7 +44,7 @@ def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
                 os.kill(pid, signal.SIGCONT)
             return text
 
-        seen.append(apic_timer.measured(looked, deadline_s))
+        seen.append(apic_timer.measured(looked, tick_hz, deadline_s))
         return seen[-1]
 
     monkeypatch.setattr(driver, "measured", on_a_busy_host)

@@ -118,8 +118,8 @@ def test_what_it_prints_of_a_guests_timer_is_understood(host: Host, monkeypatch:
     """Else a guest that has measured it wrong would not boot again."""
     seen: list[Measured] = []
 
-    def told(look: Callable[[], str], deadline_s: float) -> Measured:
-        seen.append(apic_timer.measured(look, deadline_s))
+    def told(look: Callable[[], str], tick_hz: int, deadline_s: float) -> Measured:
+        seen.append(apic_timer.measured(look, tick_hz, deadline_s))
         return seen[-1]
 
     monkeypatch.setattr(driver, "measured", told)

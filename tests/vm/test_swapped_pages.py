@@ -17,7 +17,7 @@ from ramet.linux.pagemap import Method, Region
 from ramet.paths import SnapshotPaths
 from ramet.process import wait_until
 from ramet.snapshots import template as templates
-from ramet.snapshots.capture import SharedCopy, capture_memory
+from ramet.snapshots.memory import SharedCopy
 from ramet.snapshots.scatter import Scatter
 from ramet.verify import run
 from ramet.verify.checks import Verdict
@@ -25,7 +25,7 @@ from ramet.verify.reports.text import render
 from tests.capabilities import requires
 from tests.file_systems import on_ext4
 from tests.unit.children import Mapper
-from tests.unit.snapshots.memory_files import PAGES, capture, full_base
+from tests.unit.snapshots.memory_files import PAGES, capture, capture_memory, full_base
 from tools import loopfs
 
 pytestmark = requires("loopfs", "root")

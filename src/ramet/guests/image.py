@@ -61,6 +61,7 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
         kernel="kernel",
         initrd="initrd",
         cmdline=CMDLINE,
+        tick_hz=guest_kernel.tick_hz,
         inputs={
             "kernel": guest_kernel.package,
             "busybox": hashlib.sha256(busybox).hexdigest(),
@@ -70,7 +71,7 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
     )
     with host_errors("publish the image"):
         _sweep(images_dir)
-        if not _is_whole(images_dir / digest, guest_kernel.vmlinux, initrd):
+        if not _is_whole(images_dir / digest, image, guest_kernel.vmlinux, initrd):
             say(f"publishing {digest}")
             _delete(images_dir / digest)
             _publish(images_dir, image, guest_kernel.vmlinux, initrd)
@@ -144,11 +145,13 @@ def remove(images_dir: Path, name_or_digest: str, *, in_use_by: Sequence[str]) -
         _sweep(images_dir)
 
 
-def _is_whole(directory: Path, vmlinux: bytes, initrd: bytes) -> bool:
-    """Whether the image is there with just these bytes."""
+def _is_whole(directory: Path, built: Image, vmlinux: bytes, initrd: bytes) -> bool:
+    """Whether the image is there with just these bytes, and its description with what is known of them."""
     try:
         image = _load(directory)
     except (FileNotFoundError, CorruptError):
+        return False
+    if image.tick_hz != built.tick_hz:
         return False
     return (directory / image.kernel).read_bytes() == vmlinux and (directory / image.initrd).read_bytes() == initrd
 

@@ -9,7 +9,7 @@ import lzma
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ GUEST_MODULES = (
 SOFT_DEPENDENCIES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("ext4", "jbd2", "libcrc32c"), ("crc32c_generic",))
 FILTER_TIMEOUT_S = 300
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_CONFIG_HZ = re.compile(r"^CONFIG_HZ=(\d+)$", re.MULTILINE)
 _ELF = b"\x7fELF"
 _GZIP = b"\x1f\x8b"
 SIZE_WORD = 4
@@ -45,6 +46,8 @@ class Kernel:
 
     version: str
     package: str
+    tick_hz: int | None
+    """How often it ticks (CONFIG_HZ); None if its package does not say."""
     vmlinux: bytes
     modules: tuple[tuple[str, bytes], ...]
 
@@ -67,7 +70,13 @@ def obtain(cache_dir: Path, *, modules: tuple[str, ...] = GUEST_MODULES, say: Ca
         say(f"taking kernel {version} apart")
         with host_errors(f"read {vmlinuz}"):
             vmlinux = extract_vmlinux(vmlinuz.read_bytes())
-        return Kernel(version=version, package=package, vmlinux=vmlinux, modules=_modules(trees, version, modules))
+        return Kernel(
+            version=version,
+            package=package,
+            tick_hz=_tick_hz(trees, version),
+            vmlinux=vmlinux,
+            modules=_modules(trees, version, modules),
+        )
 
 
 def extract_vmlinux(image: bytes) -> bytes:
@@ -93,6 +102,16 @@ def extract_vmlinux(image: bytes) -> bytes:
     if kernel[:4] != _ELF:
         raise HostError("The kernel's payload is no ELF file.")
     return kernel
+
+
+def _tick_hz(trees: Sequence[Path], version: str) -> int | None:
+    for tree in trees:
+        config = tree / "boot" / f"config-{version}"
+        if config.is_file():
+            with host_errors(f"read {config}"):
+                found = _CONFIG_HZ.search(config.read_text(errors="replace"))
+            return int(found[1]) if found else None
+    return None
 
 
 def load_order(depends: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) -> list[str]:

@@ -31,11 +31,12 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
-    """What a first boot loads: kernel (an ELF), initramfs and command line of an image."""
+    """What a first boot loads: kernel (an ELF), initramfs and command line of an image; how often its kernel ticks, if known."""
 
     kernel: Path
     initrd: Path
     cmdline: str
+    tick_hz: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,12 @@ def _boot_spec(instance: Locked, built: Image, image_dir: Path) -> LaunchSpec:
     return launch_spec(
         instance,
         memory=instance.paths.memory,
-        boot=BootFiles(kernel=image_dir / built.kernel, initrd=image_dir / built.initrd, cmdline=built.cmdline),
+        boot=BootFiles(
+            kernel=image_dir / built.kernel,
+            initrd=image_dir / built.initrd,
+            cmdline=built.cmdline,
+            tick_hz=built.tick_hz,
+        ),
         vmstate=None,
     )
 

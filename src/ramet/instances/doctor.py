@@ -12,7 +12,7 @@ from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.firecracker import driver as firecracker
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.instances.choice import choose, program_of
-from ramet.linux import memory
+from ramet.linux import memory, soft_dirty
 from ramet.linux.pagemap import has_pagemap_scan
 from ramet.model import MIB, Accelerator, Capability
 from ramet.paths import StorePaths
@@ -30,6 +30,7 @@ def examine(paths: StorePaths) -> list[Capability]:
         _kvm(),
         _reflink(paths),
         _pagemap(),
+        _soft_dirty(),
         _ptrace(),
         _confinement(),
         _room(paths),
@@ -136,6 +137,23 @@ def _pagemap() -> Capability:
         available=False,
         why=f"kernel {os.uname().release} lacks it (new in 6.7)",
         meaning="dirty pages are found by reading the page map: right, and 8 bytes a page slower",
+    )
+
+
+def _soft_dirty() -> Capability:
+    if soft_dirty.is_there():
+        return Capability(
+            name="soft-dirty bits",
+            available=True,
+            why="the kernel has them",
+            meaning="a running guest is copied before it is paused for a fork or a snapshot: the pause is short (QEMU)",
+        )
+    return Capability(
+        name="soft-dirty bits",
+        available=False,
+        why=f"kernel {os.uname().release} was built without CONFIG_MEM_SOFT_DIRTY",
+        meaning="a fork or a snapshot of a running guest pauses it for all that it wrote since it was started",
+        mend="a kernel with it, such as Debian's and Ubuntu's",
     )
 
 

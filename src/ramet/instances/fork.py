@@ -17,12 +17,12 @@ import msgspec
 
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
-from ramet.instances import birth, choice, guest, naming, sharing
+from ramet.instances import birth, choice, naming, sharing
 from ramet.instances.batch import Announce, Batch, OnResult
 from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
-from ramet.instances.taking import captured, keep_as_base
+from ramet.instances.taking import keep_as_base, take
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.signals import signals_held
@@ -217,14 +217,7 @@ def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], 
                 hint="Try again.",
             )
         with ExitStack() as stack:
-            with (
-                instance.pending("fork"),
-                instance.driver.connect(instance.paths.run) as monitor,
-            ):
-                began = time.monotonic()
-                with guest.frozen(monitor, instance.paths.run, already=record.state is State.PAUSED):
-                    taken = stack.enter_context(captured(instance, monitor))
-                pause_s = time.monotonic() - began
+            taken, pause_s = take(instance, "fork", stack)
             manifest = taken.summed_up()
             files, share = taken.files, memory_policy is MemoryPolicy.SHARE
             is_base = instance.driver.dirty_since is DirtySince.LAST_CAPTURE

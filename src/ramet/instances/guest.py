@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ramet.errors import GuestError, VmmDiedError
+from ramet.errors import GuestError, VmmDiedError, VmmError
 from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
@@ -59,6 +59,13 @@ def unfreeze(monitor: Monitor, run_dir: Path) -> None:
     """Resume the vCPUs, then thaw."""
     monitor.resume_vcpus()
     thaw(run_dir)
+
+
+def run_on(monitor: Monitor) -> None:
+    """Let a guest run that stopped by itself: QEMU stops one whose disk had no room (werror=enospc), and there is some again."""
+    with signals_held(), suppress(VmmError):  # one that has ended says so to the next command
+        if not monitor.vcpus_running():
+            monitor.resume_vcpus()
 
 
 @contextmanager

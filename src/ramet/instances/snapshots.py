@@ -6,10 +6,10 @@ import logging
 from contextlib import ExitStack
 
 from ramet.errors import ConflictError, CorruptError, InUseError, NotFoundError
-from ramet.instances import guest, naming
+from ramet.instances import naming
 from ramet.instances.context import Locked, Referrers, Store, snapshot_of
 from ramet.instances.observe import exclusive
-from ramet.instances.taking import captured, keep_as_base
+from ramet.instances.taking import keep_as_base, take
 from ramet.model import SnapshotInfo, State
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -44,14 +44,8 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
 
 
 def _capture(store: Store, instance: Locked, name: str) -> str:
-    already = instance.record.state is State.PAUSED
     with ExitStack() as stack:
-        with (
-            instance.pending("snapshot"),
-            instance.driver.connect(instance.paths.run) as monitor,
-            guest.frozen(monitor, instance.paths.run, already=already),
-        ):
-            taken = stack.enter_context(captured(instance, monitor))
+        taken, _ = take(instance, "snapshot", stack)
         manifest = taken.summed_up()
         with store.publishing(manifest.id):
             publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)

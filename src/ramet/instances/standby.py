@@ -10,7 +10,7 @@ from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store, vmm_of
 from ramet.instances.observe import exclusive
 from ramet.instances.power import reached
-from ramet.instances.taking import captured
+from ramet.instances.taking import begun, captured
 from ramet.model import State
 from ramet.signals import signals_held
 from ramet.snapshots.publish import publish
@@ -46,17 +46,19 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
         guest.freeze(monitor, instance.paths.run)
     with ExitStack() as held:
         try:
-            with captured(instance, monitor, guest_waits=False) as taken, store.publishing(taken.manifest.id):
-                manifest = taken.summed_up()
-                publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
-                held.enter_context(signals_held())
-                instance.change(
-                    state=State.STANDBY,
-                    snapshot=manifest.id,
-                    mapped_snapshot=None,
-                    diff_base=None,
-                    needs_full=False,
-                )
+            with begun(instance, monitor, guest_waits=False) as work:
+                taken = captured(instance, monitor, work)
+                with store.publishing(taken.manifest.id):
+                    manifest = taken.summed_up()
+                    publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
+                    held.enter_context(signals_held())
+                    instance.change(
+                        state=State.STANDBY,
+                        snapshot=manifest.id,
+                        mapped_snapshot=None,
+                        diff_base=None,
+                        needs_full=False,
+                    )
         except BaseException:
             if store.read(record.id).state is not State.STANDBY and not was_paused:  # what is on disk is the truth
                 with signals_held():

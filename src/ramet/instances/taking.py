@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.errors import CorruptError, HostError, NotFoundError, VmmDiedError, VmmError
 from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
-from ramet.instances import live_files
+from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store, vmm_of
-from ramet.model import MIB, InstanceRecord, Manifest, SnapshotKind, VmmProcess
+from ramet.model import MIB, InstanceRecord, Manifest, SnapshotKind, State, VmmProcess
 from ramet.paths import SnapshotPaths
+from ramet.signals import signals_held
 from ramet.snapshots import capture as captures
 from ramet.snapshots import manifest as manifests
+from ramet.snapshots import memory as memories
 from ramet.snapshots import template as templates
 from ramet.snapshots.publish import add_sums, describe
 from ramet.snapshots.scatter import Scatter
@@ -43,18 +46,85 @@ class Taken:
         return add_sums(self.files, self.manifest, base=self.base, dirty=self.dirty)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Where a capture goes: it is gone with the block that made it, unless it was published."""
+
+    snapshot_id: str
+    files: SnapshotPaths
+    memory: memories.Begun | None
+    guest_waits: bool
+    """To run on."""
+
+
+def take(instance: Locked, verb: str, stack: ExitStack) -> tuple[Taken, float]:
+    """Capture a guest that is to run on, or is paused; returns also for how many seconds it was paused for that. What was
+    captured is in work in progress until ``stack`` closes, unless it is published.
+
+    Raises:
+        GuestError, HostError, VmmError: as ``captured``. The guest runs on, even if its own disk had no room meanwhile.
+    """
+    runs = instance.record.state is State.RUNNING
+    with instance.driver.connect(instance.paths.run) as monitor:
+        try:
+            work = stack.enter_context(begun(instance, monitor, guest_waits=True))
+            with instance.pending(verb):
+                began = time.monotonic()
+                with guest.frozen(monitor, instance.paths.run, already=not runs):
+                    taken = captured(instance, monitor, work)
+                return taken, time.monotonic() - began
+        except BaseException:
+            stack.close()  # there is room again
+            if runs:
+                guest.run_on(monitor)
+            raise
+
+
 @contextmanager
-def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest_waits: bool = True) -> Iterator[Taken]:
-    """Capture a frozen VM into work in progress, which goes with the block unless it is published. ``guest_waits``: to run on."""
+def begun(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest_waits: bool) -> Iterator[Work]:
+    """Make place for a capture. What can be copied of the memory of a guest that runs, and will run on, is copied already: it
+    waits for less of it in the end.
+
+    Raises:
+        HostError, VmmError: as ``captured``.
+    """
+    snapshot_id = new_id()
+    with work_in_progress(instance.store.paths, snapshot_id) as directory:
+        files = SnapshotPaths(dir=directory)
+        memory = None
+        if guest_waits and instance.record.state is State.RUNNING and not isinstance(monitor, SavesMemory):
+            memory = _memory_ahead(instance, files.memory)
+        yield Work(snapshot_id=snapshot_id, files=files, memory=memory, guest_waits=guest_waits)
+
+
+def _memory_ahead(instance: Locked, into: Path) -> memories.Begun:
+    store, record = instance.store, instance.record
+    vmm = vmm_of(record)
+    with _shared_copy(store, record, vmm) as template:
+        return memories.begin(
+            vmm,
+            mapped_file=live_files.mapped_file(store.paths, record),
+            into=into,
+            scatter=_scatter(instance, record.mapped_snapshot, guest_waits=True),
+            template=template,
+            guest_runs=True,
+        )
+
+
+def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Work) -> Taken:
+    """Capture a frozen VM.
+
+    Raises:
+        HostError: for errors of the host (NoSpaceError for a full disk).
+        VmmError: if the VMM refused, or is not mapped as expected.
+    """
     store, record = instance.store, instance.record
     vmm = vmm_of(record)
     if monitor.vcpus_running():
         raise VmmError(f"The vCPUs of {record.name!r} run: nothing was captured of a guest that changes meanwhile.")
-    snapshot_id = new_id()
-    with work_in_progress(store.paths, snapshot_id) as work:
-        files = SnapshotPaths(dir=work)
+    try:
         if isinstance(monitor, SavesMemory):
-            result, base_id = _captured_by_vmm(instance, monitor, vmm, files, guest_waits=guest_waits)
+            result, base_id = _captured_by_vmm(instance, monitor, vmm, work.files, guest_waits=work.guest_waits)
         else:
             base_id = record.mapped_snapshot
             with _shared_copy(store, record, vmm) as template:
@@ -64,22 +134,28 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest
                     live=instance.paths,
                     mapped_file=live_files.mapped_file(store.paths, record),
                     template=template,
-                    into=files,
+                    into=work.files,
                     base_is_empty=base_id is None,
-                    scatter=_scatter(instance, base_id, guest_waits=guest_waits),
+                    scatter=_scatter(instance, base_id, guest_waits=work.guest_waits),
+                    begun=work.memory,
                 )
-        if record.vmm_build is None:
-            raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
-        manifest = describe(
-            snapshot_id,
-            record,
-            record.vmm_build,
-            result,
-            kind=SnapshotKind.FULL if base_id is None else SnapshotKind.DIFF,
-            parent=base_id,
-        )
-        base = store.paths.snapshot(base_id) if base_id is not None else None
-        yield Taken(files=files, manifest=manifest, base=base, dirty=result.dirty)
+    except BaseException:
+        with signals_held():  # there is room again before the guest runs on: it may need it
+            for path in (work.files.memory, work.files.disk, work.files.vmstate):
+                path.unlink(missing_ok=True)
+        raise
+    if record.vmm_build is None:
+        raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")
+    manifest = describe(
+        work.snapshot_id,
+        record,
+        record.vmm_build,
+        result,
+        kind=SnapshotKind.FULL if base_id is None else SnapshotKind.DIFF,
+        parent=base_id,
+    )
+    base = store.paths.snapshot(base_id) if base_id is not None else None
+    return Taken(files=work.files, manifest=manifest, base=base, dirty=result.dirty)
 
 
 def keep_as_base(instance: Locked, manifest: Manifest) -> None:
@@ -90,7 +166,7 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _shared_copy(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Iterator[captures.SharedCopy | None]:
+def _shared_copy(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Iterator[memories.SharedCopy | None]:
     """The template that the VMM maps; None if it maps none.
 
     Raises:
@@ -109,7 +185,7 @@ def _shared_copy(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Itera
         is_same = templates.is_unchanged(one, memory, size_bytes=size_bytes)
         if not is_same:
             log.warning("%s was changed: the memory of %s is copied from RAM", memory, record.name)
-        yield captures.SharedCopy(fd=fd, same=memory if is_same else None)
+        yield memories.SharedCopy(fd=fd, same=memory if is_same else None)
     finally:
         os.close(fd)
 

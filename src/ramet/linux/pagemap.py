@@ -5,6 +5,8 @@ in swap. Two ways to find those, with the same answer:
 
 - ``PAGEMAP_SCAN`` (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst), which walks page tables and skips what is absent;
 - the 64-bit entries of /proc/PID/pagemap: bit 63 present, bit 62 swapped, bit 61 file-mapped or shared-anonymous.
+
+The entries also tell which it has written since its soft-dirty bits were cleared (``soft_dirty.py``): bit 55.
 """
 
 from __future__ import annotations
@@ -47,17 +49,22 @@ class Region(NamedTuple):
 
 # The top byte of an entry holds bits 56 to 63: present 0x80, swapped 0x40, file 0x20.
 _IS_WRITTEN = bytes(1 if (top & 0xC0) and not (top & 0x20) else 0 for top in range(256))
+_IS_SOFT_DIRTY = bytes(1 if low & 0x80 else 0 for low in range(256))
+"""Of the byte below, with bits 48 to 55."""
 _RUN = re.compile(b"\x01+")
 
 
-def written_regions(pid: int, start: int, end: int, *, method: Method = "auto") -> list[Region]:
+def written_regions(
+    pid: int, start: int, end: int, *, since_cleared: bool = False, method: Method = "auto"
+) -> list[Region]:
     """The pages in ``[start, end)`` of a MAP_PRIVATE file mapping that process ``pid`` has written, joined, in address order.
 
-    The process must not run meanwhile. ``auto`` scans where the kernel can.
+    ``since_cleared``: only since its soft-dirty bits were. Of a process that runs, each as it is at some moment of the call.
+    ``auto`` scans where the kernel can; what ``since_cleared`` asks for is always read off the entries.
     """
-    if method == "scan" or (method == "auto" and has_pagemap_scan()):
+    if not since_cleared and (method == "scan" or (method == "auto" and has_pagemap_scan())):
         return scan_pagemap(pid, start, end)
-    return read_pagemap(pid, start, end)
+    return read_pagemap(pid, start, end, since_cleared=since_cleared)
 
 
 def scan_pagemap(pid: int, start: int, end: int) -> list[Region]:
@@ -106,7 +113,7 @@ def _scan(fd: int, start: int, end: int) -> list[Region]:
     return found
 
 
-def read_pagemap(pid: int, start: int, end: int) -> list[Region]:
+def read_pagemap(pid: int, start: int, end: int, *, since_cleared: bool = False) -> list[Region]:
     """``written_regions`` by the entries of /proc/PID/pagemap, eight bytes a page."""
     found: list[Region] = []
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -116,6 +123,8 @@ def read_pagemap(pid: int, start: int, end: int) -> list[Region]:
         for index in range(first, last, CHUNK_ENTRIES):
             entries = _read_entries(fd, index, min(CHUNK_ENTRIES, last - index))
             flags = entries[ENTRY_BYTES - 1 :: ENTRY_BYTES].translate(_IS_WRITTEN)
+            if since_cleared:
+                flags = _both(flags, entries[ENTRY_BYTES - 2 :: ENTRY_BYTES].translate(_IS_SOFT_DIRTY))
             for run in _RUN.finditer(flags):
                 low, high = ((index + edge) * PAGE_BYTES for edge in run.span())
                 if found and low == found[-1].end:
@@ -125,6 +134,10 @@ def read_pagemap(pid: int, start: int, end: int) -> list[Region]:
     finally:
         os.close(fd)
     return found
+
+
+def _both(one: bytes, other: bytes) -> bytes:
+    return (int.from_bytes(one, "little") & int.from_bytes(other, "little")).to_bytes(len(one), "little")
 
 
 def _read_entries(fd: int, index: int, count: int) -> bytes:

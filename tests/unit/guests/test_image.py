@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import stat
@@ -30,7 +31,11 @@ from tests.capabilities import requires
 from tests.unit.guests.test_initramfs import read
 
 KERNEL = Kernel(
-    version="6.1.9", package="linux-image-6.1.0-9-amd64", vmlinux=b"\x7fELF kernel", modules=(("ext4.ko", b"module"),)
+    version="6.1.9",
+    package="linux-image-6.1.0-9-amd64",
+    tick_hz=250,
+    vmlinux=b"\x7fELF kernel",
+    modules=(("ext4.ko", b"module"),),
 )
 PROGRAMS = {"ramet-agent": b"\x7fELF agent", "ramet-fill": b"\x7fELF fill"}
 
@@ -98,6 +103,18 @@ def test_building_again_keeps_the_image(build: Callable[[], Image], images_dir: 
     inode = (images_dir / first.digest / "kernel").stat().st_ino
     assert build() == first
     assert (images_dir / first.digest / "kernel").stat().st_ino == inode
+
+
+def test_building_again_tells_what_an_earlier_build_did_not_know(
+    build: Callable[[], Image], images_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "obtain", lambda cache_dir, say: dataclasses.replace(KERNEL, tick_hz=None))
+    first = build()
+    assert first.tick_hz is None
+    monkeypatch.setattr(kernel, "obtain", lambda cache_dir, say: KERNEL)
+    second = build()
+    assert (second.digest, second.tick_hz) == (first.digest, 250)
+    assert image.resolve(images_dir, "micro")[0] == second
 
 
 @pytest.mark.parametrize("damage", ["kernel", "initrd", "image.json"])

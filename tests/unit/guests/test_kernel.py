@@ -165,6 +165,7 @@ def tree(tmp_path: Path) -> Path:
     modules.mkdir(parents=True)
     (base / "boot").mkdir()
     (base / "boot/vmlinuz-6.1.9").write_bytes(bz_image(gzip.compress(ELF)))
+    (base / "boot/config-6.1.9").write_text("# CONFIG_HZ_100 is not set\nCONFIG_HZ_250=y\nCONFIG_HZ=250\n")
     (modules / "virtio-blk.ko").write_bytes(module("virtio_blk", "virtio-ring"))
     (modules / "virtio_ring.ko.xz").write_bytes(lzma.compress(module("virtio_ring", "")))
     (modules / "unwanted.ko").write_bytes(module("unwanted", ""))
@@ -182,6 +183,7 @@ def test_obtain(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     said: list[str] = []
     found = kernel.obtain(tmp_path / "cache", say=said.append)
     assert (found.version, found.package, found.vmlinux) == ("6.1.9", "linux-image-6.1.0-9-amd64", ELF)
+    assert found.tick_hz == 250
     assert found.modules == (
         ("virtio_ring.ko", module("virtio_ring", "")),
         ("virtio_blk.ko", module("virtio_blk", "virtio-ring")),
@@ -190,6 +192,17 @@ def test_obtain(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [path.name for path in (tmp_path / "cache/packages").iterdir()] == [
         "linux-image-6.1.0-9-amd64_6.1.9_amd64.deb"
     ]
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("config", [None, "CONFIG_NO_HZ=y\n"])
+def test_a_package_that_does_not_say_how_often_its_kernel_ticks(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    path = tree / "boot/config-6.1.9"
+    path.unlink() if config is None else path.write_text(config)
+    monkeypatch.setattr(process, "run", Host(tree).run)
+    assert kernel.obtain(tmp_path / "cache", say=lambda _: None).tick_hz is None
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd is not installed")

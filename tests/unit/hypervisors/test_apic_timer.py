@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ramet.hypervisors.qemu import apic_timer
-from ramet.hypervisors.qemu.apic_timer import COUNTS_PER_TICK, Measured, judged, measured
+from ramet.hypervisors.qemu.apic_timer import COUNTS_PER_S, Measured, judged, measured
 
 PRINTED = """dumping local APIC state for CPU 0
 
@@ -47,23 +47,29 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_guest_that_ticks_shows_what_it_has_measured(count: int, found: Measured) -> None:
-    assert judged(count) is found
-    assert measured(played(BEFORE, BEFORE, MEASURING, MEASURING, ticking(count)), 5) is found
+    assert judged(count, 250) is found
+    assert measured(played(BEFORE, BEFORE, MEASURING, MEASURING, ticking(count)), 250, 5) is found
 
 
 def test_a_measurement_that_does_not_end_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux does without the timer then, and leaves it as it was."""
     monkeypatch.setattr(apic_timer, "ACCEPTED_MEASURING_S", 0.02)
-    assert measured(played(BEFORE, MEASURING), 5) is Measured.TOO_LOW
+    assert measured(played(BEFORE, MEASURING), 250, 5) is Measured.TOO_LOW
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(PRINTED.format("               one-shot", COUNTS_PER_TICK), id="it ticks no more"),
+        pytest.param(PRINTED.format("               one-shot", COUNTS_PER_S // 250), id="it ticks no more"),
         pytest.param(BEFORE, id="it never begins"),
         pytest.param("unknown command: 'info'\n", id="another text"),
     ],
 )
 def test_what_was_not_seen_is_unknown(text: str) -> None:
-    assert measured(played(text), 0.05) is Measured.UNKNOWN
+    assert measured(played(text), 250, 0.05) is Measured.UNKNOWN
+
+
+def test_kernels_that_tick_otherwise_count_otherwise() -> None:
+    assert judged(62_500, 1000) is judged(625_000, 100) is judged(208_333, 300) is Measured.WELL
+    assert judged(250_000, 1000) is Measured.TOO_HIGH
+    assert judged(250_000, 100) is Measured.TOO_LOW

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.linux.extents import map_data
-from ramet.model import PAGE_BYTES, SnapshotFile
-from ramet.snapshots.capture import capture_memory
+from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
+from ramet.snapshots.memory import Regions, SharedCopy, begin, finish
 from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper
 from tests.unit.layouts import Layout, write_layout
@@ -57,3 +57,17 @@ def capture(
 ) -> SnapshotFile:
     scatter = Scatter(pieces=pieces, guest_waits=guest_waits)
     return capture_memory(child.vmm, mapped_file=base, into=into, base_is_empty=base_is_empty, scatter=scatter)[0]
+
+
+def capture_memory(
+    vmm: VmmProcess,
+    *,
+    mapped_file: Path,
+    into: Path,
+    base_is_empty: bool,
+    scatter: Scatter,
+    template: SharedCopy | None = None,
+) -> tuple[SnapshotFile, Regions]:
+    """A memory file of a VMM that is stopped."""
+    begun = begin(vmm, mapped_file=mapped_file, into=into, scatter=scatter, template=template)
+    return finish(vmm, begun, mapped_file=mapped_file, base_is_empty=base_is_empty, scatter=scatter)

@@ -15,6 +15,7 @@ from ramet.errors import HostError, RejectedError, VmmError
 from ramet.model import PAGE_BYTES, Method
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots import capture as module
+from ramet.snapshots import memory
 from ramet.snapshots.capture import Captured, capture
 from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper, own_descriptors
@@ -137,14 +138,13 @@ def test_memory_comes_last_of_all(
     child: Mapper, live: InstancePaths, into: SnapshotPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A capture may consume the dirty set: nothing that can fail comes after it (H66)."""
-    real = module.capture_memory
 
-    def capture_memory(*arguments: Any, **options: Any) -> Any:
+    def finish(*arguments: Any, **options: Any) -> Any:
         assert into.vmstate.exists()
         assert into.disk.exists()
-        return real(*arguments, **options)
+        return memory.finish(*arguments, **options)
 
-    monkeypatch.setattr(module, "capture_memory", capture_memory)
+    monkeypatch.setattr(module, "finish", finish)
     captured(PlayedMonitor(), child, live, into)
 
 

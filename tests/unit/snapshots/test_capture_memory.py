@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ramet.model import PAGE_BYTES, Method
-from ramet.snapshots import capture as module
+from ramet.snapshots import dirty as module
 from tests.unit.children import Mapper
 from tests.unit.layouts import Layout, layouts, write_layout
 from tests.unit.snapshots.memory_files import ONES, PAGES, ZEROS, Fingerprint, capture, data_pages, full_base, hole

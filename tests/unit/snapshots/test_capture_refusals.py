@@ -15,8 +15,8 @@ from ramet.errors import HostError, VmmDiedError, VmmError
 from ramet.linux import procmem
 from ramet.linux.pagemap import Region
 from ramet.model import PAGE_BYTES
-from ramet.snapshots import capture as module
-from ramet.snapshots.capture import find_dirty
+from ramet.snapshots import dirty as module
+from ramet.snapshots.dirty import find_dirty
 from tests.unit.children import Mapper, own_descriptors
 from tests.unit.snapshots.memory_files import ONES, PAGES, Fingerprint, capture, full_base, hole
 
@@ -82,7 +82,7 @@ def test_a_vmm_that_ends_during_the_scan_has_not_written_nothing(
     """H12: kernels differ in what they answer for a process whose memory has just gone; an empty list must not pass."""
     base = full_base(tmp_path / "base")
 
-    def nothing(pid: int, start: int, end: int) -> list[Region]:
+    def nothing(pid: int, start: int, end: int, *, since_cleared: bool) -> list[Region]:
         child.end()
         return []
 
@@ -143,7 +143,7 @@ def test_a_vmm_that_has_ended_is_told_from_one_that_we_may_not_read(
     """Who is not root gets EACCES for a zombie's page map."""
     base = full_base(tmp_path / "base")
 
-    def refuse(pid: int, start: int, end: int) -> list[Region]:
+    def refuse(pid: int, start: int, end: int, *, since_cleared: bool) -> list[Region]:
         child.end()
         raise PermissionError(13, "Permission denied")
 

@@ -15,12 +15,14 @@ from ramet.errors import VmmError
 from ramet.linux import memfd
 from ramet.model import PAGE_BYTES, Method, Template
 from ramet.paths import SnapshotPaths
-from ramet.snapshots import capture
+from ramet.snapshots import memory
 from ramet.snapshots import template as templates
-from ramet.snapshots.capture import SharedCopy, capture_memory, find_dirty
+from ramet.snapshots.dirty import find_dirty
+from ramet.snapshots.memory import SharedCopy
 from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper, holding, identity
 from tests.unit.layouts import Layout, write_layout
+from tests.unit.snapshots.memory_files import capture_memory
 
 SIZE = 64 * PAGE_BYTES
 DATA = {0: b"first", 5: b"in the middle" * 300, 63: b"last"}
@@ -145,7 +147,7 @@ def test_the_published_file_is_cloned_only_where_it_is_what_was_copied_and_is_no
         shutil.copyfile(src, dst)
         return Method.REFLINK
 
-    monkeypatch.setattr(capture, "derive", clone)
+    monkeypatch.setattr(memory, "derive", clone)
     path = Path(f"/proc/self/fd/{made[0]}")
     with Mapper(path) as vmm:
         file, _ = capture_memory(

@@ -16,8 +16,8 @@ import re
 import time
 from collections.abc import Callable
 
-COUNTS_PER_TICK = 1_000_000_000 // 16 // 250
-"""QEMU's APIC counts nanoseconds (hw/intc/apic.c), Linux has it divide them by 16 (APIC_DIVISOR); Debian's ticks at 250 Hz."""
+COUNTS_PER_S = 1_000_000_000 // 16
+"""QEMU's APIC counts nanoseconds (hw/intc/apic.c), and Linux has it divide them by 16 (APIC_DIVISOR)."""
 TOLERANCE = 0.1
 ACCEPTED_MEASURING_S = 5.0
 """For a measurement of 100 ms: one that is not over by then has failed, and the kernel does without the timer."""
@@ -39,8 +39,10 @@ class Measured(enum.Enum):
     """It was not seen to tick periodically."""
 
 
-def measured(look: Callable[[], str], deadline_s: float) -> Measured:
-    """Wait until a booting guest has measured its timer. ``look`` gives ``info lapic`` of its first CPU, as QEMU prints it."""
+def measured(look: Callable[[], str], tick_hz: int, deadline_s: float) -> Measured:
+    """Wait until a booting guest has measured its timer. ``look`` gives ``info lapic`` of its first CPU, as QEMU prints it;
+    ``tick_hz``: how often its kernel ticks.
+    """
     end_s = time.monotonic() + deadline_s
     measuring_since_s: float | None = None
     while (now_s := time.monotonic()) < end_s:
@@ -50,7 +52,7 @@ def measured(look: Callable[[], str], deadline_s: float) -> Measured:
             return Measured.UNKNOWN
         words, started = mode[1].split(), int(count[1]) > 0
         if "masked" not in words and started:
-            return judged(int(count[1])) if "periodic" in words else Measured.UNKNOWN
+            return judged(int(count[1]), tick_hz) if "periodic" in words else Measured.UNKNOWN
         if started:
             measuring_since_s = measuring_since_s or now_s
             if now_s - measuring_since_s > ACCEPTED_MEASURING_S:
@@ -59,9 +61,9 @@ def measured(look: Callable[[], str], deadline_s: float) -> Measured:
     return Measured.UNKNOWN
 
 
-def judged(count: int) -> Measured:
+def judged(count: int, tick_hz: int) -> Measured:
     """What a guest that counts so far from tick to tick believes."""
-    ratio = count / COUNTS_PER_TICK
+    ratio = count * tick_hz / COUNTS_PER_S
     if abs(ratio - 1) <= TOLERANCE:
         return Measured.WELL
     return Measured.TOO_LOW if ratio < 1 else Measured.TOO_HIGH

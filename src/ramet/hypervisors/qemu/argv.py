@@ -15,8 +15,10 @@ from ramet.model import Accelerator
 from ramet.paths import AGENT_PORTS
 
 MACHINE = "microvm"
-CPU_MODEL = {Accelerator.TCG: "max,erms=off,fsrm=off", Accelerator.KVM: "host"}
-"""TCG executes ``rep movsb`` byte by byte: without the two flags that recommend it, a guest kernel copies by words."""
+CPU_MODEL = {Accelerator.TCG: "max,erms=off,fsrm=off", Accelerator.KVM: "host,vmx=off,svm=off"}
+"""TCG executes ``rep movsb`` byte by byte: without the two flags that recommend it, a guest kernel copies by words. A guest that
+runs guests under KVM would have pages written that the kernel does not note (linux/soft_dirty.py).
+"""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 

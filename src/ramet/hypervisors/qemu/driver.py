@@ -220,11 +220,12 @@ def _boots_again(monitor: QmpMonitor, spec: LaunchSpec, boots: int) -> bool:
     Raises:
         VmmError: if it has measured its timer so often so low that it would not come up.
     """
-    if spec.hardware.accelerator is not Accelerator.TCG:
+    tick_hz = spec.boot.tick_hz if spec.boot else None
+    if spec.hardware.accelerator is not Accelerator.TCG or tick_hz is None:
         return False
-    found = measured(lambda: monitor.local_apic(0), LOAD_DEADLINE_S)
+    found = measured(lambda: monitor.local_apic(0), tick_hz, LOAD_DEADLINE_S)
     if found is Measured.UNKNOWN:
-        log.debug("%s: not seen to have measured its timer", spec.name)
+        log.info("%s: not seen to have measured its timer", spec.name)
     if found in (Measured.UNKNOWN, Measured.WELL):
         return False
     log.info("%s: has measured its timer's frequency %s, boot %d of %d", spec.name, found.value, boots, BOOTS_MAX)
