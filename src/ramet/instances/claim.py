@@ -18,6 +18,7 @@ from ramet.model import InstanceRecord, State
 from ramet.signals import signals_held
 from ramet.store import chores
 from ramet.store import names as store_names
+from ramet.store.chores import Kind
 
 log = logging.getLogger("ramet.pool")
 NAMES_TRIED = 100
@@ -85,7 +86,7 @@ def _have(ready: int, label: str) -> str:
 
 @contextmanager
 def _all_or_nothing(store: Store, count: int) -> Iterator[Announce]:
-    """A single claim needs no note of what to do if it is killed: it has happened, or the fork is parked still."""
+    """A single claim has happened or, if it is killed, its fork is parked still; of several, all are removed then."""
     if count == 1:
         yield lambda _ids: None
         return
@@ -104,6 +105,7 @@ def _claim_one(store: Store, source: Source, ready: list[str], name: str | None,
         instance_id = ready.pop(0)
         with (
             suppress(LockedError, NotFoundError),  # another command has it
+            store.ended_if_killed(Kind.SETTLE, instance_id),
             observe.exclusive(store, instance_id, timeout_s=0) as instance,
         ):
             if not pool.is_fresh(instance.record, source):
