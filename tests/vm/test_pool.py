@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_a_pool_of_what_the_source_was_is_refused_and_replaced(host: Host, sourc
     with pytest.raises(StateError, match="older snapshot: web is running"):
         host.fork("web", from_pool=True)
     host.standby("web")
-    with pytest.raises(StateError, match="sleeps on another snapshot"):
+    with pytest.raises(ConflictError, match="web sleeps on another since"):
         host.fork("web", from_pool=True)
     assert host.pool_get("web").stale == old
     new = host.pool("web", size=1)
@@ -195,7 +196,7 @@ def test_what_fails_half_way(host: Host, source: Path, monkeypatch: pytest.Monke
     seen = sh(host, "a", "tail -n 2 /run/ramet/seen").split()
     assert seen[0] == seen[1], "its workload has stood still"
 
-    def refuse(*_arguments: object, **_named: object) -> None:
+    def refuse(*_arguments: object, **_named: object) -> NoReturn:
         raise GuestError("It does not want to.")
 
     with monkeypatch.context() as patched:
@@ -205,4 +206,17 @@ def test_what_fails_half_way(host: Host, source: Path, monkeypatch: pytest.Monke
     assert host.pool_get("web").lost == (second,)
     assert host.get(second).pid is None
     assert not host.exists("b")
+    assert len(host.pool("web", size=2).parked) == 2
+    identity, given = AgentClient.identity, []
+
+    def refuse_second(self: AgentClient, **arguments: Any) -> tuple[str, ...]:
+        given.append(arguments["hostname"])
+        return identity(self, **arguments) if len(given) == 1 else refuse()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AgentClient, "identity", refuse_second)
+        with pytest.raises(ConflictError, match="parked any more"):
+            host.fork("web", ["b", "c"], from_pool=True)
+    assert given == ["b", "c"]
+    assert {info.name for info in host.list()} == {"web", "a"}, "all are claimed, or none"
     assert host.check_store(repair=True).whole

@@ -31,8 +31,9 @@ def claim(
     """Take parked forks from the pool of ``source``; returns their ids, and how many are left. See ``Host.fork``.
 
     Raises:
-        StateError: if the source is not what its parked forks were made of any more; nothing was touched.
-        ConflictError: if there are too few; nothing was touched, or what was taken is removed.
+        StateError: if the source does not sleep: its parked forks are not of what it is now; nothing was touched.
+        ConflictError: if it sleeps on another snapshot since, or there are too few; nothing was touched, or what was taken is
+            removed.
     """
     for name in names:
         naming.check_new_name(name)
@@ -58,12 +59,16 @@ def _require_enough(source: Source, now: Members, ready: int, wanted: int) -> No
         return
     fill = f"ramet pool {source.label} --size N"
     if now.stale:
-        why = source.why or f"{source.label} sleeps on another snapshot since"
+        why = source.why or f"{source.label} sleeps on another since"
+        message = f"The parked forks of {source.label!r} ({len(now.stale)}) descend from an older snapshot: {why}."
+        now_instead = f"`ramet fork {source.label}` makes one of what it is now."
+        if source.snapshot is not None:
+            raise ConflictError(message, hint=f"`{fill}` replaces them; {now_instead}")
         raise StateError(
-            f"The {len(now.stale)} parked forks of {source.label!r} descend from an older snapshot: {why}.",
+            message,
             actual=source.state,
             required=[State.STANDBY.value],
-            hint=f"`{fill}` replaces them once it sleeps; `ramet fork {source.label}` makes one of what it is now.",
+            hint=f"`{fill}` replaces them once it sleeps; {now_instead}",
         )
     if source.snapshot is None:
         raise StateError(

@@ -210,8 +210,9 @@ class Host:
         other choices were made when they were parked.
 
         Raises:
-            StateError: with ``from_pool``, if the source has changed since its forks were parked; nothing was touched.
-            ConflictError: with ``from_pool``, if there are too few; nothing is left of those that were there.
+            StateError: with ``from_pool``, if the source does not sleep any more; nothing was touched.
+            ConflictError: with ``from_pool``, if it sleeps on another snapshot than its parked forks descend from, or there are
+                too few of them; nothing was touched, or what was taken is removed.
             UnsupportedError: if they are to share memory, and nothing here would refuse a write to it; nothing was touched.
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """
