@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from ramet.instances import birth, claim, observe, pool
 from ramet.model import Ancestor, Failure, Hypervisor, InstanceRecord, MemoryPolicy, State, VmmProcess
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Kind
+from tests.unit.children import run_in_child
 from tests.unit.instances.place import INSTANCE, Place
 
 GONE = VmmProcess(pid=1, start_time_ticks=1, boot_id="another boot")
@@ -152,3 +155,23 @@ def test_a_claim_that_was_killed_leaves_one_name(place: Place) -> None:
     with observe.exclusive(place.store, "green"):
         pass
     assert set(names.all_names(place.store.paths.instance_names)) == {"web", one.id, "green"}
+
+
+def test_the_next_command_of_any_kind_frees_the_name_that_a_killed_claim_had_taken(place: Place) -> None:
+    """Its user gives that name again."""
+    one = park(place, 5, GONE)
+
+    def claim_and_die() -> None:
+        with (
+            place.store.ended_if_killed(Kind.SETTLE, one.id),
+            observe.exclusive(place.store, one.id) as instance,
+        ):
+            instance.put_back(msgspec.structs.replace(one, pending=observe.CLAIM))
+            names.claim(place.store.paths.instance_names, "blue", one.id, what="instance")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert run_in_child(claim_and_die) == -signal.SIGKILL
+    host = Host(place.store.paths.home)
+    assert not host.exists("blue")
+    assert place.store.read(one.id).pending is None
+    assert list(place.store.paths.locks.glob("chore-*")) == []
