@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from bench import fan_out, fingerprint, fork, report, restore, scatter, share, standby, startup
+from bench import fan_out, fingerprint, fork, pool, report, restore, scatter, share, standby, startup
 from bench.measure import watch
 from bench.place import Place, absent_peers, describe_host, kinds, place
 from bench.report import Report, Table
 from bench.source import Say, Source, source
 
-FIGURES = ("restore", "standby", "fork", "fan-out", "share", "scatter", "startup", "fingerprint")
+FIGURES = ("restore", "pool", "standby", "fork", "fan-out", "share", "scatter", "startup", "fingerprint")
 LARGE_MIB = 1024
 
 
@@ -86,6 +86,10 @@ def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> lis
             for one in sources:
                 say(f"{here.setting}, {one.memory_mib} MiB: restore")
                 tables.append(restore.measure(one, rounds=plan.rounds_for(one), read_rounds=plan.slow_rounds))
+        if "pool" in plan.figures:
+            for one in sources:
+                say(f"{here.setting}, {one.memory_mib} MiB: claims from a pool")
+                tables += pool.measure(one, rounds=plan.rounds_for(one))
         if "standby" in plan.figures:
             say(f"{here.setting}: second standby")
             dirty = plan.dirty_mib if here.reflinks else plan.dirty_mib[-1:]

@@ -32,6 +32,8 @@ class State(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     STANDBY = "standby"
+    PARKED = "parked"
+    """A fork that waits in a pool: loaded, its vCPUs stopped, its workload frozen since the snapshot."""
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -161,6 +163,8 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """A capture that the VMM wrote itself may be lost, and with it the dirty pages: the next one must be whole (H12, H66)."""
     vmm: VmmProcess | None = None
     vmm_build: VmmBuild | None = None
+    pool: Id | None = None
+    """Of a fork that is parked, or that was lost while it was: whose pool it is in, an instance's or a snapshot's."""
     pending: str | None = None
     """The verb that is at work. Found without its lock held, its command died half-way: the next command tidies up."""
     generation: int = 0
@@ -333,6 +337,8 @@ class InstanceInfo(Value, frozen=True, kw_only=True):
     run_dir: str
     logs: dict[str, str]
     """``console`` and ``vmm``: absolute paths of the log files."""
+    pool: str | None = None
+    """Of a fork that is parked, or that was lost while it was: whose pool it is in, by id: an instance's or a snapshot's."""
 
 
 class ExecResult(Value, frozen=True, kw_only=True):
@@ -392,6 +398,27 @@ class ForkReport(Value, frozen=True, kw_only=True):
     method: Method | None
     failures: tuple[ForkFailure, ...] = ()
     """Those that could not be made, or did not come up, and were removed; where that was not to undo all."""
+    left_in_pool: int | None = None
+    """How many more can be claimed, where these came from a pool."""
+
+
+class PoolInfo(Value, frozen=True, kw_only=True):
+    """The parked forks of one source."""
+
+    source: str
+    """As ``ramet pool`` takes it: the instance's name, or ``snapshot:ID``."""
+    source_id: str
+    snapshot: str | None
+    """The id of the snapshot of which forks can be claimed; None: there is none now, and ``why`` says so."""
+    why: str | None
+    parked: tuple[str, ...]
+    """The ids of those that can be claimed."""
+    stale: tuple[str, ...]
+    """The ids of those that are parked, and descend from an older snapshot than the one that the source sleeps on."""
+    lost: tuple[str, ...]
+    """The ids of those whose VMM has ended."""
+    own_memory_bytes: int
+    """What the VMMs of all of them have in no file, in RAM or in swap."""
 
 
 class ForkFailure(Value, frozen=True, kw_only=True):

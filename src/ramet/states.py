@@ -1,7 +1,7 @@
 """The states of an instance and what each verb may start from: one table, guarded in one place.
 
-``created → running ⇄ paused``, ``running|paused → standby → running``, ``running → stopped → running``, anything → deleted,
-and ``failed``.
+``created → running ⇄ paused``, ``running|paused → standby → running``, ``running → stopped → running``, ``standby → parked →
+running`` for the forks of a pool, which no verb on them but ``rm`` starts from, anything → deleted, and ``failed``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Verb(StrEnum):
     START = "start"
     FORK = "fork"
     SNAPSHOT = "snapshot create"
+    POOL = "pool"
 
 
 START_STATES: Final[dict[Verb, frozenset[State]]] = {
@@ -41,6 +42,7 @@ START_STATES: Final[dict[Verb, frozenset[State]]] = {
     Verb.START: frozenset({State.STOPPED, State.FAILED}),
     Verb.FORK: frozenset({State.RUNNING, State.PAUSED, State.STANDBY, State.STOPPED}),
     Verb.SNAPSHOT: frozenset({State.RUNNING, State.PAUSED, State.STANDBY}),
+    Verb.POOL: frozenset({State.STANDBY}),
 }
 """What a verb starts from. ``restore`` and ``stop`` start from more states when told to discard something."""
 
@@ -59,6 +61,7 @@ NEXT_STEP: Final[dict[State, str]] = {
     State.RUNNING: "It is running: `ramet standby` puts it to sleep, `ramet stop` shuts it down.",
     State.PAUSED: "It is paused: `ramet resume` lets it run on.",
     State.STANDBY: "It sleeps: `ramet restore` wakes it.",
+    State.PARKED: "It waits in a pool: `ramet fork SOURCE --from-pool` claims one, `ramet rm` removes it.",
     State.STOPPED: "It is stopped: `ramet start` boots it.",
     State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk; where it had slept before, "
     "`ramet restore --discard-disk` rolls back.",

@@ -31,6 +31,7 @@ def streams() -> Iterator[bytes]:
         HELLO + exec_request("sh", "-c", "true", flags=wire.FLAG_PTY) + wire.encode(Request.RESIZE, b"\1\0\2\0") + stdin
     )
     yield HELLO + exec_request("true", flags=wire.FLAG_DETACH)
+    yield HELLO + exec_request("true", flags=wire.FLAG_OUTSIDE)
     yield (
         HELLO + exec_request("put", flags=wire.FLAG_FILES, timeout_ms=1) + wire.encode(Request.SIGNAL, b"\x0f") + stdin
     )

@@ -23,6 +23,7 @@ from ramet.model import (
     InstanceInfo,
     MemoryPolicy,
     Method,
+    PoolInfo,
     Problem,
     RemovalPlan,
     SnapshotCheck,
@@ -96,6 +97,20 @@ IMAGE = Image(
 )
 
 
+def pool_of(source: str, **changes: Any) -> PoolInfo:
+    fields: dict[str, Any] = {
+        "source": source,
+        "source_id": f"id-{source}",
+        "snapshot": "s1",
+        "why": None,
+        "parked": (),
+        "stale": (),
+        "lost": (),
+        "own_memory_bytes": 32 << 20,
+    }
+    return PoolInfo(**(fields | changes))
+
+
 class FakeHost:
     """Knows ``web`` and ``db``; anything else is not found."""
 
@@ -157,7 +172,20 @@ class FakeHost:
         self.calls.append(("fork", {"source": source, "names": tuple(names), **arguments}))
         lost = {failure.name for failure in self.fork_failures}
         made = tuple(instance(name, State.STANDBY) for name in names or ("web-1",) if name not in lost)
+        if arguments.get("from_pool"):
+            return ForkReport(instances=made, source_pause_s=None, method=None, left_in_pool=3)
         return ForkReport(instances=made, source_pause_s=0.012, method=Method.REFLINK, failures=self.fork_failures)
+
+    def pool(self, source: str, **arguments: Any) -> PoolInfo:
+        self.calls.append(("pool", {"source": source, **arguments}))
+        return pool_of(source, parked=("p1", "p2"), lost=("p3",))
+
+    def pool_get(self, source: str) -> PoolInfo:
+        self._did("pool_get", source)
+        return pool_of(source, snapshot=None, why=f"{source} is running", stale=("p1",))
+
+    def pools(self) -> Sequence[PoolInfo]:
+        return [pool_of("web", parked=("p1",)), pool_of("db", snapshot=None, why="db was deleted", stale=("p2",))]
 
     def list(self) -> list[InstanceInfo]:
         forked = instance("db", State.FAILED, failure=Failure.VMM_LOST, lineage=(_ancestor("web"),))

@@ -183,6 +183,7 @@ def test_fork_reports_pause_and_method(host: FakeHost, capsys: pytest.CaptureFix
         "hypervisor": None,
         "memory_policy": MemoryPolicy.CLONE,
         "partial": False,
+        "from_pool": False,
     }
     on_result("a", None)
     out = capsys.readouterr().out

@@ -25,6 +25,7 @@ FROM: dict[Verb, set[State]] = {
     Verb.START: {ST, F},
     Verb.FORK: {R, P, SB, ST},
     Verb.SNAPSHOT: {R, P, SB},
+    Verb.POOL: {SB},
 }
 TO: dict[Verb, State] = {
     Verb.PAUSE: P,
@@ -66,4 +67,5 @@ def test_no_verb_leads_to_where_it_starts_and_every_state_can_be_left() -> None:
     for verb, target in TARGET_STATE.items():
         assert target not in START_STATES[verb]
     left = {state for verb in TARGET_STATE for state in START_STATES[verb]}
-    assert left == set(State) - {State.CREATED}, "created leads to running by itself, or to failed"
+    by_itself = {State.CREATED, State.PARKED}
+    assert left == set(State) - by_itself, "created leads to running by itself, or to failed; a parked fork is claimed"

@@ -43,8 +43,8 @@ class Verb:
     before: State | None
     """The state of ``web`` that it starts from; None: there is no ``web``."""
     after: State | None
-    first: tuple[str, ...] | None = None
-    """What else there must be: a command that makes it."""
+    first: tuple[tuple[str, ...], ...] = ()
+    """What else there must be: commands that make it."""
     forks: int = 0
     """How many instances it makes besides."""
     sample: frozenset[str] = ALL
@@ -52,6 +52,7 @@ class Verb:
 
 
 GOLDEN = ("snapshot", "create", "web", "golden")
+POOL = ("pool", "snapshot:golden", "--size", "2")
 
 
 def fork(source: str, before: State, *options: str, count: int = 3, sample: frozenset[str] = NOTHING) -> Verb:
@@ -60,7 +61,7 @@ def fork(source: str, before: State, *options: str, count: int = 3, sample: froz
         argv=("fork", source, "-n", str(count), *options),
         before=before,
         after=before,
-        first=GOLDEN if source.startswith("snapshot:") else None,
+        first=(GOLDEN,) if source.startswith("snapshot:") else (),
         forks=count,
         sample=sample,
     )
@@ -94,14 +95,23 @@ VERBS = {
     "fork one of a stopped one": fork("web", State.STOPPED, count=1),
     "fork of a snapshot": fork("snapshot:golden", State.RUNNING),
     "fork one of a snapshot": fork("snapshot:golden", State.RUNNING, count=1, sample=KILLED),
+    "pool": Verb(argv=POOL, before=State.RUNNING, after=State.RUNNING, first=(GOLDEN,), forks=2, sample=KILLED),
+    "fork --from-pool": Verb(
+        argv=("fork", "snapshot:golden", "claimed", "--from-pool"),
+        before=State.RUNNING,
+        after=State.RUNNING,
+        first=(GOLDEN, POOL),
+        forks=2,
+        sample=ALL,
+    ),
     "snapshot create": Verb(argv=GOLDEN, before=State.RUNNING, after=State.RUNNING),
     "rollback": Verb(
         argv=("restore", "web", "--snapshot", "golden", "--discard-memory", "--discard-disk"),
         before=State.RUNNING,
         after=State.RUNNING,
-        first=GOLDEN,
+        first=(GOLDEN,),
     ),
-    "snapshot rm": Verb(argv=("snapshot", "rm", "golden"), before=State.RUNNING, after=State.RUNNING, first=GOLDEN),
+    "snapshot rm": Verb(argv=("snapshot", "rm", "golden"), before=State.RUNNING, after=State.RUNNING, first=(GOLDEN,)),
 }
 """Those of images are in ``test_killed_images.py``."""
 
@@ -163,7 +173,7 @@ def bring_to(host: Host, state: State | None) -> None:
 
 def use_once_more(host: Host, command: CommandLine, verb: Verb) -> None:
     """The next command of the user: the same verb, or a pause where that would make something twice."""
-    if verb.argv[0] in ("fork", "snapshot", "create") or verb.after is None:
+    if verb.argv[0] in ("fork", "pool", "snapshot", "create") or verb.after is None:
         if state_of(host, "web") is State.RUNNING:
             command.text("pause", "web")
             command.text("resume", "web")
@@ -210,8 +220,8 @@ def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
     for snapshot in host.snapshots():
         for name in snapshot.names:
             host.snapshot_remove(name)
-    if verb.first is not None:
-        command.text(*verb.first)
+    for argv in verb.first:
+        command.text(*argv)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +290,7 @@ def check_after(
     assert report.whole, report
     assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"
     forks = [name for name in listed if name != "web"]
-    assert len(forks) in (0, verb.forks), "all forks are made, or none"
+    assert len(forks) == verb.forks or not (forks or POOL in verb.first), "all forks are made, or none; none is lost"
     for one in forks:
         check_fork(host, one, boots=one == forks[0])
         host.remove(one, force=True)
@@ -365,6 +375,9 @@ def check_fork(host: Host, name: str, *, boots: bool) -> None:
             check_guest(host, name, has_marks=False)
             assert sh(host, name, "cat /data/mark") == "disk"
         return
+    if state is State.PARKED:
+        (claimed,) = host.fork("snapshot:golden", ["checked"], from_pool=True).instances
+        assert claimed.id == name, "the oldest is claimed first"
     if state in (State.STANDBY, State.FAILED):
         host.restore(name, discard_disk=state is State.FAILED)
     check_guest(host, name)

@@ -24,6 +24,7 @@ LIFE, INSIDE, LOOKING, KEEPING, PROOF = "Life", "Inside the guest", "Looking", "
 VERBS: dict[str, Entry] = {
     "create": Entry(LIFE, "create", "create", "Create an instance and boot it."),
     "fork": Entry(LIFE, "fork", "fork", "Fork an instance or a snapshot into one or many new instances."),
+    "pool": Entry(LIFE, "pool", "pool", "Park forks of a source, loaded and paused, to be claimed in an instant."),
     "pause": Entry(LIFE, "state", "pause", "Freeze the guest and stop its vCPUs."),
     "resume": Entry(LIFE, "state", "resume", "Let a paused guest run on."),
     "standby": Entry(LIFE, "state", "standby", "Put instances to sleep: memory and disk to a snapshot, VMM gone."),

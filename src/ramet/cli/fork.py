@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from ramet.cli import completion, failures, output
 from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES, App, verb
-from ramet.errors import ConfigError, RametError
+from ramet.cli.progress import counted
+from ramet.errors import ConfigError
 
 if TYPE_CHECKING:
     from ramet.model import ForkFailure
-
-BAR_WIDTH = 30
 
 
 @verb(
@@ -25,6 +23,7 @@ BAR_WIDTH = 30
         "ramet fork web -n 10 --start            # web-1 to web-10, running",
         "ramet fork snapshot:golden blue green   # from a named snapshot",
         "ramet fork web -n 10 --start --memory-policy share",
+        "ramet fork web --from-pool              # one that `ramet pool web` has parked",
     ],
 )
 @click.argument("source", shell_complete=completion.sources)
@@ -39,6 +38,7 @@ BAR_WIDTH = 30
     help="Memory of its own, or the source's, read-only, until its first sleep.",
 )
 @click.option("--partial", is_flag=True, help="Keep those that could be made, if not all could.")
+@click.option("--from-pool", is_flag=True, help="Claim forks that `ramet pool` has parked; they run at once.")
 @click.option("--hypervisor", type=HYPERVISORS, help="Another one, for a stopped source.")
 def fork(
     app: App,
@@ -48,6 +48,7 @@ def fork(
     start: bool,
     memory_policy: str,
     partial: bool,
+    from_pool: bool,
     hypervisor: str | None,
 ) -> int:
     """Fork an instance or a snapshot into one or many new instances.
@@ -62,8 +63,11 @@ def fork(
     With --memory-policy share the forks have one page cache: each maps the published memory of its source, to which the
     kernel refuses every write, until its first sleep. The source's snapshot stays as long as one of them needs it.
 
-    With --json: an object with the instances, the failures, the source's pause and the copy
-    method.
+    With --from-pool the forks are taken from those that `ramet pool` has parked: each gets its name and its identity and
+    runs on. If too few are parked, or the source has changed since, nothing is done and nothing is forked in their place.
+
+    With --json: an object with the instances, the failures, the source's pause, the copy method, and how many are left in
+    the pool.
     """
     from ramet.model import Hypervisor, MemoryPolicy
 
@@ -82,7 +86,8 @@ def fork(
             hypervisor=Hypervisor(hypervisor) if hypervisor else None,
             memory_policy=MemoryPolicy(memory_policy),
             partial=partial,
-            on_result=_counted(say, source, count or len(names) or 1),
+            from_pool=from_pool,
+            on_result=counted(say, f"forking {source}", count or len(names) or 1),
         )
     status = next((failure.exit_status for failure in report.failures), 0)
     if app.json:
@@ -91,6 +96,9 @@ def fork(
     took = output.duration(time.monotonic() - began)
     for info in report.instances:
         output.line(f"{info.name}: {output.coloured(info.state)} (forked from {source})")
+    if from_pool:
+        output.line(f"{len(report.instances)} claimed in {took}; {report.left_in_pool} left in the pool of {source}")
+        return status
     for failure in report.failures:
         failures.say(*_in_words(failure))
     files = "disk and memory" if all(info.snapshot for info in report.instances) else "disk"
@@ -112,16 +120,3 @@ def _in_words(failure: ForkFailure) -> tuple[str, str | None]:
     left = f"What there is of it could not be removed again: {failure.left_why}"
     hints = [failure.hint, f"Remove it: ramet rm --force {failure.left_id}"]
     return f"{message}\n{left}", "\n".join(filter(None, hints))
-
-
-def _counted(say: Callable[[str], None], source: str, wanted: int) -> Callable[[str, RametError | None], None]:
-    """Tells how far it has come, for a person who waits."""
-    ended = 0
-
-    def count(_name: str, _error: RametError | None) -> None:
-        nonlocal ended
-        ended += 1
-        filled = BAR_WIDTH * ended // wanted
-        say(f"forking {source} [{'#' * filled}{' ' * (BAR_WIDTH - filled)}] {ended} of {wanted}")
-
-    return count

@@ -18,6 +18,7 @@ _COLOURS = {
     "running": "green",
     "paused": "yellow",
     "standby": "cyan",
+    "parked": "cyan",
     "failed": "red",
     "PASS": "green",
     "FAIL": "red",

@@ -11,14 +11,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from ramet.cli import terminal
+from ramet.errors import RametError
 
 GRACE_S = 1.0
 """A verb that is done sooner shows nothing."""
 TICK_S = 0.1
 FRAMES = "|/-\\"
+BAR_WIDTH = 30
 CLEAR = b"\r\x1b[2K"
 
 
@@ -79,3 +82,16 @@ class Spinner:
         elapsed = f" {time.monotonic() - self._began:.1f} s"
         text = self._text.splitlines()[0] if self._text else ""
         return f"{frame} {text[: max(0, columns - len(elapsed) - 3)]}{elapsed}"
+
+
+def counted(say: Callable[[str], None], doing: str, wanted: int) -> Callable[[str, RametError | None], None]:
+    """Tells how far work on many has come, for a person who waits."""
+    ended = 0
+
+    def count(_name: str, _error: RametError | None) -> None:
+        nonlocal ended
+        ended += 1
+        filled = BAR_WIDTH * ended // wanted
+        say(f"{doing} [{'#' * filled}{' ' * (BAR_WIDTH - filled)}] {ended} of {wanted}")
+
+    return count

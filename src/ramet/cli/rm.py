@@ -49,7 +49,8 @@ def in_words(plan: RemovalPlan) -> str:
         return f"{plan.name}: damaged; deletes its directory, ends its VMM; its snapshots stay: nobody knows which they are"
     parts = [f"{plan.name}: {plan.state}"]
     if plan.kills_pid is not None:
-        parts.append(f"kills its VMM (process {plan.kills_pid}): its memory and disk are lost")
+        lost = "nobody has used it" if plan.state == "parked" else "its memory and disk are lost"
+        parts.append(f"kills its VMM (process {plan.kills_pid}): {lost}")
     parts += [f"deletes snapshot {snapshot_id}" for snapshot_id in plan.deletes_snapshots]
     parts += [
         f"snapshot {snapshot_id} stays ({'; '.join(needed_by)})"

@@ -87,10 +87,12 @@ class AgentClient(Closing):
         timeout_s: float | None = None,
         pty: tuple[int, int] | None = None,
         detach: bool = False,
+        outside_workload: bool = False,
         control: ExecControl | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> ExecResult:
         """Run a command. Output goes to the callbacks as it comes, or else into the result, up to ``max_output_bytes``.
+        ``outside_workload``: also while the workload is frozen.
 
         Without ``timeout_s`` it waits for as long as the command runs and the VMM lives.
 
@@ -103,6 +105,7 @@ class AgentClient(Closing):
         if pty and detach:
             raise ConfigError("A detached command has no terminal.")
         flags = (wire.FLAG_PTY if pty else 0) | (wire.FLAG_DETACH if detach else 0)
+        flags |= wire.FLAG_OUTSIDE if outside_workload else 0
         pid = self._start(exec_request(argv, env or {}, cwd or "", timeout_s, pty or (0, 0), flags))
         if detach:
             return ExecResult(status=None, signal=None, pid=pid)

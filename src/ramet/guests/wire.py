@@ -19,7 +19,7 @@ MESSAGE_MAX: Final = 1024 * 1024
 STDIN_WINDOW: Final = 256 * 1024
 MORE: Final = 0x40
 STRING_MAX: Final = 65535
-FLAG_PTY, FLAG_DETACH, FLAG_FILES = 1, 2, 4
+FLAG_PTY, FLAG_DETACH, FLAG_FILES, FLAG_OUTSIDE = 1, 2, 4, 8
 _BEGUN: Final = tuple(MAGIC[:length] for length in range(1, len(MAGIC)))
 
 

@@ -23,8 +23,18 @@ Derive = Callable[[InstanceRecord, bool], Method | None]
 """Makes one fork, whether it is the last of all; returns how its files were copied."""
 DERIVED_AT_ONCE = 4
 """It waits for the disk."""
+Wake = Callable[[Store, InstanceRecord], None]
+"""Starts a fork that was made."""
 STARTED_AT_ONCE = len(os.sched_getaffinity(0)) + 1
 """It is work for a CPU, and now and then waits for a VMM."""
+
+
+def wake(store: Store, record: InstanceRecord) -> None:
+    """Wake a fork, or boot one that has a disk alone."""
+    if record.state is State.STOPPED:
+        start_instance(store, record.id)
+    else:
+        restore(store, record.id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
 
 
 class Batch:
@@ -36,14 +46,14 @@ class Batch:
         *,
         announce: Announce,
         take_back: TakeBack,
-        start: bool,
+        wake: Wake | None,
         partial: bool,
         on_result: OnResult,
     ) -> None:
         self._store = store
         self._announce = announce
         self._take_back = take_back
-        self._start = start
+        self._wake = wake
         self._partial = partial
         self._on_result = on_result
         self._records: list[InstanceRecord] = []
@@ -72,8 +82,8 @@ class Batch:
         if others:
             first, *others = others
             self._do([first], lambda record: self._derive(record, derive, is_last=False), at_once=1)
-            if self._start and first in self._left():
-                self._do([first], self._wake, at_once=1)
+            if self._wake and first in self._left():
+                self._do([first], self._started_by(self._wake), at_once=1)
             self._require_room()
             there = {record.id for record in self._left()}
             rest = [record for record in others if record.id in there]
@@ -87,9 +97,9 @@ class Batch:
         Raises:
             RametError: if one did not come up; with ``partial``, it is among the failures.
         """
-        if self._start:
+        if self._wake:
             asleep = [record for record in self._left() if record.id not in self._started]
-            self._do(asleep, self._wake, at_once=STARTED_AT_ONCE)
+            self._do(asleep, self._started_by(self._wake), at_once=STARTED_AT_ONCE)
 
     def _left(self) -> list[InstanceRecord]:
         return [record for record in self._records if record.name not in self.failures]
@@ -107,16 +117,17 @@ class Batch:
 
     def _derive(self, record: InstanceRecord, derive: Derive, *, is_last: bool) -> bool:
         self.method = derive(record, is_last) or self.method
-        return not self._start
+        return self._wake is None
 
-    def _wake(self, record: InstanceRecord) -> bool:
+    def _started_by(self, wake: Wake) -> Callable[[InstanceRecord], bool]:
         store = self._store if len(self._records) == 1 else self._store.silent()
-        if record.state is State.STOPPED:
-            start_instance(store, record.id)
-        else:
-            restore(store, record.id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
-        self._started.add(record.id)
-        return True
+
+        def start(record: InstanceRecord) -> bool:
+            wake(store, record)
+            self._started.add(record.id)
+            return True
+
+        return start
 
     def _give_up(self, record: InstanceRecord, error: RametError) -> None:
         for instance_id, why in self._take_back([record.id]).items():

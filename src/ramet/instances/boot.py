@@ -55,6 +55,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
                 mapped_snapshot=None,
                 diff_base=None,
                 needs_full=False,
+                pool=None,
                 generation=record.generation + 1,
             )
     except BaseException:

@@ -44,6 +44,8 @@ def way_out(store: Store, snapshot_id: str, err: CorruptError | HostError | NotF
 
 def _letting_go(record: InstanceRecord, snapshot_id: str) -> str:
     """The command after which an instance no longer needs a snapshot that cannot be loaded, and has lost nothing else."""
+    if record.state is State.PARKED:
+        return f"ramet rm {record.name}"
     if record.vmm is not None:
         stop = f"ramet stop {record.name}"
         is_its_source = snapshot_id in [one.snapshot_id for one in record.lineage[-1:]]

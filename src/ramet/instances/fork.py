@@ -18,7 +18,7 @@ import msgspec
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
 from ramet.instances import birth, choice, naming, sharing
-from ramet.instances.batch import Announce, Batch, OnResult
+from ramet.instances.batch import Announce, Batch, OnResult, wake
 from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
@@ -66,12 +66,12 @@ def fork(
     for name in names:
         naming.check_new_name(name)
     pause_s = None
-    with _all_or_nothing(store) as announce:
+    with all_or_nothing(store) as announce:
         batch = Batch(
             store,
             announce=announce,
-            take_back=lambda ids: _undo(store, ids),
-            start=start,
+            take_back=lambda ids: undo(store, ids),
+            wake=wake if start else None,
             partial=partial,
             on_result=on_result,
         )
@@ -108,12 +108,12 @@ def _from_snapshot(
     hypervisor: Hypervisor | None,
     memory_policy: MemoryPolicy,
 ) -> None:
-    with _not_waking(store, snapshot_id, memory_policy), store.reading(snapshot_id) as paths:
+    with not_waking(store, snapshot_id, memory_policy), store.reading(snapshot_id) as paths:
         manifest = manifests.load(paths)
         _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
-        owner = _owner_of(store, manifest)
+        owner = owner_of(store, manifest)
         chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
-        _from_published(store, batch, owner, chosen, paths, manifest, memory_policy)
+        from_published(store, batch, new_records(store, owner, chosen, manifest), paths, manifest, memory_policy)
 
 
 def _from_instance(
@@ -136,7 +136,10 @@ def _from_instance(
         _require_same(source, record.hypervisor, hypervisor)
         if record.state is State.STANDBY:
             with store.reading(snapshot_of(record)) as paths:
-                _from_published(store, batch, record, chosen, paths, manifests.load(paths), memory_policy)
+                manifest = manifests.load(paths)
+                from_published(
+                    store, batch, new_records(store, record, chosen, manifest), paths, manifest, memory_policy
+                )
             return None
         if memory_policy is MemoryPolicy.SHARE:
             sharing.require_enforced(store, record.hypervisor)
@@ -144,7 +147,7 @@ def _from_instance(
 
 
 @contextmanager
-def _not_waking(store: Store, snapshot_id: str, memory_policy: MemoryPolicy) -> Iterator[None]:
+def not_waking(store: Store, snapshot_id: str, memory_policy: MemoryPolicy) -> Iterator[None]:
     """Keep the instance that a snapshot was taken of from waking, if its forks are to share it (``sharing.open_to_forks``)."""
     with ExitStack() as stack:
         if memory_policy is MemoryPolicy.SHARE:
@@ -169,31 +172,33 @@ def _require_memory(source: str, state: State, memory_policy: MemoryPolicy) -> N
         )
 
 
-def _from_published(
+def from_published(
     store: Store,
     batch: Batch,
-    source: InstanceRecord,
-    names: Sequence[str],
+    records: Sequence[InstanceRecord],
     files: SnapshotPaths,
     manifest: Manifest,
     memory_policy: MemoryPolicy,
 ) -> None:
-    """Forks of a published snapshot, which is kept meanwhile."""
+    """Make the forks of ``records`` from a published snapshot, which is kept meanwhile.
+
+    Raises:
+        UnsupportedError: if they are to share memory, and nothing here would refuse a write to it.
+    """
     manifests.check_files(files, manifest)
     if memory_policy is MemoryPolicy.SHARE:
         sharing.require_enforced(store, manifest.vmm_build.hypervisor)
         sharing.require_unwritten(files)
         sharing.open_to_forks(store, files, manifest)
-        _share(store, batch, source, names, manifest)
+        _share(store, batch, records, manifest)
     else:
-        _derive_all(store, batch, source, names, files, manifest)
+        _derive_all(store, batch, records, files, manifest)
 
 
-def _share(store: Store, batch: Batch, source: InstanceRecord, names: Sequence[str], manifest: Manifest) -> None:
+def _share(store: Store, batch: Batch, records: Sequence[InstanceRecord], manifest: Manifest) -> None:
     """Forks that refer to a published snapshot, which is kept meanwhile, and that they may read."""
-    records = [
-        msgspec.structs.replace(record, snapshot=manifest.id, memory_policy=MemoryPolicy.SHARE)
-        for record in _new_records(store, source, names, manifest)
+    sharing_ones = [
+        msgspec.structs.replace(record, snapshot=manifest.id, memory_policy=MemoryPolicy.SHARE) for record in records
     ]
 
     def make_one(record: InstanceRecord, _is_last: bool) -> None:
@@ -201,7 +206,7 @@ def _share(store: Store, batch: Batch, source: InstanceRecord, names: Sequence[s
             birth.make_directories(work)
             birth.establish(store, work, record)
 
-    batch.make(records, make_one)
+    batch.make(sharing_ones, make_one)
 
 
 def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], memory_policy: MemoryPolicy) -> float:
@@ -232,25 +237,23 @@ def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], 
                 sharing.open_to_forks(store, files, manifest)
             if not is_base:
                 lock.close()  # the capture has inodes of its own, under a lock of its own: the source is free
+            records = new_records(store, record, names, manifest)
             if share:
-                _share(store, batch, record, names, manifest)
+                _share(store, batch, records, manifest)
             else:
-                _derive_all(store, batch, record, names, files, manifest, last_takes_files=not is_kept)
+                _derive_all(store, batch, records, files, manifest, last_takes_files=not is_kept)
             return pause_s
 
 
 def _derive_all(
     store: Store,
     batch: Batch,
-    source: InstanceRecord,
-    names: Sequence[str],
+    records: Sequence[InstanceRecord],
     files: SnapshotPaths,
     manifest: Manifest,
     *,
     last_takes_files: bool = False,
 ) -> None:
-    records = _new_records(store, source, names, manifest)
-
     def derive_one(record: InstanceRecord, is_last: bool) -> Method | None:
         return _derive_one(store, record, files, manifest, take_files=is_last and last_takes_files)
 
@@ -299,7 +302,7 @@ def _from_disk(store: Store, batch: Batch, source: InstanceRecord, names: Sequen
             birth.establish(store, work, record)
         return method
 
-    batch.make(_new_records(store, source, names, None), derive_one)
+    batch.make(new_records(store, source, names, None), derive_one)
 
 
 def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | None) -> InstanceRecord:
@@ -317,7 +320,7 @@ def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | Non
 
 
 @contextmanager
-def _all_or_nothing(store: Store) -> Iterator[Announce]:
+def all_or_nothing(store: Store) -> Iterator[Announce]:
     """Yields what is told the forks before they are made. If the block fails, those that were are removed; if it is killed,
     the next command removes them.
     """
@@ -331,11 +334,11 @@ def _all_or_nothing(store: Store) -> Iterator[Announce]:
         try:
             yield announce
         except BaseException:
-            _undo(store, ids)
+            undo(store, ids)
             raise
 
 
-def _undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
+def undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
     """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C. Returns why,
     for each of those.
     """
@@ -352,9 +355,10 @@ def _undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
     return left
 
 
-def _new_records(
+def new_records(
     store: Store, source: InstanceRecord, names: Sequence[str], manifest: Manifest | None
 ) -> list[InstanceRecord]:
+    """The records of forks that are to be made of ``source``, from a snapshot or from its disk alone."""
     ids = birth.new_ids(store, len(names))
     return [_new_record(source, one, name, manifest) for one, name in zip(ids, names, strict=True)]
 
@@ -381,7 +385,7 @@ def _new_record(source: InstanceRecord, instance_id: str, name: str, manifest: M
     )
 
 
-def _owner_of(store: Store, manifest: Manifest) -> InstanceRecord:
+def owner_of(store: Store, manifest: Manifest) -> InstanceRecord:
     """The record of the instance that a snapshot was taken of; made up from the manifest if it is gone."""
     for record in store.records():
         if record.id == manifest.instance_id:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ramet.errors import GuestError, VmmDiedError, VmmError
-from ramet.guests.client import AgentClient
+from ramet.guests.client import AgentClient, GuestRefusedError
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
 from ramet.signals import signals_held
@@ -18,6 +18,8 @@ log = logging.getLogger("ramet.guest")
 QUIESCE_DEADLINE_S = 20.0
 THAW_DEADLINE_S = 20.0
 IDENTITY_DEADLINE_S = 30.0
+REHEARSAL_DEADLINE_S = 20.0
+REHEARSED = ("sh", "-c", "true")
 
 
 def quiesce(run_dir: Path) -> None:
@@ -100,3 +102,13 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
         if failed:
             log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
         yield agent
+
+
+def rehearse(agent: AgentClient) -> None:
+    """Run a command that does nothing outside the frozen workload: the first one after a load takes many times as long as those
+    after it, since what the guest runs is translated, or its pages come in. A guest that cannot is as slow at its first command.
+    """
+    try:
+        agent.exec(REHEARSED, timeout_s=REHEARSAL_DEADLINE_S, outside_workload=True)
+    except GuestRefusedError as err:  # no shell; or the agent of an older image
+        log.info("a parked fork could not rehearse a command: %s", err.message)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ramet import config
-from ramet.errors import NotFoundError, RametError
+from ramet.errors import ConfigError, NotFoundError, RametError
 from ramet.guests import image as images
 from ramet.instances import (
     choice,
+    claim,
     commands,
     create,
     delete,
     doctor,
     fork,
     inspect,
+    pool,
     power,
     restore,
     snapshot_check,
@@ -44,6 +46,7 @@ from ramet.model import (
     InstanceInfo,
     MemoryPolicy,
     Ping,
+    PoolInfo,
     RemovalPlan,
     SnapshotCheck,
     SnapshotInfo,
@@ -188,6 +191,7 @@ class Host:
         hypervisor: Hypervisor | None = None,
         memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
         partial: bool = False,
+        from_pool: bool = False,
         on_result: Callable[[str, RametError | None], object] = lambda _name, _error: None,
     ) -> ForkReport:
         """Fork an instance or ``snapshot:ID-or-name`` into one or many, called ``names`` or by free names; all or nothing.
@@ -202,12 +206,28 @@ class Host:
         With ``MemoryPolicy.SHARE`` the forks map the source's published memory until their first sleep, and keep that snapshot
         from being deleted.
 
+        With ``from_pool`` forks that ``pool`` has parked get their names and identities, and run: ``start`` is implied. The
+        other choices were made when they were parked.
+
         Raises:
+            StateError: with ``from_pool``, if the source does not sleep any more; nothing was touched.
+            ConflictError: with ``from_pool``, if it sleeps on another snapshot than its parked forks descend from, or there are
+                too few of them; nothing was touched, or what was taken is removed.
             UnsupportedError: if they are to share memory, and nothing here would refuse a write to it; nothing was touched.
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """
         self._fresh()
         names = (names,) if isinstance(names, str) else names  # a string is a sequence of strings too
+        if from_pool:
+            if partial or hypervisor is not None or memory_policy is not MemoryPolicy.CLONE:
+                raise ConfigError(
+                    "A parked fork is what it was made: from a pool there is no choice of hypervisor or memory policy, and all "
+                    "are claimed or none.",
+                    hint="Say --memory-policy where the pool is filled: ramet pool.",
+                )
+            claimed, left = claim.claim(self._store, source, names, count=count, on_result=on_result)
+            infos = tuple(self.get(instance_id) for instance_id in claimed)
+            return ForkReport(instances=infos, source_pause_s=None, method=None, left_in_pool=left)
         made = fork.fork(
             self._store,
             source,
@@ -236,6 +256,36 @@ class Host:
                 for name, err in made.failures.items()
             ),
         )
+
+    def pool(
+        self,
+        source: str,
+        *,
+        size: int,
+        memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
+        on_result: Callable[[str, RametError | None], object] = lambda _name, _error: None,
+    ) -> PoolInfo:
+        """Have ``size`` forks of a sleeping instance, or of ``snapshot:ID-or-name``, loaded and paused, to be claimed by
+        ``fork(…, from_pool=True)``; 0 empties the pool.
+
+        Those that descend from an older snapshot than the source sleeps on now are replaced, and so are those whose VMM has
+        ended. What is missing is made, all of it or none; what is too much is removed. Nothing keeps the size afterwards: a
+        claim leaves one less.
+
+        Raises:
+            StateError: if the source does not sleep; nothing was touched.
+            RoomError: if not as many fit; none was added.
+        """
+        self._fresh()
+        return pool.fill(self._store, source, size=size, memory_policy=memory_policy, on_result=on_result)
+
+    def pool_get(self, source: str) -> PoolInfo:
+        """The parked forks of one source; none, if it has no pool."""
+        return pool.show(self._store, source)
+
+    def pools(self) -> builtins.list[PoolInfo]:
+        """Every source that has parked forks, and them."""
+        return pool.all_pools(self._store)
 
     def remove(self, name: str, *, force: bool = False) -> None:
         """Delete an instance; a running or paused one only with ``force``. Its forks do not notice."""

@@ -86,7 +86,7 @@ def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers
             snapshot = snapshots.info(store, record.snapshot, referrers.get(record.snapshot))
         except (CorruptError, NotFoundError) as err:
             detail = detail or f"Its snapshot {record.snapshot} cannot be used: {err.message}"
-    live = record.state in observe.LIVE
+    live = record.state in observe.HAS_VMM
     return InstanceInfo(
         id=record.id,
         name=record.name,
@@ -110,6 +110,7 @@ def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers
         mapped_memory=_mapped_memory(store, record) if live else None,
         run_dir=str(paths.run),
         logs={kind: str(path) for kind, path in logs(store, record).items()},
+        pool=record.pool,
     )
 
 

@@ -18,20 +18,28 @@ from ramet.errors import GuestError, RametError, VmmError
 from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State
+from ramet.store import names
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
 log = logging.getLogger("ramet.instances")
 LIVE = (State.RUNNING, State.PAUSED)
+HAS_VMM = (*LIVE, State.PARKED)
 VMM_LOST = (
     "The VMM ended without its guest having shut down (killed, crashed, or the host was booted anew). "
     "The live disk is newer than the last snapshot."
 )
+PARKED_LOST = (
+    "Its VMM ended while it was parked (killed, crashed, or the host was booted anew). "
+    "Its workload had not run: nothing is lost."
+)
+CLAIM = "fork --from-pool"
+"""``pending`` of a parked fork while it is claimed."""
 FORCED_STOP = "stop --force"
 """``pending`` once a verb is to kill the VMM, and does it: if it is killed itself, a VMM that is gone was not lost."""
 
 
 def is_live(record: InstanceRecord) -> bool:
-    """Whether it runs or is paused: it has a VMM."""
+    """Whether it runs or is paused: a VMM has what no snapshot has."""
     return record.state in LIVE
 
 
@@ -50,14 +58,14 @@ def exclusive(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) 
             yield instance
         except RametError:
             if instance.record.pending is not None and not is_live(instance.record):
-                _settle_after_failure(instance)  # of a live one, the next command does it: its VMM may not answer
+                settle_after_failure(instance)  # of a live one, the next command does it: its VMM may not answer
             raise
 
 
-def _settle_after_failure(instance: Locked) -> None:
+def settle_after_failure(instance: Locked) -> None:
     """What the next command would do first; the error that is on its way is what is told."""
     try:
-        settle(instance.store, instance.store.read(instance.record.id))
+        instance.record = settle(instance.store, instance.store.read(instance.record.id))
     except RametError as err:
         log.info("%s: the next command tidies up: %s", instance.record.name, err)
 
@@ -67,7 +75,7 @@ def shared(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> 
     """Lock an instance against change, for reading it; the record says what is true now, and nothing is left half-way."""
     instance_id = store.find(name)
     record = store.read(instance_id)
-    if record.pending is not None or (record.vmm is not None and not is_live(record)):
+    if record.pending is not None or (record.vmm is not None and record.state not in HAS_VMM):
         with exclusive(store, name, timeout_s=timeout_s):
             pass
     with locked(store.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
@@ -76,10 +84,12 @@ def shared(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> 
 
 def observed(store: Store, record: InstanceRecord) -> InstanceRecord:
     """``record`` with the state that is true now: its VMM may have gone since the record was written."""
-    if record.state not in LIVE or (record.vmm is not None and process.is_alive(record.vmm)):
+    if record.state not in HAS_VMM or (record.vmm is not None and process.is_alive(record.vmm)):
         return record
     paths = store.paths.instance(record.id)
     gone = msgspec.structs.replace(record, vmm=None, mapped_snapshot=None, diff_base=None)
+    if record.state is State.PARKED:
+        return msgspec.structs.replace(gone, state=State.FAILED, failure=Failure.VMM_LOST, failure_detail=PARKED_LOST)
     stopped = msgspec.structs.replace(gone, state=State.STOPPED, snapshot=None)
     if record.pending == FORCED_STOP:
         return stopped
@@ -111,7 +121,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     if record.pending is not None:
         record = _mend(store, record, record.pending)
     record = observed(store, record)
-    if record.state not in LIVE and record.vmm is not None:
+    if record.state not in HAS_VMM and record.vmm is not None:
         process.kill_and_wait(record.vmm)
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
@@ -148,6 +158,10 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
             failure=Failure.CREATE_FAILED,
             failure_detail="`ramet create` was killed before the guest had answered.",
         )
+    if verb == CLAIM:
+        names.release_others(store.paths.instance_names, record.name, record.id)
+    if record.state is State.PARKED:
+        return _park_again(store, record)
     if record.state in LIVE:
         live_files.drop_set_aside_disk(paths)  # the rollback has happened
         if record.vmm is not None and process.is_alive(record.vmm):
@@ -173,6 +187,21 @@ def _run_on(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
         log.warning("%s: could not resume the guest that `%s` left frozen: %s", record.name, verb, err)
         return msgspec.structs.replace(record, pending=verb)  # the next command tries again
     return msgspec.structs.replace(record, state=State.RUNNING)
+
+
+def _park_again(store: Store, record: InstanceRecord) -> InstanceRecord:
+    """Bring a parked fork to rest whose claim was cut short: its workload is frozen still, and the next claim gives it an
+    identity once more. One that cannot be brought to rest is ended, and has lost nothing.
+    """
+    if record.vmm is not None and process.is_alive(record.vmm):
+        try:
+            with store.driver(record.hypervisor).connect(store.paths.instance(record.id).run) as monitor:
+                if monitor.vcpus_running():
+                    monitor.stop_vcpus()
+        except VmmError as err:
+            log.warning("the parked fork %s could not be brought to rest, and is ended: %s", record.id, err.message)
+            process.kill_and_wait(record.vmm)
+    return record
 
 
 def reap_strays(run_dir: Path) -> None:

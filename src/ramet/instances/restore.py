@@ -45,17 +45,19 @@ def restore(
     with exclusive(store, name) as instance:
         if snapshot is None and reached(store, instance, Verb.RESTORE):
             return
+        if instance.record.state is State.PARKED:
+            require(Verb.RESTORE, State.PARKED, name=name)  # its way to run is the claim
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
         with _collecting(store, before, chosen), store.reading(chosen) as paths:
-            manifest = _check(instance, paths)
+            manifest = check(instance, paths)
             if verified and is_live(before):  # before it is given up for what may be damaged
                 snapshot_check.require_intact(paths, manifest)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
                 store.say(f"{name}: restoring")
-                _wake(instance, paths, manifest, verified=verified)
+                wake(instance, paths, manifest, verified=verified)
 
 
 @contextmanager
@@ -99,7 +101,13 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
     return snapshot_of(record)
 
 
-def _check(instance: Locked, paths: SnapshotPaths) -> Manifest:
+def check(instance: Locked, paths: SnapshotPaths) -> Manifest:
+    """The manifest of the snapshot that an instance is to wake from.
+
+    Raises:
+        ConfigError: if it is another's.
+        IncompatibleError, CorruptError: if it cannot be loaded here.
+    """
     manifest = manifests.load(paths)
     if not sharing.may_wake_from(instance.record, manifest):
         raise ConfigError(
@@ -122,7 +130,56 @@ def _end_live(instance: Locked) -> None:
         live_files.clear(instance.paths, keep_disk=True)
 
 
-def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, verified: bool) -> None:
+def let_run(instance: Locked, manifest: Manifest, template: Template | None) -> None:
+    """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget.
+
+    The verb is still marked as pending: the disk that a rollback had set aside is yet to go.
+    """
+    record, run_dir = instance.record, instance.paths.run
+    generation = record.generation + 1
+    with instance.driver.connect(run_dir) as monitor:
+        monitor.resume_vcpus()
+    with guest.identified(run_dir, record, generation=generation) as agent:
+        note_woken(instance, manifest, template, state=State.RUNNING, generation=generation, pool=None)
+        agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
+
+
+def note_woken(
+    instance: Locked,
+    manifest: Manifest,
+    template: Template | None,
+    *,
+    state: State,
+    generation: int,
+    pool: str | None,
+) -> None:
+    """Record that a VMM has loaded a snapshot, and that its guest has an identity.
+
+    Raises:
+        HostError: if that could not be written.
+    """
+    instance.change(
+        state=state,
+        failure=None,
+        failure_detail=None,
+        snapshot=manifest.id,
+        mapped_snapshot=manifest.id,
+        template=template,
+        diff_base=manifest.id,
+        needs_full=False,
+        generation=generation,
+        pool=pool,
+    )
+
+
+Then = Callable[[Locked, Manifest, Template | None], None]
+"""What is done with a VMM that has loaded its snapshot, and what is recorded of it."""
+
+
+def wake(
+    instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, verified: bool = False, then: Then = let_run
+) -> None:
+    """Start a VMM of an instance that has none, load a snapshot, and do ``then``. On failure the instance is what it was."""
     paths = instance.paths
     aside = live_files.set_aside_path(paths)
     keep_old_disk = instance.record.state is not State.STANDBY and paths.disk.exists()
@@ -144,11 +201,11 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, veri
                 memory_is_sealed=template is not None,
             )
             if not verified:
-                _load_and_run(instance, spec, manifest, template, before_run=lambda _vmm: None)
+                _load(instance, spec, manifest, template, before_run=lambda _vmm: None, then=then)
             else:
                 instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
                 with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
-                    _load_and_run(instance, spec, manifest, template, before_run=require_used)
+                    _load(instance, spec, manifest, template, before_run=require_used, then=then)
     except BaseException:
         with signals_held():
             live_files.clear(paths, keep_disk=False)
@@ -157,13 +214,14 @@ def _wake(instance: Locked, snapshot: SnapshotPaths, manifest: Manifest, *, veri
     live_files.drop_set_aside_disk(paths)
 
 
-def _load_and_run(
+def _load(
     instance: Locked,
     spec: LaunchSpec,
     manifest: Manifest,
     template: Template | None,
     *,
     before_run: Callable[[VmmProcess], None],
+    then: Then,
 ) -> None:
     asleep = instance.record
     said_bytes = console_log.size_bytes(instance.paths)
@@ -171,36 +229,12 @@ def _load_and_run(
     try:
         instance.change(durable=False, vmm=vmm, console_offset_bytes=said_bytes)
         before_run(vmm)
-        _let_run(instance, manifest, template)
+        then(instance, manifest, template)
     except BaseException:
         with signals_held():
             process.kill_and_wait(vmm)
             instance.put_back(asleep)  # it may say running already, if only the thaw has failed
         raise
-
-
-def _let_run(instance: Locked, manifest: Manifest, template: Template | None) -> None:
-    """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget.
-
-    The verb is still marked as pending: the disk that a rollback had set aside is yet to go.
-    """
-    record, run_dir = instance.record, instance.paths.run
-    generation = record.generation + 1
-    with instance.driver.connect(run_dir) as monitor:
-        monitor.resume_vcpus()
-    with guest.identified(run_dir, record, generation=generation) as agent:
-        instance.change(
-            state=State.RUNNING,
-            failure=None,
-            failure_detail=None,
-            snapshot=manifest.id,
-            mapped_snapshot=manifest.id,
-            template=template,
-            diff_base=manifest.id,
-            needs_full=False,
-            generation=generation,
-        )
-        agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
 
 
 def _is_anothers(instance: Locked, manifest: Manifest) -> bool:

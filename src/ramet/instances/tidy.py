@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError
 from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away, take_away_damaged
+from ramet.instances.observe import settle
 from ramet.signals import signals_held
 from ramet.store import chores
 from ramet.store.chores import Kind
@@ -36,7 +39,7 @@ def _is_done(store: Store, kind: Kind, one: str) -> bool:
     log.info("a command was killed that had %s to %s", one, kind)
     try:
         with signals_held():
-            (_collect if kind is Kind.COLLECT else _remove)(store, one)
+            _DO[kind](store, one)
     except (LockedError, CorruptError):  # somebody is at work on it; or a record that is damaged may refer to it
         return False
     except (OSError, RametError) as err:
@@ -67,3 +70,16 @@ def _remove(store: Store, instance_id: str) -> None:
         except CorruptError as err:
             log.warning("%s", err.message)
             take_away_damaged(store, instance_id)
+
+
+def _settle(store: Store, instance_id: str) -> None:
+    """What the next verb on it would do first."""
+    with locked(store.paths.locks, f"instance-{instance_id}", timeout_s=0), suppress(NotFoundError):
+        settle(store, store.read(instance_id))
+
+
+_DO: Mapping[Kind, Callable[[Store, str], None]] = {
+    Kind.COLLECT: _collect,
+    Kind.REMOVE: _remove,
+    Kind.SETTLE: _settle,
+}

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """A snapshot: it goes if nothing refers to it."""
     REMOVE = "remove"
     """An instance: it was not whole yet, or not any more."""
+    SETTLE = "settle"
+    """An instance: a verb on it was cut short that others would notice, by a name that it had taken."""
 
 
 class Chore:

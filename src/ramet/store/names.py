@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ramet.errors import ConflictError, CorruptError, host_errors
@@ -34,6 +34,16 @@ def release(directory: Path, name: str, target_id: str) -> None:
         if lookup(directory, name) == target_id:
             (directory / name).unlink(missing_ok=True)
             atomic.fsync_directory(directory)
+
+
+def release_others(directory: Path, name: str, target_id: str) -> None:
+    """Free all other names that mean ``target_id`` than ``name``: a renaming that was cut short leaves two."""
+    with host_errors(f"read {directory}"):
+        others = sorted(entry.name for entry in directory.iterdir() if entry.name != name and entry.name[0] != ".")
+    for other in others:
+        with suppress(CorruptError):  # another's, which is damaged
+            if lookup(directory, other) == target_id:
+                release(directory, other, target_id)
 
 
 @contextmanager

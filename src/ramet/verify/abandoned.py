@@ -51,6 +51,10 @@ def remove(host: Host, say: Callable[[str], None]) -> None:
         instances = [info.name for info in host.list()]
         say(f"removing what a run that was killed has left (verify-{tag})")
         mine = f"verify-{tag}-"
+        for source in [one.source for one in host.pools()]:
+            if source.startswith(mine):
+                with _unless_gone(host, source):
+                    host.pool(source, size=0)
         for name in instances:
             if name.startswith(mine):
                 with _unless_gone(host, name):

@@ -206,6 +206,20 @@ CLAIMS: dict[str, Claim] = {
             hazards=("H01", "H20"),
         ),
         Claim(
+            id="parked-stands-still",
+            title="the workload of a parked fork stands still",
+            claim="A fork that waits in a pool has the same VMM, and a workload that has come no further, when it is claimed.",
+            fails_if="the workload runs on before the fork is claimed and has its identity",
+            hazards=("H50", "H71"),
+        ),
+        Claim(
+            id="claimed-somebody-else",
+            title="each claimed fork is somebody else",
+            claim="Host name, machine-id and what the kernel draws, before the workload runs on and since, differ in all.",
+            fails_if="two forks of one pool, or one and its source, are called the same or draw the same",
+            hazards=("H50", "H52"),
+        ),
+        Claim(
             id="chain-inherits",
             title="a fork of a fork starts with what its parent wrote",
             claim="Down a chain of five, each starts with the sentinels that the one before it wrote last.",

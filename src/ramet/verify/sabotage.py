@@ -344,6 +344,20 @@ SABOTAGES: dict[str, Sabotage] = {
             strikes={Point.FLIGHT_RESTORED: strikes.stop_flight},
         ),
         Sabotage(
+            name="unfrozen-workload",
+            summary="the workload of a pool's source is not among what is frozen",
+            scenario="pool",
+            caught_by=("parked-stands-still",),
+            strikes={Point.TICKING: strikes.let_workload_escape},
+        ),
+        Sabotage(
+            name="borrowed-name",
+            summary="one claimed fork has the host name and the machine-id of another",
+            scenario="pool",
+            caught_by=("claimed-somebody-else",),
+            strikes={Point.CLAIMED: strikes.borrow_name},
+        ),
+        Sabotage(
             name="replayed-randomness",
             summary="the kernel's random UUIDs come in the same order in all of twenty forks",
             scenario="draws",

@@ -17,7 +17,7 @@ from ramet.errors import ConfigError
 from ramet.linux import landlock, memfd, procfs, seccomp
 from ramet.model import PAGE_BYTES, Hypervisor, MemoryPolicy
 from ramet.verify import evidence, isolation
-from ramet.verify.world import World
+from ramet.verify.world import Identity, World
 
 CONFINEMENT, USERS = "RAMET_CONFINEMENT", "RAMET_VMM_USERS"
 VMM_PROGRAMS = {
@@ -314,12 +314,22 @@ def reboot(world: World) -> None:
 
 def take_identity(world: World) -> None:
     """The fork calls itself what the source does."""
-    who = world.identities["source"]
-    world.guest(
-        "fork",
-        'hostname "$1"; echo "$2" >/etc/machine-id',
-        arguments=[who.hostname, who.machine_id],
-    )
+    _be(world, "fork", world.identities["source"])
+
+
+def borrow_name(world: World) -> None:
+    """One fork of a pool calls itself what another does."""
+    _be(world, "parked-b", world.identity("parked-a"))
+
+
+def _be(world: World, role: str, who: Identity) -> None:
+    script = 'hostname "$1"; echo "$2" >/etc/machine-id'
+    world.guest(role, script, arguments=[who.hostname, who.machine_id])
+
+
+def let_workload_escape(world: World) -> None:
+    """The workload moves to the group that nobody freezes."""
+    world.guest("source", "cat /ram/ticking >/sys/fs/cgroup/cgroup.procs")
 
 
 def stop_clock(world: World) -> None:

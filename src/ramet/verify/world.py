@@ -56,6 +56,8 @@ class Point(StrEnum):
     COUNTING = "before the source is forked and put to standby at once"
     TOGETHER_SLEPT = "after it was forked and put to standby at once"
     FLIGHT_RESTORED = "after one of those with requests in flight was restored"
+    TICKING = "before the source of a pool is put to standby"
+    CLAIMED = "after two parked forks were claimed"
     DRAWING = "before the source draws all the time"
 
 
@@ -262,6 +264,9 @@ class World:
     def remove_all(self) -> list[str]:
         """Remove every instance and named snapshot of this run; returns what could not be removed."""
         failed = []
+        for one in self.host.pools():
+            if one.source in self.names.values():
+                self.host.pool(one.source, size=0)
         for name in reversed(self.names.values()):
             if not self.host.exists(name):
                 continue
@@ -297,6 +302,11 @@ def boot_source(world: World) -> None:
 def sleeping_source(world: World, token: str) -> None:
     """Boot the source, let it write ``token``, and put it to standby; what it knows and its files are remembered."""
     boot_source(world)
+    fall_asleep(world, token)
+
+
+def fall_asleep(world: World, token: str) -> None:
+    """Let the source, which runs, write ``token``, and put it to standby; what it knows and its files are remembered."""
     with world.step("putting it to standby"):
         world.write_sentinels("source", token)
         world.remember_guest("source")

@@ -396,6 +396,11 @@ def test_commands_join_the_workload(own_agent: NativeAgent) -> None:
     assert (own_agent.root / "sys/fs/cgroup/workload/cgroup.procs").read_text() == "0"
 
 
+def test_a_command_outside_the_workload_runs_while_that_is_frozen(own_agent: NativeAgent) -> None:
+    with own_agent.frozen_workload(), own_agent.client() as client:
+        assert client.exec(["echo", "outside"], outside_workload=True, timeout_s=DEADLINE_S).stdout == b"outside\n"
+
+
 def test_command_that_cannot_join_the_workload_does_not_run(own_agent: NativeAgent) -> None:
     """It could not be frozen."""
     procs = own_agent.root / "sys/fs/cgroup/workload/cgroup.procs"

@@ -141,7 +141,7 @@ def test_malformed_requests_are_refused(raw: Raw, kind: Request) -> None:
             struct.pack("<IIHH", 0, 0, 0, 0) + wire.string("") + struct.pack("<I", 1) + b"\xff\xff", id="short"
         ),
         pytest.param(struct.pack("<IIHH", 0, 0, 0, 0) + wire.string("") + wire.strings([]) * 2, id="no argv"),
-        pytest.param(struct.pack("<IIHH", 8, 0, 0, 0) + wire.string("") + wire.strings(["x"]) * 2, id="unknown flag"),
+        pytest.param(struct.pack("<IIHH", 16, 0, 0, 0) + wire.string("") + wire.strings(["x"]) * 2, id="unknown flag"),
         pytest.param(
             struct.pack("<IIHH", 0, 0, 0, 0) + wire.string("") + struct.pack("<I", 1) + b"\2\0a\0" + wire.strings([]),
             id="NUL",

@@ -23,12 +23,20 @@ class Named:
 
 
 @dataclass
+class Pool:
+    """Forks that wait, as far as they are asked for here."""
+
+    source: str
+
+
+@dataclass
 class PlayedHost:
     """A store with instances and named snapshots."""
 
     home: Path
     instances: list[str] = field(default_factory=list)
     named: list[str] = field(default_factory=list)
+    pool_sources: list[str] = field(default_factory=list)
     fails: bool = False
     vanishes: bool = False
 
@@ -51,6 +59,13 @@ class PlayedHost:
         if self.vanishes:
             raise NotFoundError("There is no such snapshot.")
 
+    def pools(self) -> Sequence[Pool]:
+        return [Pool(source) for source in self.pool_sources]
+
+    def pool(self, source: str, *, size: int) -> None:
+        assert size == 0
+        self.pool_sources.remove(source)
+
     def list(self) -> Sequence[Named]:
         return [Named(name) for name in self.instances]
 
@@ -67,6 +82,7 @@ def host(tmp_path: Path) -> PlayedHost:
         home=tmp_path,
         instances=["verify-0a0a0a-source", "verify-0a0a0a-fork", *OTHERS],
         named=["golden", "verify-0a0a0a-golden"],
+        pool_sources=["web", "verify-0a0a0a-source"],
     )
 
 
@@ -82,6 +98,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(host: PlayedHost) ->
     assert [path.name for path in host.home.iterdir()] == ["locks"]
     assert host.instances == OTHERS
     assert host.named == ["golden"]
+    assert host.pool_sources == ["web"]
     assert removed(host) == []
 
 

@@ -54,6 +54,9 @@ class EmptyHost:
     def snapshots(self) -> list[object]:
         return []
 
+    def pools(self) -> list[object]:
+        return []
+
 
 def played(name: str, *, works: bool, error: RametError | None) -> Scenario:
     """A scenario of one step, which ends with an error, in the step or after it."""

@@ -7,7 +7,8 @@
 #define FLAG_PTY 1u
 #define FLAG_DETACH 2u
 #define FLAG_FILES 4u /* the program is the agent itself: put or get, see files.c */
-#define FLAGS_KNOWN (FLAG_PTY | FLAG_DETACH | FLAG_FILES)
+#define FLAG_OUTSIDE 8u /* not in the workload: it runs while that is frozen */
+#define FLAGS_KNOWN (FLAG_PTY | FLAG_DETACH | FLAG_FILES | FLAG_OUTSIDE)
 
 struct command {
     char **argv, **envp, *cwd, *program;

@@ -57,7 +57,7 @@ static bool keep_own_descriptors(const int stdio[3], int report_fd)
     return close_range(REPORT_FD + 1, ~0u, 0) == 0;
 }
 
-/* In the child. If the workload is frozen it stays in workload_join until the thaw. */
+/* In the child. If the workload is frozen it stays in workload_join until the thaw, unless it is to run outside. */
 static _Noreturn void become(const struct command *cmd, const int stdio[3], int report_fd)
 {
     struct report report = {.pid = getpid()};
@@ -69,7 +69,7 @@ static _Noreturn void become(const struct command *cmd, const int stdio[3], int 
     if (write(REPORT_FD, &report, sizeof report) != (ssize_t)sizeof report)
         _exit(126);
     unprotect_from_oom();
-    if ((errno = workload_join()) != 0)
+    if (!(cmd->flags & FLAG_OUTSIDE) && (errno = workload_join()) != 0)
         fail_child(REPORT_FD, STEP_WORKLOAD);
     if (poll(&listener, 1, 0) != 0)
         _exit(126); /* the client went away while the workload was frozen */

@@ -12,6 +12,7 @@ from ramet.verify.scenarios import (
     draws,
     flight,
     live,
+    pool,
     reverse,
     rewind,
     siblings,
@@ -23,7 +24,7 @@ from ramet.verify.scenarios.scenario import Scenario
 
 SCENARIOS: dict[str, Scenario] = {
     one.SCENARIO.name: one.SCENARIO
-    for one in (base, reverse, siblings, chain, live, rewind, sleeps, swapped, together, flight, draws)
+    for one in (base, reverse, siblings, pool, chain, live, rewind, sleeps, swapped, together, flight, draws)
 }
 
 
