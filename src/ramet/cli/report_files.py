@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -55,6 +55,29 @@ def check(reports: Mapping[str, Path]) -> None:
         other = taken.setdefault(os.path.realpath(path), option)
         if other != option:
             raise ConfigError(f"{other} and {option} are the same file: {path}.", hint="Name two.")
+
+
+def check_directory(option: str, directory: Path, names: Sequence[str]) -> None:
+    """Refuse before a run a directory that could not take these files after it; it may be missing, its parent may not.
+
+    Raises:
+        ConfigError: with what the system says to an attempt; it is not made yet, and its files are what they were.
+    """
+    if str(directory) in ("", "-"):
+        raise ConfigError(f"{option} needs the name of a directory.", hint="--json prints the JSON.")
+    if directory.is_dir():
+        check({f"{option} ({name})": directory / name for name in names})
+        return
+    if directory.exists() or directory.is_symlink():
+        raise ConfigError(f"{directory} is not a directory.", hint=f"Name another one for {option}.")
+    if not directory.absolute().parent.is_dir():
+        raise ConfigError(f"There is no directory {directory.absolute().parent} for {option}.")
+    try:
+        directory.mkdir()
+        directory.rmdir()
+    except OSError as err:
+        hint = f"Name another directory for {option}."
+        raise ConfigError(f"{directory} cannot be made: {err.strerror}.", hint=hint) from err
 
 
 def _check_place(option: str, path: Path) -> None:

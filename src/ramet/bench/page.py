@@ -1,0 +1,8 @@
+"""page"""
+
+from ramet.bench.documents import BenchDocument
+
+
+def encode(found: BenchDocument) -> bytes:
+    """x"""
+    return b""
