@@ -60,12 +60,13 @@ class PeerDocument(Struct, frozen=True, kw_only=True):
 
 
 class RowDocument(Struct, frozen=True, kw_only=True):
-    """All samples of one thing, in seconds, bytes or as a count. ``id`` is the same on every host, within its figure; ``ratio`` is
-    that of the medians, to the row ``against``, of the same figure and run.
+    """All samples of one thing, in seconds, bytes or as a count. ``id`` is the same on every host, within its figure; ``part``:
+    it is a part of the row before; ``ratio`` is that of the medians, to the row ``against``, of the same figure and run.
     """
 
     id: str
     label: str
+    part: bool
     role: RoleWord
     unit: Literal["s", "B", "count"]
     median: float
@@ -198,7 +199,8 @@ def _row(row: Row, medians: dict[str, float]) -> RowDocument:
     other = medians[row.against] if row.against is not None else 0
     return RowDocument(
         id=row.id,
-        label=row.label.strip(),
+        label=row.label,
+        part=row.part,
         role=row.role.value,
         unit=row.unit.value,
         median=found.median,

@@ -6,6 +6,7 @@ Nothing of libvirt is linked: it is asked by virsh(1).
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import time
@@ -114,15 +115,15 @@ class Console(Closing):
             GuestError, GuestTimeoutError: if it does not.
         """
         token = secrets.token_hex(4)
-        self._answer(f"echo {token[:4]}''{token[4:]}-$?\n".encode(), token, timeout_s, again=True)
+        self._answer(f"true; echo {token[:4]}''{token[4:]}-$?\n".encode(), token, timeout_s, again=True)
 
     def _answer(self, typed: bytes, token: str, timeout_s: float, *, again: bool) -> None:
         end = time.monotonic() + timeout_s
-        wanted = f"{token}-".encode()
+        answer = re.compile(rf"(?:^|[\r\n]){token}-(\d+)[\r\n]".encode())  # what merely repeats what was typed is none
         self.heard = b""
         try:
             self.sock.sendall(typed)
-            while b"\n" not in self.heard.partition(wanted)[2]:
+            while (found := answer.search(self.heard)) is None:
                 left = end - time.monotonic()
                 if left <= 0:
                     raise GuestTimeoutError(f"libvirt's guest did not answer {typed!r} within {timeout_s:g} s.")
@@ -130,9 +131,8 @@ class Console(Closing):
                 self._hear(typed if again else b"")
         except OSError as err:
             raise GuestError(f"The console of libvirt's guest was closed: {err}") from err
-        status = self.heard.partition(wanted)[2].split()[0]
-        if status != b"0":
-            raise GuestError(f"In libvirt's guest, {typed!r} ended with status {status!r}.")
+        if found[1] != b"0":
+            raise GuestError(f"In libvirt's guest, {typed!r} ended with status {int(found[1])}.")
 
     def _hear(self, typed: bytes) -> None:
         try:

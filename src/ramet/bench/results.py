@@ -29,7 +29,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """All samples of one thing. ``id`` is the same on every host; ``against`` is the id of the row that it is compared with."""
+    """All samples of one thing. ``id`` is the same on every host; ``against`` is the id of the row that it is compared with;
+    ``part``: it is a part of the row above.
+    """
 
     id: str
     label: str
@@ -37,6 +39,7 @@ class Row:
     unit: Unit = Unit.SECONDS
     role: Role = Role.RAMET
     against: str | None = None
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,23 +33,49 @@ def run(
     memory_mib: int = 256,
     memory_policy: MemoryPolicy = MemoryPolicy.CLONE,
     only: Sequence[str] = (),
-    plan: Plan = QUICK,
+    full: bool = False,
     against: bool = False,
     on_progress: Say | None = None,
 ) -> Report:
     """Run the benchmarks (all by default) in a store below ``home``, which is gone afterwards, whatever happens.
 
-    ``against`` measures the peers that are here in the same run. A benchmark that this host lacks something for is skipped, and
-    the report says why.
+    ``full`` measures more of each; ``against`` measures the peers that are here in the same run. A benchmark that this host lacks
+    something for is skipped, and the report says why.
 
     Raises:
         ConfigError: for unknown names, and guests that are too small to be measured or too large for this host.
         UnsupportedError: if no VMM runs here.
         RametError: if a benchmark fails.
     """
-    say = on_progress or (lambda text: None)
+    return measure(
+        home,
+        catalogue.named(only),
+        hypervisor=hypervisor,
+        memory_mib=memory_mib,
+        memory_policy=memory_policy,
+        plan=FULL if full else QUICK,
+        against=against,
+        say=on_progress or (lambda text: None),
+    )
+
+
+def measure(
+    home: Path,
+    chosen: Sequence[Benchmark],
+    *,
+    hypervisor: Hypervisor | None,
+    memory_mib: int,
+    memory_policy: MemoryPolicy,
+    plan: Plan,
+    against: bool,
+    say: Say,
+) -> Report:
+    """Run these benchmarks, as ``run`` does.
+
+    Raises:
+        RametError: as ``run``.
+    """
     clock = watch()
-    chosen = catalogue.named(only)
     check_memory(memory_mib)
     choice = choose(hypervisor, None)
     with place(home, say) as here:
@@ -81,11 +107,6 @@ def check_memory(memory_mib: int) -> None:
             hint=f"Use {MEMORY_MIN_MIB}M or more.",
         )
     config.check_memory(memory_mib, host_mib=config.host_memory_mib())
-
-
-def plan_of(*, full: bool) -> Plan:
-    """The quick plan, or the full one."""
-    return FULL if full else QUICK
 
 
 def _outcome(benchmark: Benchmark, work: Work) -> Outcome:

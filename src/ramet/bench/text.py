@@ -36,7 +36,7 @@ def facts(found: BenchDocument) -> list[str]:
 def about(host: HostDocument) -> dict[str, str]:
     """The host, in words."""
     return {
-        "host": f"{host.cpus} × {host.cpu} ({host.machine}), {host.memory_mib} MiB",
+        "host": f"{host.cpus} x {host.cpu} ({host.machine}), {host.memory_mib} MiB",
         "kernel": host.kernel,
         "vmm": f"{host.vmm}, {host.accelerator}",
         "store": f"{host.file_system}, {host.copy_method}",
@@ -63,14 +63,15 @@ def _benchmark(one: BenchmarkDocument) -> list[str]:
 
 
 def _figure(figure: FigureDocument) -> list[str]:
-    width = max(len(row.label) for row in figure.rows)
+    width = max(len(row.label) + 2 * row.part for row in figure.rows)
     labels = {row.id: row.label for row in figure.rows}
     lines = ["", f"{figure.title}   [{figure.setting}]"]
     lines.append(f"  {'':<{width}}  {'median':>9}  {'min':>9}  {'max':>9}  {'':<4} {'n':>3}  ratio".rstrip())
     for row in figure.rows:
         numbers = "  ".join(f"{shown(value, row):>9}" for value in (row.median, row.min, row.max))
-        compared = f"{row.ratio:.2f} × {labels[row.against]}" if row.against and row.ratio is not None else ""
-        lines.append(f"  {row.label:<{width}}  {numbers}  {unit_of(row):<4} {row.count:>3}  {compared}".rstrip())
+        compared = f"{row.ratio:.2f} x {labels[row.against]}" if row.against and row.ratio is not None else ""
+        label = f"  {row.label}" if row.part else row.label
+        lines.append(f"  {label:<{width}}  {numbers}  {unit_of(row):<4} {row.count:>3}  {compared}".rstrip())
     lines += [f"  target: {in_words(target)}" for target in figure.targets]
     return lines + [f"  {note}" for note in figure.notes]
 

@@ -96,19 +96,20 @@ def _measured(
     hypervisor: str | None,
     memory_policy: str,
 ) -> BenchDocument:
-    from ramet.bench import documents, runner
+    from ramet import bench as benchmarks
+    from ramet.bench import documents
     from ramet.config import default_home
     from ramet.model import Hypervisor, MemoryPolicy
 
     home = app.home_dir() or default_home()
     with app.working("Measuring", lines=True) as say:
-        report = runner.run(
+        report = benchmarks.run(
             home,
             hypervisor=Hypervisor(hypervisor) if hypervisor else None,
             memory_mib=memory_mib,
             memory_policy=MemoryPolicy(memory_policy),
             only=only,
-            plan=runner.plan_of(full=full),
+            full=full,
             against=against,
             on_progress=say,
         )

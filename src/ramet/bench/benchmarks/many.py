@@ -44,15 +44,15 @@ def measure(work: Work) -> list[Figure]:
     ideal = [count * seconds / cores for seconds in found[CPU]]
     rows = [
         Row(id=RAMET, label="Ramet: all have answered", values=found[RAMET], against=IDEAL),
-        Row(id=P50, label="  half of them within (p50)", values=found[P50]),
-        Row(id=P99, label="  99 % of them within (p99)", values=found[P99]),
+        Row(id=P50, part=True, label="half of them within (p50)", values=found[P50]),
+        Row(id=P99, part=True, label="99 % of them within (p99)", values=found[P99]),
         Row(
             id=IDEAL,
             label="floor: CPU time of waking one, times all, on all cores",
             values=ideal,
             role=Role.FLOOR,
         ),
-        Row(id=CPU, label="  CPU time of waking one by hand", values=found[CPU], role=Role.FLOOR),
+        Row(id=CPU, part=True, label="CPU time of waking one by hand", values=found[CPU], role=Role.FLOOR),
         Row(
             id=BY_HAND,
             label="floor: as many woken by hand, several at a time",
@@ -63,6 +63,7 @@ def measure(work: Work) -> list[Figure]:
     ]
     wall = statistics.median(found[RAMET]) / statistics.median(ideal)
     answered = [(seconds, float(number)) for number, seconds in enumerate(sorted(times), start=1)]
+    over_time = Curve(label="Ramet", points=answered)
     return [
         Figure(
             id="many",
@@ -77,7 +78,7 @@ def measure(work: Work) -> list[Figure]:
                     title="Forks that have answered, over time",
                     x="s",
                     y="",
-                    curves=[Curve(label="Ramet", points=answered)],
+                    curves=[over_time],
                 )
             ],
             notes=["By hand none has a record, an identity or anything durable; all run until the last has answered."],

@@ -27,10 +27,13 @@ def measure(work: Work) -> list[Figure]:
     found = alternate(sides, rounds=work.plan.rounds)
     rows = [
         Row(id=RAMET, label="Ramet: restore, exec true", values=found[RAMET], against=reference),
-        Row(id="ramet-restore", label="  restore", values=found["ramet-restore"]),
-        Row(id="ramet-exec", label="  exec true", values=found["ramet-exec"]),
+        Row(id="ramet-restore", part=True, label="restore", values=found["ramet-restore"]),
+        Row(id="ramet-exec", part=True, label="exec true", values=found["ramet-exec"]),
         Row(id=FLOOR, label="floor: the VMM by hand, thaw, exec true", values=found[FLOOR], role=Role.FLOOR),
-        *(Row(id=f"floor-{step}", label=f"  {step}", values=found[step], role=Role.FLOOR) for step in floor.STEPS),
+        *(
+            Row(id=f"floor-{step}", part=True, label=f"{step}", values=found[step], role=Role.FLOOR)
+            for step in floor.STEPS
+        ),
     ]
     if has_clone:
         label = "floor, on a clone of the memory that nobody has read"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ramet import process
 from ramet.bench.results import Curve, Figure, Plot, Row, Target, Unit, ratio
 from ramet.bench.samples import Samples, watch
 from ramet.bench.source import BULK, Source
@@ -16,6 +17,7 @@ from ramet.model import PAGE_BYTES
 
 PAGES = 1000
 ROUNDS = 3
+SETTLE_S = 5.0
 
 
 def measure(work: Work) -> list[Figure]:
@@ -35,7 +37,6 @@ def measure(work: Work) -> list[Figure]:
     source, sleeps = work.sleeper(), work.plan.sleeps
     found = Samples()
     slept: list[float] = []
-    os.sync()
     free_before = _free(source)
     for number in range(1, max(sleeps) + 1):
         if number == 1 or number % 10 == 0:
@@ -49,7 +50,6 @@ def measure(work: Work) -> list[Figure]:
             for _ in range(ROUNDS):
                 found.add({f"fork-{number}": _fork(source)})
             found.add({f"extents-{number}": _extents(source)})
-    os.sync()
     return [_figure(source, sleeps, found, slept, free_before - _free(source))]
 
 
@@ -133,8 +133,20 @@ def _extents(source: Source) -> float:
 
 
 def _free(source: Source) -> int:
-    found = os.statvfs(source.place.directory)
-    return found.f_bavail * found.f_frsize
+    """What is free once it no longer changes: a file system gives what was deleted back a little later (XFS, inodegc)."""
+    last = -1
+
+    def settled() -> int | None:
+        nonlocal last
+        os.sync()
+        found = os.statvfs(source.place.directory)
+        before, last = last, found.f_bavail * found.f_frsize
+        return last if last == before else None
+
+    try:
+        return process.wait_until(settled, SETTLE_S, what="free space that does not change")
+    except TimeoutError:
+        return last  # others write to this file system too
 
 
 BENCHMARK = Benchmark(
