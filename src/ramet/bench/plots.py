@@ -12,7 +12,7 @@ from ramet.verify.reports.markup import element
 
 BAR_WIDTH, BAR_HEIGHT = 100.0, 14.0
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 40, 14, 40
 TICKS = 5
 DASHES = ("", "6 4", "2 3", "8 3 2 3")
 """Of the curves of one plot, so that they are told apart without colours."""

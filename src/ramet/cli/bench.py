@@ -41,13 +41,7 @@ JSON_NAME, HTML_NAME = "report.json", "report.html"
     show_default=True,
     help="Memory policy of the forks (see ramet fork).",
 )
-@click.option(
-    "--output",
-    "directory",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help=f"Also write {JSON_NAME} and {HTML_NAME} there. Made if it is not there.",
-)
+@report_files.directory_option("--output", "directory", f"{JSON_NAME} and {HTML_NAME}")
 def bench(
     app: App,
     listing: bool,
@@ -71,6 +65,7 @@ def bench(
 
         output.json(documents.schema())
         return
+    from ramet.bench import runner
     from ramet.bench.benchmarks import catalogue
 
     chosen = catalogue.named(only)
@@ -81,6 +76,7 @@ def bench(
             output.table(("NAME", "WHAT IT MEASURES"), [(one.name, one.summary) for one in chosen])
         return
     memory_mib = parse_memory(memory)
+    runner.check_memory(memory_mib)
     if directory is not None:
         report_files.check_directory("--output", directory, (JSON_NAME, HTML_NAME))
     found = _measured(app, only, full, against, memory_mib, hypervisor, memory_policy)

@@ -23,6 +23,23 @@ def option(name: str, parameter: str, what: str) -> Callable[[Function], Functio
     )
 
 
+def directory_option(name: str, parameter: str, what: str) -> Callable[[Function], Function]:
+    """An option that names a directory for reports, which is made after the run if it is not there."""
+    text = f"Also write {what} in DIR, which is made if need be."
+    return click.option(name, parameter, type=click.Path(), callback=_directory, metavar="DIR", help=text)
+
+
+def _directory(_ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Option callback: a directory's path.
+
+    Raises:
+        ConfigError: for what names none.
+    """
+    if value in ("", "-"):
+        raise ConfigError(f"{param.opts[0]} needs the name of a directory.", hint="--json prints the JSON.")
+    return None if value is None else Path(value)
+
+
 def _file(_ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
     """Option callback: a file's path.
 
@@ -63,8 +80,6 @@ def check_directory(option: str, directory: Path, names: Sequence[str]) -> None:
     Raises:
         ConfigError: with what the system says to an attempt; it is not made yet, and its files are what they were.
     """
-    if str(directory) in ("", "-"):
-        raise ConfigError(f"{option} needs the name of a directory.", hint="--json prints the JSON.")
     if directory.is_dir():
         check({f"{option} ({name})": directory / name for name in names})
         return
