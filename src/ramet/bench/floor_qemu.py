@@ -61,8 +61,9 @@ def _start(stack: ExitStack, asleep: Asleep, work: Path, state_fd: int) -> int:
 def _argv(asleep: Asleep, work: Path, fds: Sequence[int]) -> list[str]:
     """Ramet's own command line; without ``memory``, plain anonymous RAM instead of a mapped file."""
     mapped = work / "memory" if asleep.own_memory else asleep.memory
+    program = driver.program()
     argv = qemu_argv.build_argv(
-        driver.program(),
+        program,
         name="bench-floor",
         hardware=asleep.hardware,
         memory=mapped or Path("-"),
@@ -71,6 +72,7 @@ def _argv(asleep: Asleep, work: Path, fds: Sequence[int]) -> list[str]:
         console_log=work / "console.log",
         sockets=qemu_argv.Sockets(qmp=fds[0], console=fds[1], agents=tuple(fds[2:])),
         boot=None,
+        read_only_memory=asleep.memory is not None and driver.opens_memory_read_only(program),
     )
     if asleep.memory is not None:
         return argv

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.bench import stream
+from ramet.bench import hand, stream
 from ramet.bench.hand import Asleep
 from ramet.bench.place import Place, Say
 from ramet.errors import GuestError
 from ramet.hypervisors.base import Hardware
+from ramet.hypervisors.qemu import driver as qemu
 from ramet.instances.host import Host
 from ramet.model import MIB, Accelerator, Hypervisor, MemoryPolicy, State
 
@@ -89,16 +91,25 @@ class Source:
         return Path(snapshot.dir)
 
     def asleep(self, *, own_memory: bool) -> Asleep:
-        """What it takes to wake it by hand."""
+        """What it takes to wake it by hand, until it has slept again."""
         found = self.snapshot_dir()
+        memory = found / "memory"
+        if not own_memory and self._opens_for_writing() and not os.access(memory, os.W_OK):
+            memory = (
+                self.place.scratch / f"{self.name}.memory"
+            )  # that QEMU would be refused the snapshot's, which is 0400
+            hand.clone_or_copy(found / "memory", memory)
         return Asleep(
             hypervisor=self.hypervisor,
             hardware=self.hardware(),
             disk=found / "disk.raw",
             state=found / "vmstate",
-            memory=found / "memory",
+            memory=memory,
             own_memory=own_memory,
         )
+
+    def _opens_for_writing(self) -> bool:
+        return self.hypervisor is Hypervisor.QEMU and not qemu.opens_memory_read_only(qemu.program())
 
     def streamed(self) -> Asleep:
         """The same guest as a migration stream, which is saved if it has not been: then it ends up asleep."""
