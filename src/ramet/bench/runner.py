@@ -130,7 +130,7 @@ def _describe(here: Place, choice: Choice, memory_mib: int, memory_policy: Memor
         kernel=platform.release(),
         python=platform.python_version(),
         hypervisor=choice.hypervisor.value,
-        vmm=qemu.version(qemu.program()) if by_qemu else _firecracker_version(),
+        vmm=f"QEMU {qemu.version(qemu.program())}" if by_qemu else _firecracker_version(),
         accelerator=choice.accelerator.value,
         file_system=file_system_of(here.directory),
         copy_method=(Method.REFLINK if here.reflinks else Method.COPY).value,

@@ -58,7 +58,7 @@ def bench(
 
     Boots guests of its own in a store beside yours, and compares within the run with the raw mechanism (the same VMM,
     started by a minimal script) and, with --against, with peers. It removes what it made. Takes a minute or two; with
-    --full a quarter of an hour and more. Status 0: all was measured that this host can run, whatever the figures are.
+    --full many. Status 0: all was measured that this host can run, whatever the figures are.
     """
     if schema:
         from ramet.bench import documents

@@ -98,7 +98,7 @@ def test_the_report_says_what_its_figures_depend_on(home: Path) -> None:
         return [FIGURE]
 
     found = run(home, look).host
-    assert (found.hypervisor, found.accelerator, found.vmm, found.memory_policy) == ("qemu", "tcg", "7.2", "clone")
+    assert (found.hypervisor, found.accelerator, found.vmm, found.memory_policy) == ("qemu", "tcg", "QEMU 7.2", "clone")
     assert found.copy_method == ("reflink" if places[0].reflinks else "copy")
     assert (found.guest_memory_mib, found.guest_filled_mib) == (256, 104)
     assert found.cpus == len(os.sched_getaffinity(0))
