@@ -1,31 +1,31 @@
 """Where it is measured: a store of its own inside the user's, so on the same file system, which is gone afterwards.
 
 $RAMET_HOME/bench-<tag>/
-  lock       held as long as the run is at work: what nobody holds was left by one that was killed
   home/      the store
   scratch/   files of the raw mechanism and of the peers
+
+The lock of that name, in the user's store, is held while the run is at work: what nobody holds was left by one that was killed.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ramet import process
 from ramet.bench import libvirt
-from ramet.errors import RametError, host_errors
+from ramet.errors import LockedError, RametError, host_errors
 from ramet.instances.host import Host
-from ramet.linux import ofdlock
 from ramet.model import Image
 from ramet.signals import signals_held
 from ramet.store import atomic
 from ramet.store.derive import probe_reflink
+from ramet.store.locks import locked
 
 IMAGE = "micro"
 Say = Callable[[str], None]
@@ -70,21 +70,19 @@ def place(home: Path, say: Say) -> Iterator[Place]:
         say(f"building the guest image {IMAGE}")
         user.image_build(IMAGE)
     directory = user.home / f"bench-{secrets.token_hex(3)}"
-    with host_errors(f"make {directory}"):
-        directory.mkdir(mode=0o700)
-        fd = _opened(directory)
-    try:
-        ofdlock.try_lock(fd)
-        host = Host(directory / "home")
-        with host_errors(f"copy the guest image to {directory}"):
-            shutil.copytree(user.home / "images", host.home / "images", dirs_exist_ok=True)
-            (directory / "scratch").mkdir()
-        yield Place(directory=directory, host=host, why_no_reflinks=probe_reflink(directory))
-    finally:
-        with signals_held():  # a second Ctrl-C waits until nothing is left
-            say("removing what was made")
-            _remove(directory)
-            os.close(fd)
+    with locked(user.home / "locks", directory.name):
+        try:
+            with host_errors(f"make {directory}"):
+                directory.mkdir(mode=0o700)
+            host = Host(directory / "home")
+            with host_errors(f"copy the guest image to {directory}"):
+                shutil.copytree(user.home / "images", host.home / "images", dirs_exist_ok=True)
+                (directory / "scratch").mkdir()
+            yield Place(directory=directory, host=host, why_no_reflinks=probe_reflink(directory))
+        finally:
+            with signals_held():  # a second Ctrl-C waits until nothing is left
+                say("removing what was made")
+                _remove(directory)
 
 
 def remove_abandoned(home: Path, say: Say) -> None:
@@ -93,22 +91,14 @@ def remove_abandoned(home: Path, say: Say) -> None:
     Raises:
         RametError: if it cannot be removed; the next run tries again.
     """
-    for directory in home.iterdir():
-        if not _NAME.fullmatch(directory.name) or not directory.is_dir():
-            continue
-        with host_errors(f"look at {directory}"):
-            fd = _opened(directory)
-        try:
-            if ofdlock.try_lock(fd):
-                say(f"removing what a run that was killed has left ({directory.name})")
-                libvirt.destroy_abandoned(directory)
-                _remove(directory)
-        finally:
-            os.close(fd)
-
-
-def _opened(directory: Path) -> int:
-    return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    found = {path.name for place in (home, home / "locks") for path in place.iterdir() if _NAME.fullmatch(path.name)}
+    for directory in (home / name for name in sorted(found)):
+        with suppress(LockedError), locked(home / "locks", directory.name, timeout_s=0):
+            if not directory.is_dir():
+                continue  # the lock alone was left, and goes
+            say(f"removing what a run that was killed has left ({directory.name})")
+            libvirt.destroy_abandoned(directory)
+            _remove(directory)
 
 
 def _remove(directory: Path) -> None:
@@ -125,5 +115,6 @@ def _remove(directory: Path) -> None:
                 failed = failed or err
         if failed is not None:
             raise failed
-    with host_errors(f"remove {directory}"):
-        atomic.remove_tree(directory)
+    if directory.exists():
+        with host_errors(f"remove {directory}"):
+            atomic.remove_tree(directory)

@@ -12,7 +12,7 @@ from ramet import process
 from ramet.bench import hand
 from ramet.bench.place import place, remove_abandoned
 from ramet.errors import HostError, NoSpaceError
-from ramet.linux import ofdlock
+from ramet.store.locks import locked
 from tests.unit.bench.stores import DIGEST, with_image
 
 
@@ -41,6 +41,7 @@ def test_it_is_on_the_user_s_file_system_with_the_image_and_gone_afterwards(home
         assert here.scratch.is_dir()
         assert here.reflinks == (here.why_no_reflinks is None)
     assert sorted(path.name for path in home.iterdir()) == before
+    assert list((home / "locks").iterdir()) == []
 
 
 def test_it_is_gone_whatever_ends_the_block(home: Path) -> None:
@@ -65,7 +66,6 @@ def with_image_of(home: Path) -> tuple[str, ...]:
 def abandoned(home: Path, name: str = "bench-0a1b2c") -> Path:
     directory = home / name
     (directory / "scratch").mkdir(parents=True)
-    (directory / "lock").touch()
     return directory
 
 
@@ -83,13 +83,15 @@ def test_what_a_killed_run_left_goes_with_the_next_one_and_its_vmms_too(home: Pa
 
 def test_what_another_run_is_at_work_on_stays(home: Path) -> None:
     directory = abandoned(home)
-    fd = os.open(directory / "lock", os.O_RDWR)
-    try:
-        assert ofdlock.try_lock(fd)
+    with locked(home / "locks", directory.name):
         remove_abandoned(home, say)
-    finally:
-        os.close(fd)
     assert benches(home) == ["bench-0a1b2c"]
+
+
+def test_a_lock_that_a_killed_run_left_goes_too(home: Path) -> None:
+    (home / "locks" / "bench-0a1b2c").touch()
+    remove_abandoned(home, say)
+    assert list((home / "locks").iterdir()) == []
 
 
 def test_what_is_not_ours_stays(home: Path) -> None:
