@@ -21,6 +21,8 @@ from ramet.paths import API_SOCKET, VSOCK_SOCKET
 
 PORT_LINE = b"CONNECT 5000\n"
 START_S = 30.0
+POLL_S = 0.001
+"""It is timed: nothing is to be waited for longer than it takes."""
 
 
 class Api(http.client.HTTPConnection):
@@ -29,7 +31,7 @@ class Api(http.client.HTTPConnection):
     def __init__(self, run_dir: Path) -> None:
         super().__init__("localhost")
         try:
-            self.sock = process.wait_until(lambda: _connected(run_dir), START_S, what="Firecracker's socket")
+            self.sock = process.wait_until(lambda: _connected(run_dir), START_S, what="the socket", pause_max_s=POLL_S)
         except TimeoutError as err:
             raise VmmDiedError(f"Firecracker, started by hand, opened no socket within {START_S:g} s.") from err
 
@@ -93,7 +95,7 @@ def woken(asleep: Asleep, scratch: Path) -> Iterator[Awake]:
 def _agent(stack: ExitStack, run_dir: Path) -> raw.Agent:
     """A connection that is answered: the transport is reset by the load, and one that was made before it dies."""
     try:
-        agent = process.wait_until(lambda: _answering(run_dir), raw.ANSWER_S, what="the agent")
+        agent = process.wait_until(lambda: _answering(run_dir), raw.ANSWER_S, what="the agent", pause_max_s=POLL_S)
     except TimeoutError as err:
         raise VmmDiedError("The agent of a guest that was woken by hand does not answer.") from err
     return stack.enter_context(agent)
