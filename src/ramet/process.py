@@ -68,7 +68,7 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str, pa
         TimeoutError: with ``what``, after ``deadline_s`` seconds of the monotonic clock.
     """
     end = time.monotonic() + deadline_s
-    pause = POLL_S
+    pause = min(POLL_S, pause_max_s)
     while True:
         value = fact()
         if value is not None and value is not False:
