@@ -1,1 +1,1 @@
-"""Measurements, not tests: Ramet against the raw mechanism and its peers, in one run, as ratios."""
+"""Measurements for developers, beside those of ``ramet.bench``, on fresh file systems; no tests."""

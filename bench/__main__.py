@@ -1,6 +1,6 @@
-"""``python -m bench``: time Ramet against the raw mechanism and its peers, in one run.
+"""``python -m bench``: what ``ramet bench`` measures and some more for developers, on fresh file systems, held to its targets.
 
-Tables go to stdout as they are done, progress to stderr. It leaves nothing behind, however it ends.
+Tables go to stdout as a file system is done, progress to stderr. It leaves nothing behind, however it ends.
 """
 
 from __future__ import annotations
@@ -8,166 +8,85 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from bench import fan_out, fingerprint, fork, pool, report, restore, scatter, share, standby, startup
-from bench.measure import watch
-from bench.place import Place, absent_peers, describe_host, kinds, place
-from bench.report import Report, Table
-from bench.source import Say, Source, source
+import msgspec
 
-FIGURES = ("restore", "pool", "standby", "fork", "fan-out", "share", "scatter", "startup", "fingerprint")
-LARGE_MIB = 1024
+from bench import fingerprint, startup, upkeep
+from ramet.bench import documents, runner, text
+from ramet.bench.benchmarks.catalogue import BENCHMARKS
+from ramet.bench.documents import BenchDocument
+from ramet.bench.samples import watch
+from ramet.bench.work import FULL, QUICK, Benchmark
+from ramet.model import Hypervisor, MemoryPolicy
+from tools import loopfs
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How much is measured. Without reflinks a large guest takes seconds a round, so it gets fewer."""
-
-    figures: frozenset[str]
-    rounds: int
-    slow_rounds: int
-    commands: int
-    starts: int
-    forks: int
-    sleeps: tuple[int, ...]
-    sharers: int
-    dirty_mib: tuple[int, ...] = (1, 16, 64)
-
-    def rounds_for(self, source: Source) -> int:
-        slow = source.memory_mib > LARGE_MIB and not source.place.reflinks
-        return self.slow_rounds if slow else self.rounds
+DISK_MIB = 16 * 1024
+ALL: dict[str, Benchmark] = {
+    **BENCHMARKS,
+    **{one.BENCHMARK.name: one.BENCHMARK for one in (upkeep, startup, fingerprint)},
+}
 
 
-FULL = Plan(
-    figures=frozenset(FIGURES),
-    rounds=12,
-    slow_rounds=4,
-    commands=200,
-    starts=20,
-    forks=64,
-    sharers=25,
-    sleeps=(1, 10, 25, 50),
-)
-QUICK = Plan(
-    figures=frozenset(FIGURES),
-    rounds=4,
-    slow_rounds=3,
-    commands=40,
-    starts=8,
-    forks=16,
-    sharers=8,
-    sleeps=(1, 10),
-    dirty_mib=(1, 64),
-)
-
-
-def measure(here: Place, memory_mib: Sequence[int], plan: Plan, say: Say) -> list[Table]:
-    """Every figure of one file system. ``say`` hears what begins."""
-    tables: list[Table] = []
-    if "fingerprint" in plan.figures:
-        say(f"{here.setting}: fingerprints")
-        tables += fingerprint.measure(here, rounds=plan.slow_rounds)
-    if plan.figures == {"fingerprint"}:
-        return tables
-    with ExitStack() as stack:
-        say(f"{here.setting}: building the image")
-        here.host().image_build("micro")
-        sources: list[Source] = []
-        for mib in memory_mib:
-            sources.append(stack.enter_context(source(here, mib, say)))
-            say(f"{here.setting}, {mib} MiB: first standby")
-            tables.append(standby.first(sources[-1], rounds=plan.slow_rounds))
-        if "restore" in plan.figures:
-            for one in sources:
-                say(f"{here.setting}, {one.memory_mib} MiB: restore")
-                tables.append(restore.measure(one, rounds=plan.rounds_for(one), read_rounds=plan.slow_rounds))
-        if "pool" in plan.figures:
-            for one in sources:
-                say(f"{here.setting}, {one.memory_mib} MiB: claims from a pool")
-                tables += pool.measure(one, rounds=plan.rounds_for(one))
-        if "standby" in plan.figures:
-            say(f"{here.setting}: second standby")
-            dirty = plan.dirty_mib if here.reflinks else plan.dirty_mib[-1:]
-            tables += standby.later(sources, dirty_mib=dirty, rounds=plan.slow_rounds)
-        if "fork" in plan.figures:
-            say(f"{here.setting}: fork")
-            tables += fork.measure(sources, rounds=plan.rounds if here.reflinks else plan.slow_rounds)
-        if "fan-out" in plan.figures and here.reflinks:
-            say(f"{here.setting}: {plan.forks} forks at once")
-            tables += fan_out.measure(sources[0], count=plan.forks, rounds=plan.slow_rounds)
-        if "share" in plan.figures and here.reflinks:
-            say(f"{here.setting}: {plan.sharers} forks that share memory")
-            tables += share.measure(sources[0], count=plan.sharers, rounds=1)
-        if "scatter" in plan.figures and here.reflinks:
-            say(f"{here.setting}: sleeps after scattered writes")
-            tables.append(scatter.measure(sources[0], say, sleeps=plan.sleeps))
-        if "startup" in plan.figures:
-            say(f"{here.setting}: commands and start-up")
-            tables += startup.measure(sources[0], commands=plan.commands, starts=plan.starts)
-    return tables
+@contextmanager
+def home_on(kind: str, home: Path | None) -> Iterator[Path]:
+    """A store on a fresh ``kind`` of file system, on a loop device that is gone after the block; or ``home``."""
+    if home is not None:
+        home.mkdir(parents=True, exist_ok=True)
+        yield home
+        return
+    why = loopfs.why_not()
+    if why is not None:
+        raise SystemExit(f"bench: {why}; give it a directory: python -m bench --home DIRECTORY")
+    with loopfs.loopfs(kind, size_mib=DISK_MIB, sparse=False) as mount:
+        yield mount / "home"
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure what was asked for; returns the exit status: 0, or 1 with --strict if a target was missed."""
     clock = watch()
 
-    def say(text: str) -> None:
-        print(f"bench: {clock.total():5.0f} s  {text}", file=sys.stderr, flush=True)
+    def say(told: str) -> None:
+        print(f"bench: {clock.total():5.0f} s  {told}", file=sys.stderr, flush=True)
 
-    found = Report(host=describe_host(), absent=absent_peers())
-    print(report.heading(found), flush=True)
-    for kind in kinds(options.home, options.file_systems):
-        with place(kind, options.home) as here:
-            memory = options.memory if here.reflinks or not options.quick else options.memory[:1]
-            for table in measure(here, memory, options.plan, say):
-                found.tables.append(table)
-                print(report.text(table), flush=True)
-    found.seconds = clock.total()
-    print(report.closing(found), flush=True)
+    found: list[BenchDocument] = []
+    for kind in ["its file system"] if options.home else options.file_systems:
+        with home_on(kind, options.home) as home:
+            say(kind)
+            report = runner.measure(
+                home,
+                [ALL[name] for name in ALL if name in options.only],
+                hypervisor=Hypervisor(options.hypervisor) if options.hypervisor else None,
+                memory_mib=options.memory,
+                memory_policy=MemoryPolicy(options.memory_policy),
+                plan=QUICK if options.quick else FULL,
+                against=True,
+                say=say,
+            )
+        found.append(documents.document(report))
+        print(text.render(found[-1]), end="\n\n", flush=True)
     if options.json:
-        options.json.write_text(found.to_json() + "\n")
-    return int(options.strict and not all(target.met for target in found.targets()))
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    figures = [figure for document in found for one in document.benchmarks for figure in one.figures]
+    return int(options.strict and not all(target.met for figure in figures for target in figure.targets))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; ``plan`` is what it amounts to."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="three minutes: fewer rounds, small guests where files are copied"
-    )
-    parser.add_argument("--home", type=Path, help="measure in this directory, not on loop devices (which need root)")
-    parser.add_argument("--file-systems", type=_words(("xfs", "ext4", "btrfs")), default=["xfs", "ext4"], metavar="A,B")
-    parser.add_argument("--memory", type=_sizes, default=[256, 2048], metavar="MIB,MIB", help="sizes of the guests")
-    parser.add_argument("--only", type=_words(FIGURES), default=list(FIGURES), metavar="A,B", help=", ".join(FIGURES))
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller guests")
+    parser.add_argument("--home", type=Path, help="measure in this store, not on loop devices (which need root)")
+    parser.add_argument("--file-systems", nargs="+", choices=("xfs", "ext4", "btrfs"), default=["xfs", "ext4"])
+    parser.add_argument("--hypervisor", choices=[one.value for one in Hypervisor])
+    parser.add_argument("--memory", type=int, default=256, metavar="MIB", help="of the guest that is measured")
+    parser.add_argument("--memory-policy", choices=[one.value for one in MemoryPolicy], default="clone")
+    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL), metavar="NAME", help=", ".join(ALL))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if a target is missed")
-    options = parser.parse_args(arguments)
-    base = QUICK if options.quick else FULL
-    options.plan = replace(base, figures=frozenset(options.only))
-    return options
-
-
-def _words(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def words(text: str) -> list[str]:
-        found = text.split(",")
-        unknown = sorted(set(found) - set(known))
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(known)}")
-        return found
-
-    return words
-
-
-def _sizes(text: str) -> list[int]:
-    found = sorted(int(part) for part in text.split(","))
-    if found[0] < 256:
-        raise argparse.ArgumentTypeError("a guest needs 256 MiB: 128 of them are filled")
-    return found
+    return parser.parse_args(arguments)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.measure import Sample, Side, alternate, watch
-from bench.place import Place
-from bench.report import Row, Table, Target, ratio
+from ramet.bench.results import Figure, Role, Row, Target, ratio
+from ramet.bench.samples import Sample, Side, alternate, watch
+from ramet.bench.work import Benchmark, Work
 from ramet.verify import fingerprints
 
 SIZE_BYTES = 2 << 30
@@ -22,23 +22,23 @@ TOGETHER, ONE_BY_ONE = f"Ramet: {AT_ONCE} such files at once", f"Ramet: {AT_ONCE
 PAGES = "Ramet: SHA-256, and digests of all pages"
 
 
-def measure(here: Place, *, rounds: int) -> list[Table]:
+def measure(work: Work) -> list[Figure]:
     """Hash files that are in the page cache, and compare the answers too. Leaves nothing."""
-    directory = here.scratch / "fingerprints"
+    directory = work.place.scratch / "fingerprints"
     directory.mkdir(mode=0o700)
     paths = [directory / f"memory-{number}" for number in range(AT_ONCE)]
     try:
         _make(paths[0])
         for path in paths[1:]:
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(paths[0]), str(path)], check=True)
-        return [_table(here, paths, rounds)]
+        return [_figure(paths, work.plan.slow_rounds)]
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
         directory.rmdir()
 
 
-def _table(here: Place, paths: Sequence[Path], rounds: int) -> Table:
+def _figure(paths: Sequence[Path], rounds: int) -> Figure:
     answers: dict[str, str] = {}
 
     def ours() -> Sample:
@@ -74,25 +74,26 @@ def _table(here: Place, paths: Sequence[Path], rounds: int) -> Table:
     if len(set(answers.values())) != 1:
         raise RuntimeError(f"the answers differ: {answers}")
     rows = [
-        Row(label=OURS, values=found[OURS], against=OPENSSL),
-        Row(label=OPENSSL, values=found[OPENSSL]),
-        Row(label=SHA256SUM, values=found[SHA256SUM]),
-        Row(label=TOGETHER, values=found[TOGETHER], against=ONE_BY_ONE),
-        Row(label=ONE_BY_ONE, values=found[ONE_BY_ONE]),
-        Row(label=PAGES, values=found[PAGES], against=OURS),
+        Row(id="ours", label=OURS, values=found[OURS], against="openssl"),
+        Row(id="openssl", label=OPENSSL, values=found[OPENSSL], role=Role.PEER),
+        Row(id="sha256sum", label=SHA256SUM, values=found[SHA256SUM], role=Role.PEER),
+        Row(id="together", label=TOGETHER, values=found[TOGETHER], against="one-by-one"),
+        Row(id="one-by-one", label=ONE_BY_ONE, values=found[ONE_BY_ONE]),
+        Row(id="pages", label=PAGES, values=found[PAGES], against="ours"),
     ]
     speed = Target(
         text="fingerprint, speed against openssl",
         limit=0.9,
-        measured=1 / ratio(rows, OURS, OPENSSL),
+        measured=1 / ratio(rows, "ours", "openssl"),
         at_most=False,
     )
-    return Table(
+    return Figure(
+        id="fingerprint",
         title="fingerprints of a memory file of 2 GiB, half of it holes",
-        setting=here.setting,
+        setting=f"{os.cpu_count()} CPUs",
         rows=rows,
         targets=[speed],
-        notes=[f"{os.cpu_count()} CPUs; openssl and sha256sum read the holes; the three SHA-256 are equal"],
+        notes=["openssl and sha256sum read the holes; the three SHA-256 are equal"],
     )
 
 
@@ -103,3 +104,6 @@ def _make(path: Path) -> None:
             stream.write(os.urandom(PIECE_BYTES))
         stream.truncate(SIZE_BYTES)
         os.fsync(stream.fileno())
+
+
+BENCHMARK = Benchmark(name="fingerprint", summary="fingerprints of sparse memory files", measure=measure)

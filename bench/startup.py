@@ -9,29 +9,37 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.measure import Sample, Side, alternate, percentile, watch
-from bench.report import Row, Table, Target
-from bench.source import Source
 from ramet import process
+from ramet.bench.results import Figure, Row, Target
+from ramet.bench.samples import Sample, Side, alternate, percentile, watch
+from ramet.bench.source import Source
+from ramet.bench.work import Benchmark, Work
 from ramet.hypervisors import confinement
 from ramet.hypervisors.base import Hardware, LaunchSpec
 from ramet.hypervisors.qemu import driver as qemu
 from ramet.model import Accelerator
 
 VERSION = "ramet --version"
+COMMANDS, STARTS, CONFINED_STARTS = 15, 5, 50
+"""A round of each."""
 AS_IT_IS, CONFINED = "as it is", "confined as a VMM is"
 
 
-def measure(source: Source, *, commands: int, starts: int) -> list[Table]:
-    """Wake a sleeping guest, run commands in it, run the program. Leaves it asleep."""
+def measure(work: Work) -> list[Figure]:
+    """Wake the sleeping guest, run commands in it, run the program. Leaves it asleep."""
+    source = work.sleeper()
     source.host.restore(source.name)
     try:
-        return [_commands(source, commands), _starts(source, starts), _confined(source, 10 * starts)]
+        return [
+            _commands(source, COMMANDS * work.plan.rounds),
+            _starts(source, STARTS * work.plan.slow_rounds),
+            _confined(source, CONFINED_STARTS * work.plan.slow_rounds),
+        ]
     finally:
         source.host.standby(source.name)
 
 
-def _commands(source: Source, count: int) -> Table:
+def _commands(source: Source, count: int) -> Figure:
     def command() -> Sample:
         clock = watch()
         source.run("true")
@@ -44,19 +52,20 @@ def _commands(source: Source, count: int) -> Table:
 
     found = alternate([command, ping], rounds=count)
     late = {name: percentile(values, 0.95) for name, values in found.items()}
-    return Table(
+    return Figure(
+        id="commands",
         title="a running guest, from one Python process",
         setting=source.setting,
         rows=[
-            Row(label="exec true", values=found["command"]),
-            Row(label="  95 % within", values=[late["command"]]),
-            Row(label="ping of the agent", values=found["ping"]),
-            Row(label="  95 % within", values=[late["ping"]]),
+            Row(id="exec", label="exec true", values=found["command"]),
+            Row(id="exec-p95", label="95 % within", part=True, values=[late["command"]]),
+            Row(id="ping", label="ping of the agent", values=found["ping"]),
+            Row(id="ping-p95", label="95 % within", part=True, values=[late["ping"]]),
         ],
     )
 
 
-def _confined(source: Source, count: int) -> Table:
+def _confined(source: Source, count: int) -> Figure:
     """What confinement adds to the start of a process: of one that does nothing, with the rules of a VMM."""
     info = source.host.get(source.name)
     assert info.live_disk is not None
@@ -96,18 +105,19 @@ def _confined(source: Source, count: int) -> Table:
     sides = [side(AS_IT_IS, process.as_it_is, {}), side(CONFINED, with_files, confined.limits)]
     found = alternate(sides, rounds=count)
     added = statistics.median(found[CONFINED]) - statistics.median(found[AS_IT_IS])
-    return Table(
+    return Figure(
+        id="confined",
         title="starting a process",
         setting=confinement.means(program, kvm=False),
         rows=[
-            Row(label=AS_IT_IS, values=found[AS_IT_IS]),
-            Row(label=CONFINED, values=found[CONFINED], against=AS_IT_IS),
+            Row(id="as-it-is", label=AS_IT_IS, values=found[AS_IT_IS]),
+            Row(id="confined", label=CONFINED, values=found[CONFINED], against="as-it-is"),
         ],
         targets=[Target(text="confinement, in ms added to a start,", limit=5, measured=1000 * added)],
     )
 
 
-def _starts(source: Source, count: int) -> Table:
+def _starts(source: Source, count: int) -> Figure:
     program = str(Path(sys.executable).with_name("ramet"))
     wanted: dict[str, Sequence[str]] = {
         "python -c pass": [sys.executable, "-c", "pass"],
@@ -128,11 +138,15 @@ def _starts(source: Source, count: int) -> Table:
         return start
 
     found = alternate([side(label) for label in wanted], rounds=count)
-    rows = [Row(label=label, values=found[label]) for label in wanted]
+    rows = [Row(id=label, label=label, values=found[label]) for label in wanted]
     median = sorted(found[VERSION])[count // 2]
-    return Table(
+    return Figure(
+        id="starts",
         title="processes, from start to end",
         setting="one instance in the store",
         rows=rows,
         targets=[Target(text=f"{VERSION}, in seconds,", limit=0.1, measured=median)],
     )
+
+
+BENCHMARK = Benchmark(name="startup", summary="commands in a running guest, and starting the program", measure=measure)

@@ -7,6 +7,7 @@ $RAMET_HOME/
   names/instances/<name>   names/snapshots/<name>               hold an id, created with link(2)
   locks/             files that carry OFD locks
   tmp/<id>/          work in progress, swept at start-up
+  bench-<tag>/       a store of its own, while `ramet bench` is at work
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
 STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
+PAUSE_MAX_S = 0.1
 AGAIN_S = 0.5
 """For a process that a SIGKILL has not reached yet."""
 NO_CORE_DUMPS: Mapping[int, int] = {resource.RLIMIT_CORE: 1}
@@ -60,14 +61,14 @@ class Completed:
     stderr: str
 
 
-def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) -> T:
-    """Return the first value of ``fact()`` that is neither None nor False.
+def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str, pause_max_s: float = PAUSE_MAX_S) -> T:
+    """Return the first value of ``fact()`` that is neither None nor False; it is asked at least every ``pause_max_s`` seconds.
 
     Raises:
         TimeoutError: with ``what``, after ``deadline_s`` seconds of the monotonic clock.
     """
     end = time.monotonic() + deadline_s
-    pause = POLL_S
+    pause = min(POLL_S, pause_max_s)
     while True:
         value = fact()
         if value is not None and value is not False:
@@ -76,7 +77,7 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str) ->
         if left <= 0:
             raise TimeoutError(what)
         select.select([], [], [], min(pause, left))
-        pause = min(pause * 1.5, 0.1)
+        pause = min(pause * 1.5, pause_max_s)
 
 
 def find_program(name: str, *, package: str | None = None, hint: str | None = None, variable: str | None = None) -> str:

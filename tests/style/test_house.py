@@ -10,10 +10,10 @@ import pytest
 
 from tests.style.sources import ROOT, SRC, name_of, python_files, tree_of
 
-FOLDERS = ["cli", "guests", "hypervisors", "instances", "linux", "snapshots", "store", "verify"]
+FOLDERS = ["bench", "cli", "guests", "hypervisors", "instances", "linux", "snapshots", "store", "verify"]
 LINES_MAX = 500
 CODE = {".py", ".c", ".h"}
-ROOMS_WITHIN = ("verify/reports", "verify/scenarios")
+ROOMS_WITHIN = ("bench/benchmarks", "verify/reports", "verify/scenarios")
 PLACES = ("src", "tests", "bench", "lab", "tools")
 
 
@@ -34,7 +34,7 @@ def test_each_folder_says_what_it_is_for(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["cli", "guests", "instances", "linux", "snapshots", "store", "verify", *ROOMS_WITHIN]
+    "folder", ["bench", "cli", "guests", "instances", "linux", "snapshots", "store", "verify", *ROOMS_WITHIN]
 )
 def test_a_folder_that_lists_its_files_lists_them_all(folder: str) -> None:
     text = (SRC / folder / "README.md").read_text(encoding="utf-8")

@@ -64,5 +64,10 @@ def test_an_installed_wheel_needs_no_compiler_and_passes_verify(tmp_path: Path, 
     run(ramet, "--home", home, "image", "build", path=no_compiler)
     report = json.loads(run(ramet, "--home", home, "verify", "--scenario", "base", "--json", path=no_compiler))
     assert report["verdict"] == "PASS"
+    measured = json.loads(
+        run(ramet, "--home", home, "bench", "--only", "idle", "--json", "--output", tmp_path, path=no_compiler)
+    )
+    assert measured["benchmarks"][0]["figures"]
+    assert "--ramet:" in (tmp_path / "report.html").read_text(), "its looks are in the wheel too"
     assert json.loads(run(ramet, "--home", home, "ls", "--json")) == []
     assert list(Path(tempfile.gettempdir()).glob("ramet-wheel-*")) == []

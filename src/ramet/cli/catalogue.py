@@ -44,6 +44,7 @@ VERBS: dict[str, Entry] = {
     "snapshot": Entry(KEEPING, "snapshot", "snapshot", "Take, list, show, check and delete snapshots."),
     "verify": Entry(PROOF, "verify", "verify", "Prove on this host that forks are isolated."),
     "guard": Entry(PROOF, "guard", "guard", "Run a command and say which of your files it changed."),
+    "bench": Entry(PROOF, "bench", "bench", "Measure on this host what forks, wakes and sleeps cost."),
     "doctor": Entry(PROOF, "doctor", "doctor", "Say what this host can do, and what mends the rest."),
 }
 

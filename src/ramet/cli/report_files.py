@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,23 @@ def option(name: str, parameter: str, what: str) -> Callable[[Function], Functio
     return click.option(
         name, parameter, type=click.Path(), callback=_file, metavar="FILE", help=f"Also write {what} to FILE."
     )
+
+
+def directory_option(name: str, parameter: str, what: str) -> Callable[[Function], Function]:
+    """An option that names a directory for reports, which is made after the run if it is not there."""
+    text = f"Also write {what} in DIR, which is made if need be."
+    return click.option(name, parameter, type=click.Path(), callback=_directory, metavar="DIR", help=text)
+
+
+def _directory(_ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Option callback: a directory's path.
+
+    Raises:
+        ConfigError: for what names none.
+    """
+    if value in ("", "-"):
+        raise ConfigError(f"{param.opts[0]} needs the name of a directory.", hint="--json prints the JSON.")
+    return None if value is None else Path(value)
 
 
 def _file(_ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -55,6 +72,27 @@ def check(reports: Mapping[str, Path]) -> None:
         other = taken.setdefault(os.path.realpath(path), option)
         if other != option:
             raise ConfigError(f"{other} and {option} are the same file: {path}.", hint="Name two.")
+
+
+def check_directory(option: str, directory: Path, names: Sequence[str]) -> None:
+    """Refuse before a run a directory that could not take these files after it; it may be missing, its parent may not.
+
+    Raises:
+        ConfigError: with what the system says to an attempt; it is not made yet, and its files are what they were.
+    """
+    if directory.is_dir():
+        check({f"{option} ({name})": directory / name for name in names})
+        return
+    if directory.exists() or directory.is_symlink():
+        raise ConfigError(f"{directory} is not a directory.", hint=f"Name another one for {option}.")
+    if not directory.absolute().parent.is_dir():
+        raise ConfigError(f"There is no directory {directory.absolute().parent} for {option}.")
+    try:
+        directory.mkdir()
+        directory.rmdir()
+    except OSError as err:
+        hint = f"Name another directory for {option}."
+        raise ConfigError(f"{directory} cannot be made: {err.strerror}.", hint=hint) from err
 
 
 def _check_place(option: str, path: Path) -> None:

@@ -25,12 +25,17 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def encode(document: ReportDocument | MatrixDocument) -> bytes:
     """The page, as UTF-8."""
-    page = _report(document) if isinstance(document, ReportDocument) else _matrix(document)
+    return _report(document) if isinstance(document, ReportDocument) else _matrix(document)
+
+
+def whole(title: str, *content: Xml.Element, kind: str = "", more_style: str = "") -> bytes:
+    """A page around its content, as UTF-8; it may load nothing at all."""
+    page = _page(title, *content, kind=kind, more_style=more_style)
     return b"<!doctype html>\n" + bytes(Xml.tostring(page, encoding="utf-8", method="html")) + b"\n"
 
 
-def _page(title: str, *content: Xml.Element, kind: str = "") -> Xml.Element:
-    style = files("ramet.verify.reports").joinpath("page.css").read_text(encoding="utf-8")
+def _page(title: str, *content: Xml.Element, kind: str, more_style: str) -> Xml.Element:
+    style = files("ramet.verify.reports").joinpath("page.css").read_text(encoding="utf-8") + more_style
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -46,7 +51,7 @@ def _page(title: str, *content: Xml.Element, kind: str = "") -> Xml.Element:
 # -- a report -----------------------------------------------------------------------------------------------------
 
 
-def _report(document: ReportDocument) -> Xml.Element:
+def _report(document: ReportDocument) -> bytes:
     counts = {
         word: sum(check.verdict == word for check in document.checks) for word in ("PASS", "FAIL", "INCONCLUSIVE")
     }
@@ -54,13 +59,13 @@ def _report(document: ReportDocument) -> Xml.Element:
     about = dict(document.host)
     if document.sabotage:
         about["sabotage"] = f"{document.sabotage}: isolation was broken on purpose, and this report must end in FAIL"
-    return _page(
+    return whole(
         f"{document.verdict}: ramet verify",
         element(
             "header",
             element("h1", "ramet verify ", _verdict(document.verdict)),
             element("p", told),
-            _facts(about),
+            facts(about),
             element("nav", element("ul", *(_link(run, document.checks) for run in document.scenarios))),
             *(_attention(check) for check in document.checks if check.verdict != "PASS"),
         ),
@@ -83,7 +88,8 @@ def _footer() -> Xml.Element:
     )
 
 
-def _facts(pairs: dict[str, str]) -> Xml.Element:
+def facts(pairs: dict[str, str]) -> Xml.Element:
+    """Names and what they stand for, one below the other."""
     rows = [part for name, value in pairs.items() for part in (element("dt", name), element("dd", value))]
     return element("dl", *rows, class_="about")
 
@@ -148,7 +154,7 @@ def _check(check: CheckDocument) -> Xml.Element:
         summary,
         *reason,
         element("ol", *looks, class_="looks") if looks else element("p", "Nobody looked."),
-        _facts({name: value for name, value in about.items() if value}),
+        facts({name: value for name, value in about.items() if value}),
         class_=f"check {check.verdict.lower()}",
         id=check.id,
         open="open",
@@ -158,7 +164,7 @@ def _check(check: CheckDocument) -> Xml.Element:
 # -- the detection matrix -----------------------------------------------------------------------------------------
 
 
-def _matrix(document: MatrixDocument) -> Xml.Element:
+def _matrix(document: MatrixDocument) -> bytes:
     here = [row for row in document.sabotages if row.not_applicable is None]
     caught = sum(row.caught for row in here)
     claims = sorted({claim for row in document.sabotages for claim in (*row.must_fail, *row.failed)})
@@ -169,14 +175,14 @@ def _matrix(document: MatrixDocument) -> Xml.Element:
     marks = (
         "● must fail, and did    ○ failed as well    ✗ must fail, and did not    ? cut short before it could be known"
     )
-    return _page(
+    return whole(
         f"{caught} of {len(here)} caught: ramet verify --sabotage all",
         element(
             "header",
             element("h1", "ramet verify --sabotage all ", _verdict(word)),
             element("p", f"{caught} of {len(here)} caught, in {document.seconds:.1f} s"),
             *(_not_caught(row) for row in here if not row.caught),
-            _facts(document.host),
+            facts(document.host),
             element("p", marks, class_="legend"),
             *(element("p", f"undecided without sabotage: {what}", class_="trouble") for what in document.undecided),
         ),

@@ -17,6 +17,7 @@ class Samples(dict[str, list[float]]):
     """All values of each name, in the order in which they were taken."""
 
     def add(self, sample: Sample) -> None:
+        """One turn's values."""
         for name, value in sample.items():
             self.setdefault(name, []).append(value)
 
@@ -64,11 +65,13 @@ class Watch:
     last: float
 
     def lap(self) -> float:
+        """Seconds since the last lap."""
         now = time.perf_counter()
         passed, self.last = now - self.last, now
         return passed
 
     def total(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self.began
 
 

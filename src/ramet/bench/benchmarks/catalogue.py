@@ -1,0 +1,33 @@
+"""All benchmarks, in the order in which they are run: the first finds a guest that has never slept, the later ones sleeping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ramet.bench.benchmarks import fork, idle, many, pause, pool, restore, save, scatter, share, sizes, sleep
+from ramet.bench.work import Benchmark
+from ramet.errors import ConfigError
+from ramet.spelling import did_you_mean
+
+BENCHMARKS: dict[str, Benchmark] = {
+    one.BENCHMARK.name: one.BENCHMARK
+    for one in (save, fork, pool, pause, restore, many, idle, share, sleep, scatter, sizes)
+}
+
+
+def summaries() -> dict[str, str]:
+    """Each benchmark and what it measures."""
+    return {name: one.summary for name, one in BENCHMARKS.items()}
+
+
+def named(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks with these names, or all; in their own order.
+
+    Raises:
+        ConfigError: if there is none of a name.
+    """
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        hint = f"{did_you_mean(unknown[0], BENCHMARKS)} `ramet bench --list` lists them.".lstrip()
+        raise ConfigError(f"There is no benchmark {unknown[0]!r}.", hint=hint)
+    return [one for name, one in BENCHMARKS.items() if not names or name in names]
