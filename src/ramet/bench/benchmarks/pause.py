@@ -8,7 +8,7 @@ from unittest import mock
 
 from ramet.bench.results import Figure, Row
 from ramet.bench.samples import Sample, Side, alternate, percentile, watch
-from ramet.bench.source import Source
+from ramet.bench.source import AGAIN, BULK, Source
 from ramet.bench.work import Benchmark, Work
 from ramet.linux import soft_dirty
 from ramet.model import MIB, Hypervisor, MemoryPolicy
@@ -16,8 +16,9 @@ from ramet.model import MIB, Hypervisor, MemoryPolicy
 AHEAD, WHOLE = "ahead", "whole"
 TOTAL = {AHEAD: "fork-ahead", WHOLE: "fork-whole"}
 STEADY_MIB = 64
-"""Written once, besides what the guest has written since it woke."""
+"""Written once, in place of what was filled."""
 LOAD = f"""
+rm -f {BULK} {AGAIN}
 ramet-fill /ram/steady {STEADY_MIB * MIB} 1
 while :; do
     ramet-fill /ram/load {4 * MIB} $((turn += 1))
