@@ -22,7 +22,7 @@ from ramet.snapshots.memory import begin, finish
 from ramet.snapshots.scatter import Scatter
 from tests import artifacts
 from tests.capabilities import requires
-from tests.file_systems import on_xfs
+from tests.file_systems import WHOLE, on_xfs
 from tests.unit.children import Mapper, identity
 from tests.unit.snapshots.memory_files import ONES, PAGES, ZEROS, full_base
 from tests.vm.guests import sh
@@ -111,6 +111,7 @@ def pages(regions: memory.Regions) -> set[int]:
     return {page for low, end in regions for page in range(low // PAGE, end // PAGE)}
 
 
+@pytest.mark.skipif(not WHOLE, reason="in make test-all")
 def test_a_live_fork_copies_little_in_its_pause(
     host: Host, loaded: InstanceInfo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,3 +87,23 @@ def test_a_restore_without_room_leaves_the_instance_asleep(small_host: Host) -> 
     ballast.unlink(missing_ok=True)
     assert sh(host, "web", "cat /ram/mark") == "kept"
     host.remove("web", force=True)
+
+
+def test_a_guest_that_needed_room_meanwhile_runs_on(small_host: Host) -> None:
+    """H43: memory is copied while the guest runs. QEMU stops one whose disk gets no block, and does not let it run by itself."""
+    host = small_host
+    host.create("web", disk_bytes=64 * MIB)
+    sh(host, "web", f"ramet-fill /ram/fill {48 * MIB} 1")
+    host.standby("web")
+    host.restore("web")
+    sh(host, "web", f"ramet-fill /ram/more {48 * MIB} 2")
+    writes = "turn=0; while :; do dd if=/dev/urandom of=/data/$((turn % 24)) bs=64k count=16 conv=fsync; turn=$((turn + 1)); done"
+    ballast = _use_up(host.home)
+    sh(host, "web", f"({writes}) >/dev/null 2>&1 &")
+    for verb in (lambda: host.fork("web", ["one", "two"]), lambda: host.snapshot_create("web", "golden")):
+        with pytest.raises(NoSpaceError):
+            verb()
+        assert sh(host, "web", "echo up") == "up"
+    ballast.unlink()
+    sh(host, "web", "dd if=/dev/zero of=/data/last bs=64k count=16 conv=fsync 2>/dev/null")
+    host.remove("web", force=True)
