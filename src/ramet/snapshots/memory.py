@@ -3,8 +3,8 @@ begun while it runs.
 
 A guest need not be stopped for what does not change meanwhile. So the file is derived, and the dirty pages are copied, before;
 the kernel notes which are written from then on (``linux/soft_dirty.py``), and those are copied again in the pause. A page that is
-written while it is copied is among them: the bits were cleared before. They are cleared once: to clear them for a second round
-nothing may write in between, and QEMU goes on to fill the buffers of a stopped guest's consoles.
+written while it is copied is among them: the bits were cleared before. They are cleared once: for a second round they would have
+to be read and cleared with nothing written in between, and a QEMU whose vCPUs are stopped is not stopped itself.
 
 Where the kernel has no such bits, the mapped file is derived before, and the dirty pages are copied in the pause.
 """

@@ -119,7 +119,7 @@ def test_a_page_that_is_the_files_again_is_taken_back(noted: Noted, tmp_path: Pa
 
 
 def test_what_is_noted_is_cleared_once(noted: Noted, tmp_path: Path) -> None:
-    """Between reading it and clearing it again something could be written: QEMU writes into a guest that is stopped, too."""
+    """Between reading it and clearing it again something could be written: QEMU is not stopped with its vCPUs."""
     base, into = full_base(tmp_path / "base"), tmp_path / "into"
     with Mapper(base) as child:
         noted.child = child
