@@ -36,6 +36,7 @@ class HostDocument(Struct, frozen=True, kw_only=True):
     cpus: int
     memory_mib: int
     machine: str
+    load: float
     kernel: str
     python: str
     hypervisor: Literal["qemu", "firecracker"]

@@ -46,7 +46,9 @@ def encode(found: BenchDocument) -> bytes:
 def _peers(found: BenchDocument) -> list[Xml.Element]:
     present = [f"{peer.name} ({peer.version})" for peer in found.peers if peer.version is not None]
     compared = [element("p", f"Compared with {', '.join(present)}.")] if present else []
-    return compared + [element("p", f"Absent: {absent}.", class_="absent") for absent in text.absences(found)]
+    return compared + [
+        element("p", f"{absent[0].upper()}{absent[1:]}.", class_="absent") for absent in text.absences(found)
+    ]
 
 
 def _legend() -> Xml.Element:

@@ -119,6 +119,8 @@ class HostFacts:
     cpus: int
     memory_mib: int
     machine: str
+    load: float
+    """Processes that ran or waited for the disk during the minute before (proc_loadavg(5))."""
     kernel: str
     python: str
     hypervisor: str

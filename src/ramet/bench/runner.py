@@ -75,7 +75,7 @@ def measure(
     Raises:
         RametError: as ``run``.
     """
-    clock = watch()
+    clock, load = watch(), os.getloadavg()[0]
     check_memory(memory_mib)
     choice = choose(hypervisor, None)
     with place(home, say) as here:
@@ -91,7 +91,7 @@ def measure(
         )
         with work.stack:
             outcomes = [_outcome(benchmark, work) for benchmark in chosen]
-        host = _describe(here, choice, memory_mib, memory_policy)
+        host = _describe(here, choice, memory_mib, memory_policy, load=load)
     return Report(host=host, plan=plan.name, peers=found, outcomes=outcomes, seconds=clock.total())
 
 
@@ -119,7 +119,7 @@ def _outcome(benchmark: Benchmark, work: Work) -> Outcome:
     return Outcome(name=benchmark.name, summary=benchmark.summary, seconds=clock.total(), figures=figures)
 
 
-def _describe(here: Place, choice: Choice, memory_mib: int, memory_policy: MemoryPolicy) -> HostFacts:
+def _describe(here: Place, choice: Choice, memory_mib: int, memory_policy: MemoryPolicy, *, load: float) -> HostFacts:
     by_qemu = choice.hypervisor is Hypervisor.QEMU
     return HostFacts(
         ramet=version.full(__version__),
@@ -127,6 +127,7 @@ def _describe(here: Place, choice: Choice, memory_mib: int, memory_policy: Memor
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=config.host_memory_mib(),
         machine=platform.machine(),
+        load=load,
         kernel=platform.release(),
         python=platform.python_version(),
         hypervisor=choice.hypervisor.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ramet.bench import peers
 from ramet.bench.documents import (
     BenchDocument,
     BenchmarkDocument,
@@ -13,6 +14,7 @@ from ramet.bench.documents import (
 from ramet.bench.results import Unit
 from ramet.model import MIB
 
+QUIET = "Targets are this project's own, for a host that has nothing else to do."
 SHOWN = {Unit.SECONDS: (1000.0, "ms"), Unit.BYTES: (1 / MIB, "MiB"), Unit.COUNT: (1.0, "")}
 
 
@@ -20,7 +22,7 @@ def render(found: BenchDocument) -> str:
     """The whole report."""
     lines = [*facts(found), ""]
     lines += [f"{peer.name}: {peer.version}" for peer in found.peers if peer.version is not None]
-    lines += [f"absent: {absent}" for absent in absences(found)]
+    lines += absences(found)
     for one in found.benchmarks:
         lines += _benchmark(one)
     return "\n".join([*lines, "", *_closing(found)])
@@ -36,7 +38,7 @@ def facts(found: BenchDocument) -> list[str]:
 def about(host: HostDocument) -> dict[str, str]:
     """The host, in words."""
     return {
-        "host": f"{host.cpus} x {host.cpu} ({host.machine}), {host.memory_mib} MiB",
+        "host": f"{host.cpus} x {host.cpu} ({host.machine}), {host.memory_mib} MiB, load {host.load:.1f} at the start",
         "kernel": host.kernel,
         "vmm": f"{host.vmm}, {host.accelerator}",
         "store": f"{host.file_system}, {host.copy_method}",
@@ -48,12 +50,13 @@ def about(host: HostDocument) -> dict[str, str]:
 
 
 def absences(found: BenchDocument) -> list[str]:
-    """Each peer that was not measured, why, and what brings it."""
-    return [
-        f"{peer.name} ({peer.why_absent}{f'; {peer.mend}' if peer.mend else ''})"
-        for peer in found.peers
-        if peer.why_absent is not None
-    ]
+    """The peers that were not measured: each that is absent, why, and what brings it; and those that nobody asked for."""
+    missing = [peer for peer in found.peers if peer.why_absent not in (None, peers.NOT_ASKED)]
+    unasked = [peer for peer in found.peers if peer.why_absent == peers.NOT_ASKED]
+    said = [f"absent: {peer.name} ({peer.why_absent}{f'; {peer.mend}' if peer.mend else ''})" for peer in missing]
+    if unasked:
+        said.append(f"not compared with {', '.join(peer.name for peer in unasked)} ({unasked[0].mend} does)")
+    return said
 
 
 def _benchmark(one: BenchmarkDocument) -> list[str]:
@@ -97,4 +100,5 @@ def _closing(found: BenchDocument) -> list[str]:
     targets = [target for one in found.benchmarks for figure in one.figures for target in figure.targets]
     missed = [target for target in targets if not target.met]
     lines = [f"{len(targets) - len(missed)} of {len(targets)} targets met, in {found.seconds:.0f} s ({found.plan})"]
-    return lines + [f"  missed: {target.text} {target.measured:.2f}" for target in missed]
+    lines += [f"  missed: {target.text} {target.measured:.2f}" for target in missed]
+    return [*lines, f"  {QUIET}"] if missed else lines

@@ -10,6 +10,7 @@ HOST = HostFacts(
     cpus=2,
     memory_mib=8192,
     machine="x86_64",
+    load=0.25,
     kernel="6.18.0",
     python="3.11.7",
     hypervisor="qemu",

@@ -59,7 +59,8 @@ def test_people_read_scaled_units_ratios_and_what_was_missed() -> None:
     assert "0.500      0.000      1.000  MiB    2" in shown
     assert "target: a fork, against the floor, at most 1.25: 1.50, MISSED" in shown
     assert "target: the peer, against Ramet, at least 2: 3.00, met" in shown
-    assert shown.endswith("1 of 2 targets met, in 12 s (quick)\n  missed: a fork, against the floor, 1.50")
+    assert "1 of 2 targets met, in 12 s (quick)\n  missed: a fork, against the floor, 1.50\n" in shown
+    assert shown.endswith("for a host that has nothing else to do.")
 
 
 def test_people_are_told_who_is_absent_and_what_was_skipped() -> None:
