@@ -92,7 +92,7 @@ def show(app: App, snapshot_name: str) -> None:
 )
 @click.argument("snapshots", nargs=-1, metavar="[SNAPSHOT...]", shell_complete=completion.snapshots)
 def check(app: App, snapshots: tuple[str, ...]) -> int:
-    """Read snapshots from the disk and say whether each byte is what was published.
+    """Say whether each byte on the disk is what was published.
 
     Without names: all of them. Memory and disk are compared page by page with the sums that were taken when they were
     published, the device state and the manifest with their SHA-256. Nothing is changed. The status is 0 if all are
