@@ -144,7 +144,8 @@ class Batch:
         vmm = like.vmm
         found = room.look(self._store.paths.home, self._written(like), vmm.pid if vmm is not None else None)
         if found.fits is not None and found.fits < wanted:
-            raise found.error(wanted, found.fits)
+            error = found.error(wanted, found.fits)
+            raise error
 
     def _require_room(self) -> None:
         """Whether all fit, now that the first is there."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import msgspec
 
@@ -155,8 +156,11 @@ def _claim_one(store: Store, source: Source, ready: _Ready, name: str | None, an
             if not has_failed:
                 return instance.record
         if ready.failures >= FAILURES_MAX:
-            raise _no_more(source, ready) from ready.last
-    raise _none_left(source) from ready.last
+            _give_up(source, ready)
+    raise ConflictError(
+        f"No fork of {source.label!r} is parked any more.",
+        hint=f"`ramet pool {source.label} --size N` parks more.",
+    ) from ready.last
 
 
 def _has_failed(instance: Locked, ready: _Ready, error: GuestError | VmmError) -> bool:
@@ -173,21 +177,14 @@ def _has_failed(instance: Locked, ready: _Ready, error: GuestError | VmmError) -
     return True
 
 
-def _no_more(source: Source, ready: _Ready) -> ConflictError:
+def _give_up(source: Source, ready: _Ready) -> NoReturn:
     assert ready.last is not None
-    return ConflictError(
+    raise ConflictError(
         f"{ready.failures} parked forks of {source.label!r} in a row did not come up: {ready.last.message} "
         f"{ready.left} more were not tried.",
         hint=f"See what the host lacks (ramet doctor), then claim again; `ramet pool {source.label} --size N` replaces "
         "those that were lost.",
-    )
-
-
-def _none_left(source: Source) -> ConflictError:
-    return ConflictError(
-        f"No fork of {source.label!r} is parked any more.",
-        hint=f"`ramet pool {source.label} --size N` parks more.",
-    )
+    ) from ready.last
 
 
 def _take(instance: Locked, source: Source, name: str | None, announce: Announce) -> None:
@@ -241,19 +238,19 @@ def _give_back(instance: Locked, parked: InstanceRecord, error: BaseException, *
         _untouched(instance, parked)
         return
     if isinstance(error, (GuestError, VmmError)):
-        if parked.vmm is not None:
+        back = msgspec.structs.replace(parked, pending=observe.CLAIM)  # lost, if its VMM has ended by itself
+        if parked.vmm is not None and is_alive:
             process.kill_and_wait(parked.vmm)
-        lost = msgspec.structs.replace(
-            parked,
-            pending=observe.CLAIM,
-            state=State.FAILED,
-            failure=Failure.VMM_LOST,
-            failure_detail=f"It was ended when it was claimed: {error.message} Its workload had not run: nothing is lost.",
-            vmm=None,
-            mapped_snapshot=None,
-            diff_base=None,
-        )
-        instance.put_back(lost)
+            back = msgspec.structs.replace(
+                back,
+                state=State.FAILED,
+                failure=Failure.VMM_LOST,
+                failure_detail=f"It was ended when it was claimed: {error.message} Its workload had not run: nothing is lost.",
+                vmm=None,
+                mapped_snapshot=None,
+                diff_base=None,
+            )
+        instance.put_back(back)
     observe.settle_after_failure(instance)
 
 

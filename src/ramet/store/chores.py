@@ -166,10 +166,18 @@ def noted_ids(locks_dir: Path) -> set[str]:
     """
     with host_errors(f"read in {locks_dir} what other commands are at work on"):
         while True:
-            try:
-                return {one for path in locks_dir.glob(f"{PREFIX}*") for _, one in _read(path)}
-            except FileNotFoundError:
-                continue  # it has ended, or what is left of it is noted in another file by now
+            found: set[str] = set()
+            has_ended = False
+            for path in locks_dir.glob(f"{PREFIX}*"):
+                try:
+                    found |= {one for _, one in _read(path)}
+                except FileNotFoundError:
+                    if path.is_symlink():
+                        raise  # to nowhere: it is not ours, and stays
+                    has_ended = True
+            if not has_ended:
+                return found
+            # What is left of one that has ended may be noted in another file by now, which was not listed.
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -106,10 +106,10 @@ class Agent:
         self._guests.thawed.append(self._id)
 
 
-def failing(error: BaseException) -> Callable[[], object]:
-    """What raises an error."""
+def failing(error: BaseException) -> Callable[..., object]:
+    """What raises an error, whatever it is told."""
 
-    def fail() -> None:
+    def fail(*_arguments: object) -> None:
         raise error
 
     return fail

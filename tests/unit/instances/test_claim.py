@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -250,6 +251,22 @@ def test_one_whose_vmm_ends_at_the_thaw_was_lost_in_the_pool(place: Place, vmms:
     assert take(place, "a") == (two.id,)
     record = place.store.read(one.id)
     assert (record.name, record.state, record.pool, record.pending) == (one.id, State.FAILED, INSTANCE, None)
+    assert record.failure_detail == observe.PARKED_LOST
+
+
+def test_the_removal_of_a_claimed_one_frees_the_id_that_it_was_called_before(
+    place: Place, vmms: Vmms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim could not, and has said so; the check of the store says so too."""
+    one = park(place, 5, vmms())
+    with monkeypatch.context() as patched:
+        patched.setattr(names, "release", failing(HostError("The disk says no.")))
+        assert take(place, "a") == (one.id,)
+    assert names_of(place) == {"web": INSTANCE, "a": one.id, one.id: one.id}
+    (problem,) = [found for found in place.problems() if one.id in found.where and "called a" in found.text]
+    assert problem.can_be_mended
+    Host(place.store.paths.home).remove("a", force=True)
+    assert names_of(place) == {"web": INSTANCE}
 
 
 def test_a_lost_one_is_not_restored_by_mistake_and_not_said_to_have_lost_anything(place: Place) -> None:
@@ -262,3 +279,29 @@ def test_a_lost_one_is_not_restored_by_mistake_and_not_said_to_have_lost_anythin
         Host(place.store.paths.home).restore(two.id)
     assert caught.value.hint is not None
     assert f"ramet pool snapshot:{place.snapshot_id} --size" in caught.value.hint
+
+
+def test_a_chore_that_moves_to_another_file_while_it_is_looked_for_is_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed command has left is noted anew by the command that has done a part of it."""
+    locks = place.store.paths.locks
+    old, new = locks / "chore-000000000000", locks / "chore-111111111111"
+    old.write_text(f"remove {INSTANCE}\n")
+    read = chores._read
+
+    def move_first(path: Path) -> Iterator[tuple[Kind, str]]:
+        if path == old:
+            old.rename(new)
+        return read(path)
+
+    monkeypatch.setattr(chores, "_read", move_first)
+    assert chores.noted_ids(locks) == {INSTANCE}
+
+
+def test_a_chore_that_cannot_be_read_lets_nothing_be_claimed(place: Place, vmms: Vmms) -> None:
+    """What it names is not known."""
+    park(place, 5, vmms())
+    (place.store.paths.locks / "chore-nowhere").symlink_to("nowhere")
+    with pytest.raises(HostError, match="at work on"):
+        take(place, "a")
