@@ -109,7 +109,7 @@ class Agent:
 def failing(error: BaseException) -> Callable[..., object]:
     """What raises an error, whatever it is told."""
 
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_choices: object) -> None:
         raise error
 
     return fail

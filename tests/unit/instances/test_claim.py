@@ -11,7 +11,7 @@ import pytest
 
 from ramet import Host, process
 from ramet.errors import ConflictError, GuestError, HostError, LockedError, StateError, VmmDiedError, VmmError
-from ramet.instances import claim, observe, tidy
+from ramet.instances import claim, observe, pool, power, tidy
 from ramet.model import Failure, InstanceRecord, State, VmmProcess
 from ramet.store import chores, names
 from ramet.store.chores import Kind
@@ -279,6 +279,17 @@ def test_a_lost_one_is_not_restored_by_mistake_and_not_said_to_have_lost_anythin
         Host(place.store.paths.home).restore(two.id)
     assert caught.value.hint is not None
     assert f"ramet pool snapshot:{place.snapshot_id} --size" in caught.value.hint
+
+
+def test_a_lost_one_that_somebody_boots_is_no_pools_to_replace(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it does not come up: its guest may have written to its disk."""
+    one = park(place, 5, GONE)
+    place.store.paths.instance(one.id).disk.write_bytes(b"disk")
+    monkeypatch.setattr(power, "boot", failing(VmmError("It does not come up.")))
+    with pytest.raises(VmmError, match="come up"):
+        power.start(place.store, one.id)
+    assert place.store.read(one.id).pool is None
+    assert pool.show(place.store, "web").lost == ()
 
 
 def test_a_chore_that_moves_to_another_file_while_it_is_looked_for_is_found(
