@@ -47,12 +47,15 @@ class Verb:
     """What else there must be: commands that make it."""
     forks: int = 0
     """How many instances it makes besides."""
+    claims: tuple[str, ...] = ()
+    """Names that all mean forks afterwards or, if it was killed, none: those that it had claimed are removed."""
     sample: frozenset[str] = ALL
     """What ``make test`` tries of it; with RAMET_TEST_ALL=1 all is tried. Of near relatives one is enough."""
 
 
 GOLDEN = ("snapshot", "create", "web", "golden")
 POOL = ("pool", "snapshot:golden", "--size", "2")
+TWO = ("claimed", "claimed-too")
 
 
 def fork(source: str, before: State, *options: str, count: int = 3, sample: frozenset[str] = NOTHING) -> Verb:
@@ -103,6 +106,15 @@ VERBS = {
         first=(GOLDEN, POOL),
         forks=2,
         sample=ALL,
+    ),
+    "fork two --from-pool": Verb(
+        argv=("fork", "snapshot:golden", *TWO, "--from-pool"),
+        before=State.RUNNING,
+        after=State.RUNNING,
+        first=(GOLDEN, POOL),
+        forks=2,
+        claims=TWO,
+        sample=KILLED,
     ),
     "snapshot create": Verb(argv=GOLDEN, before=State.RUNNING, after=State.RUNNING),
     "rollback": Verb(
@@ -290,7 +302,13 @@ def check_after(
     assert report.whole, report
     assert [path for path in host.home.rglob(".*") if path.is_file()] == [], "a temporary file is left"
     forks = [name for name in listed if name != "web"]
-    assert len(forks) == verb.forks or not (forks or POOL in verb.first), "all forks are made, or none; none is lost"
+    if verb.claims:
+        assert {*verb.claims} <= {*forks} or {*verb.claims}.isdisjoint(forks), "all are claimed, or none"
+        assert len(forks) <= verb.forks
+    else:
+        assert len(forks) == verb.forks or not (forks or POOL in verb.first), (
+            "all forks are made, or none; none is lost"
+        )
     for one in forks:
         check_fork(host, one, boots=one == forks[0])
         host.remove(one, force=True)

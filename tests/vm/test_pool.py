@@ -27,13 +27,21 @@ DRAW = "cat /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | od -An -tx1 
 OWN_MAX_BYTES = 100 * MIB
 """Of a VMM under TCG whose guest has done nothing yet."""
 COUNT = "cat >/etc/ramet/resume.d/10-look <<'END'\n#!/bin/sh\nwc -c </ram/ticks >>/run/ramet/seen\nEND\n"
+SHIFT = """\
+cat >/etc/ramet/resume.d/20-shift <<'END'
+#!/bin/sh
+[ -e /run/ramet/shifted ] || { date -s @$(($(date +%s) + 3600)) && date +%s >/run/ramet/shifted; }
+END
+chmod 755 /etc/ramet/resume.d/20-shift
+"""
+"""The clock of a fork is an hour off once it is parked, and by nothing but the claim right again."""
 TICK = "while :; do printf x >>/ram/ticks; usleep 20000; done"
 
 
 @pytest.fixture
 def source(host: Host, running: InstanceInfo) -> Path:
     """``web``, asleep, with a workload that ticks, and hooks that say how far it was: the directory of its snapshot."""
-    sh(host, "web", f"rm -f /run/ramet/seen\n{COUNT}chmod 755 /etc/ramet/resume.d/10-look")
+    sh(host, "web", f"rm -f /run/ramet/seen /run/ramet/shifted\n{COUNT}chmod 755 /etc/ramet/resume.d/10-look\n{SHIFT}")
     host.exec("web", ["sh", "-c", TICK], detach=True)
     sh(host, "web", "until [ -s /ram/ticks ]; do usleep 20000; done")
     snapshot = host.standby("web").snapshot
@@ -53,6 +61,7 @@ def test_parked_forks_stand_still_and_those_that_are_claimed_diverge(
     host: Host, source: Path, policy: MemoryPolicy
 ) -> None:
     """H50, H51, H52."""
+    began = time.time()
     before = fingerprints(source) if policy is MemoryPolicy.CLONE else None
     parked = host.pool("web", size=3, memory_policy=policy).parked
     assert len(parked) == 3
@@ -64,7 +73,8 @@ def test_parked_forks_stand_still_and_those_that_are_claimed_diverge(
     assert host.pool_get("web").own_memory_bytes < 3 * OWN_MAX_BYTES
     used = [cpu_ticks(info) for info in infos]
     time.sleep(0.5)
-    assert [cpu_ticks(info) - was for info, was in zip(infos, used, strict=True)] < [10] * 3, "their vCPUs are stopped"
+    since = [cpu_ticks(info) - was for info, was in zip(infos, used, strict=True)]
+    assert all(ticks < 10 for ticks in since), f"their vCPUs are stopped, and they used {since}"
     report = host.fork("web", ["a", "b"], from_pool=True)
     assert [info.name for info in report.instances] == ["a", "b"]
     assert [info.state for info in report.instances] == [State.RUNNING] * 2
@@ -75,6 +85,8 @@ def test_parked_forks_stand_still_and_those_that_are_claimed_diverge(
         assert told[0] == info.name
         assert abs(int(told[2]) - time.time()) < 3
         drawn |= {told[1], *told[3:]}
+        shifted = int(sh(host, info.name, "cat /run/ramet/shifted"))
+        assert shifted > began + 3000, "its clock was an hour off while it was parked"
         at_park, at_claim = sh(host, info.name, "tail -n 2 /run/ramet/seen").split()
         assert at_park == at_claim, "its workload has stood still"
         sh(host, info.name, f"until [ $(wc -c </ram/ticks) -gt {at_claim} ]; do usleep 20000; done")
@@ -218,5 +230,6 @@ def test_what_fails_half_way(host: Host, source: Path, monkeypatch: pytest.Monke
         with pytest.raises(ConflictError, match="parked any more"):
             host.fork("web", ["b", "c"], from_pool=True)
     assert given == ["b", "c"]
-    assert {info.name for info in host.list()} == {"web", "a"}, "all are claimed, or none"
+    (ended,) = host.pool_get("web").lost
+    assert {info.name for info in host.list()} == {"web", "a", ended}, "all are claimed, or none"
     assert host.check_store(repair=True).whole

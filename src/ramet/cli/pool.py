@@ -42,8 +42,10 @@ def pool(app: App, source: str | None, size: int | None, memory_policy: str) -> 
 
     Nothing runs in the background: the same command fills the pool up again after claims. If SOURCE has woken, its parked
     forks are stale: they descend from an older snapshot, and are not given out. Once it sleeps again, this replaces them,
-    and those whose VMM has ended. Without --size the pool is shown; without SOURCE too, all pools are. With --json: {source
-    source_id snapshot why parked stale lost own_memory_bytes}, or an array of that.
+    and those whose VMM has ended. The pool of a source that was deleted goes by the id that it had.
+
+    Without --size the pool is shown; without SOURCE too, all pools are. With --json: {source source_id snapshot why parked
+    stale lost own_memory_bytes}, or an array of that.
     """
     from ramet.model import MemoryPolicy
 

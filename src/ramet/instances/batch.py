@@ -135,6 +135,18 @@ class Batch:
         self.failures[record.name] = error
         self._on_result(record.name, error)
 
+    def require_room(self, like: InstanceRecord, wanted: int) -> None:
+        """Whether ``wanted`` more fit, as far as one that is there already, and like them, can tell.
+
+        Raises:
+            RoomError: if they do not.
+        """
+        vmm = like.vmm
+        found = room.look(self._store.paths.home, self._written(like), vmm.pid if vmm is not None else None)
+        if found.fits is not None and found.fits < wanted:
+            error = found.error(wanted, found.fits)
+            raise error
+
     def _require_room(self) -> None:
         """Whether all fit, now that the first is there."""
         left = self._left()

@@ -7,7 +7,14 @@ from contextlib import suppress
 from ramet import process
 from ramet.errors import CorruptError, StateError
 from ramet.instances.context import Locked, Store
-from ramet.instances.observe import exclusive, is_live, reap_strays, shared
+from ramet.instances.observe import (
+    exclusive,
+    free_other_names,
+    is_live,
+    may_have_other_names,
+    reap_strays,
+    shared,
+)
 from ramet.model import RemovalPlan, State
 from ramet.signals import signals_held
 from ramet.store import names
@@ -91,6 +98,10 @@ def take_away(instance: Locked) -> None:
             reap_strays(instance.paths.run)  # its VMM may not be in the record yet
         if record.vmm is not None:
             process.kill_and_wait(record.vmm)
+        if may_have_other_names(record):
+            free_other_names(store, record)  # while the record still leads to them
+        elif record.name != record.id:
+            names.release(store.paths.instance_names, record.id, record.id)  # it may have been claimed, and kept this
         names.release(store.paths.instance_names, record.name, record.id)
         if instance.paths.dir.exists():
             discard(store.paths, instance.paths.dir)

@@ -211,8 +211,8 @@ class Host:
 
         Raises:
             StateError: with ``from_pool``, if the source does not sleep any more; nothing was touched.
-            ConflictError: with ``from_pool``, if it sleeps on another snapshot than its parked forks descend from, or there are
-                too few of them; nothing was touched, or what was taken is removed.
+            ConflictError: with ``from_pool``, if it sleeps on another snapshot than its parked forks descend from, there are too
+                few of them, or two in a row do not come up; nothing was touched, or what was taken is removed.
             UnsupportedError: if they are to share memory, and nothing here would refuse a write to it; nothing was touched.
             RoomError: if fewer fit than are asked for, as the first one shows; nothing is left.
         """

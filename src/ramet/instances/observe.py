@@ -117,6 +117,8 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     A guest found frozen is thawed and runs on (H43, H71); a VMM that no record owns is reaped; a half-made instance is failed.
     """
     was = record
+    if may_have_other_names(record):
+        free_other_names(store, record)
     remove_half_records(store.paths.instance(record.id).dir)
     if record.pending is not None:
         record = _mend(store, record, record.pending)
@@ -129,6 +131,19 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         with store.collecting(was):
             Locked(store, was).put_back(record)
     return record
+
+
+def may_have_other_names(record: InstanceRecord) -> bool:
+    """Whether a claim may have been cut short that had taken a name for it: by a kill, or by a crash of the host, after which
+    the name can be there without the record that says so.
+    """
+    is_alive = record.vmm is not None and process.is_alive(record.vmm)
+    return record.pending == CLAIM or (record.state is State.PARKED and not is_alive)
+
+
+def free_other_names(store: Store, record: InstanceRecord) -> None:
+    """Free all names that mean this instance but its own."""
+    names.release_others(store.paths.instance_names, record.name, record.id)
 
 
 def half_records(directory: Path) -> list[Path]:
@@ -158,8 +173,6 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
             failure=Failure.CREATE_FAILED,
             failure_detail="`ramet create` was killed before the guest had answered.",
         )
-    if verb == CLAIM:
-        names.release_others(store.paths.instance_names, record.name, record.id)
     if record.state is State.PARKED:
         return _park_again(store, record)
     if record.state in LIVE:

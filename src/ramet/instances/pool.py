@@ -7,8 +7,8 @@ to a size and ends, and a claim (``claim.py``) takes one of what is there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -19,7 +19,7 @@ from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.delete import take_away
 from ramet.instances.naming import FORKS_MAX
 from ramet.linux import procfs
-from ramet.model import InstanceRecord, Manifest, MemoryPolicy, PoolInfo, State, Template
+from ramet.model import Ancestor, InstanceRecord, Manifest, MemoryPolicy, PoolInfo, State, Template
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
@@ -74,6 +74,22 @@ def find(store: Store, source: str) -> Source:
         name = manifests.load(store.paths.snapshot(snapshot_id)).instance_name
         return Source(id=snapshot_id, label=source, name=name, state=SNAPSHOT, snapshot=snapshot_id, why=None)
     return _of_instance(observe.look(store, store.read(store.find(source))))
+
+
+@contextmanager
+def kept(store: Store, source: str) -> Iterator[Source]:
+    """The same, as it is and stays for the block: an instance neither wakes nor sleeps meanwhile, nor is a snapshot deleted.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    if source.startswith("snapshot:"):
+        snapshot_id = store.find_snapshot(source)
+        with store.reading(snapshot_id):
+            yield replace(find(store, f"snapshot:{snapshot_id}"), label=source)
+        return
+    with observe.shared(store, source) as record:
+        yield _of_instance(record)
 
 
 def _of_instance(record: InstanceRecord) -> Source:
@@ -144,8 +160,8 @@ def all_pools(store: Store) -> list[PoolInfo]:
 
 
 def _by_id(store: Store, source_id: str, candidates: Sequence[InstanceRecord]) -> Source:
-    """The source of the pool of these, which may be gone."""
-    parent = next(record.lineage[-1] for record in candidates if record.pool == source_id)
+    """The source of the pool of these. One that is gone goes by its id: another instance may have its name by now."""
+    parent = _parent(source_id, candidates)
     if parent.instance_id != source_id:
         is_there = store.paths.snapshot(source_id).dir.is_dir()
         return Source(
@@ -159,21 +175,31 @@ def _by_id(store: Store, source_id: str, candidates: Sequence[InstanceRecord]) -
     try:
         return _of_instance(observe.look(store, store.read(source_id)))
     except NotFoundError:
-        why = f"{parent.name} was deleted"
+        why = f"{parent.name} ({source_id}) was deleted"
     except CorruptError as err:
         why = err.message
-    return Source(id=source_id, label=parent.name, name=parent.name, state=DELETED, snapshot=None, why=why)
+    return Source(id=source_id, label=source_id, name=parent.name, state=DELETED, snapshot=None, why=why)
+
+
+def _parent(source_id: str, candidates: Sequence[InstanceRecord]) -> Ancestor:
+    return next(record.lineage[-1] for record in candidates if record.pool == source_id)
 
 
 def _find_or_gone(store: Store, source: str, candidates: Sequence[InstanceRecord]) -> Source:
     try:
         return find(store, source)
-    except NotFoundError:
-        for source_id in dict.fromkeys(record.pool for record in candidates if record.pool is not None):
+    except NotFoundError as err:
+        ids = list(dict.fromkeys(record.pool for record in candidates if record.pool is not None))
+        for source_id in ids:
             one = _by_id(store, source_id, candidates)
             if source in (one.label, one.id):
                 return one
-        raise
+        called = [one for one in ids if _parent(one, candidates).name == source]
+        if not called:
+            raise
+        left = ", ".join(f"`ramet pool {one}`" for one in called)
+        hint = f"Of one that was deleted, parked forks are left: {left}; --size 0 removes them."
+        raise NotFoundError(err.message, hint=hint) from err
 
 
 def _info(source: Source, found: Members) -> PoolInfo:
@@ -208,17 +234,33 @@ def fill(
     """Have ``size`` forks of ``source`` parked; see ``Host.pool``."""
     if not 0 <= size <= FORKS_MAX:
         raise ConfigError(f"{size} is no size of a pool.", hint=f"Use 0 to {FORKS_MAX}; 0 empties it.")
-    found = _find_or_gone(store, source, _candidates(store))
-    kind = "snapshot" if found.state == SNAPSHOT else "instance"
-    with locked(store.paths.locks, f"{kind}-{found.id}-pool"):
-        if size:
-            _require_asleep(found)
-        now = members(store, found)
-        empty(store, (*now.stale, *now.lost, *now.parked[size:]))
-        missing = size - len(now.parked)
-        if missing > 0:
-            _park_more(store, source, found, missing, memory_policy, on_result)
-        return _info(found, members(store, found))
+    seen = _find_or_gone(store, source, _candidates(store))
+    kind = "snapshot" if seen.state == SNAPSHOT else "instance"
+    with locked(store.paths.locks, f"{kind}-{seen.id}-pool"):
+        if not size:
+            empty(store, members(store, seen).all)
+            return _info(seen, members(store, seen))
+        return _fill_up(store, seen, size, memory_policy, on_result)
+
+
+def _fill_up(store: Store, seen: Source, size: int, memory_policy: MemoryPolicy, on_result: OnResult) -> PoolInfo:
+    """What the pool was found to be before its lock was had may be true no more: that is looked at again, and kept so."""
+    with _made_or_removed(store, on_result) as batch:
+        with _reading(store, seen, memory_policy) as (found, owner, paths, manifest):
+            now = members(store, found)
+            empty(store, (*now.stale, *now.lost, *now.parked[size:]))
+            missing = size - len(now.parked)
+            if missing > 0:
+                if now.parked:
+                    batch.require_room(now.parked[-1], missing)
+                # A fork that nobody has claimed has no name of its own: its id stands for it.
+                records = [
+                    msgspec.structs.replace(record, name=record.id, pool=found.id)
+                    for record in fork.new_records(store, owner, [""] * missing, manifest)
+                ]
+                fork.from_published(store, batch, records, paths, manifest, memory_policy)
+        batch.start()
+    return _info(found, members(store, found))
 
 
 def _require_asleep(source: Source) -> None:
@@ -250,9 +292,9 @@ def empty(store: Store, records: Sequence[InstanceRecord]) -> None:
                 take_away(instance)
 
 
-def _park_more(
-    store: Store, source: str, found: Source, count: int, memory_policy: MemoryPolicy, on_result: OnResult
-) -> None:
+@contextmanager
+def _made_or_removed(store: Store, on_result: OnResult) -> Iterator[Batch]:
+    """A batch of forks that are to be parked. If the block fails, those that were made are removed."""
     with fork.all_or_nothing(store) as announce:
         batch = Batch(
             store,
@@ -263,32 +305,35 @@ def _park_more(
             on_result=on_result,
         )
         try:
-            with _reading(store, source, found, memory_policy) as (owner, paths, manifest):
-                # A fork that nobody has claimed has no name of its own: its id stands for it.
-                records = [
-                    msgspec.structs.replace(record, name=record.id, pool=found.id)
-                    for record in fork.new_records(store, owner, [""] * count, manifest)
-                ]
-                fork.from_published(store, batch, records, paths, manifest, memory_policy)
-            batch.start()
+            yield batch
         except RoomError as err:
             raise RoomError(err.message, fits=err.fits, wanted=err.wanted, hint="Park fewer: --size.") from err
 
 
 @contextmanager
 def _reading(
-    store: Store, source: str, found: Source, memory_policy: MemoryPolicy
-) -> Iterator[tuple[InstanceRecord, SnapshotPaths, Manifest]]:
-    """Keep the source asleep and its snapshot there: whose it is, and its files."""
-    if source.startswith("snapshot:"):
-        with fork.not_waking(store, found.id, memory_policy), store.reading(found.id) as paths:
-            manifest = manifests.load(paths)
-            yield fork.owner_of(store, manifest), paths, manifest
-        return
-    with observe.shared(store, found.id) as record:
-        require(Verb.POOL, record.state, name=record.name)
-        with store.reading(snapshot_of(record)) as paths:
-            yield record, paths, manifests.load(paths)
+    store: Store, seen: Source, memory_policy: MemoryPolicy
+) -> Iterator[tuple[Source, InstanceRecord, SnapshotPaths, Manifest]]:
+    """Keep the source asleep and its snapshot there: what it is now, whose it is, and its files.
+
+    Raises:
+        StateError: if it sleeps on none.
+    """
+    if seen.state == DELETED:
+        _require_asleep(seen)
+    with ExitStack() as held:
+        record = None
+        if seen.state == SNAPSHOT:
+            held.enter_context(fork.not_waking(store, seen.id, memory_policy))
+            found = seen
+        else:
+            record = held.enter_context(observe.shared(store, seen.id))
+            found = _of_instance(record)
+            _require_asleep(found)
+        assert found.snapshot is not None
+        paths = held.enter_context(store.reading(found.snapshot))
+        manifest = manifests.load(paths)
+        yield found, record or fork.owner_of(store, manifest), paths, manifest
 
 
 def park(store: Store, record: InstanceRecord) -> None:

@@ -100,6 +100,8 @@ def start(store: Store, name: str) -> None:
         if not instance.paths.disk.exists():
             raise ConflictError(f"{name!r} has no disk to boot.", hint=f"Remove it: ramet rm {name}")
         with store.collecting(instance.record), instance.pending("start"):
+            if instance.record.pool is not None:
+                instance.change(pool=None)  # one that was lost in a pool: what boots its disk is no pool's to replace
             boot(instance, timeout_s=BOOT_TIMEOUT_S)
 
 

@@ -91,6 +91,15 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
     if record.state is State.FAILED and record.failure in MEMORY_LOST and record.snapshot is not None:
         if discard_disk:
             return record.snapshot
+        if record.pool is not None:
+            is_of_snapshot = not record.lineage or record.lineage[-1].instance_id != record.pool
+            source = f"snapshot:{record.pool}" if is_of_snapshot else record.pool
+            raise StateError(
+                f"Cannot restore {name!r}: it waited in a pool, and its VMM was lost. Its workload had not run: nothing is lost.",
+                actual=record.state.value,
+                required=[State.STANDBY.value],
+                hint=f"Remove it (ramet rm {name}), or have it replaced: ramet pool {source} --size N.",
+            )
         raise StateError(
             f"Cannot restore {name!r}: {MEMORY_LOST[record.failure]}, and its disk is newer than its last snapshot.",
             actual=record.state.value,

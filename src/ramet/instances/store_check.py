@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -317,19 +318,45 @@ def _names(store: Store) -> Iterator[_Object]:
         ("snapshot", store.paths.snapshot_names, store.paths.snapshots),
     ):
         for entry in sorted(directory.iterdir()):
-            look = partial(_name, directory, entry.name, place)
+            look = partial(_name, store, directory, entry.name, place)
             yield _Object(f"the {what} name {entry.name!r}", f"check-{what}-{entry.name}", look)
 
 
-def _name(directory: Path, name: str, place: Path) -> list[_Found]:
+def _name(store: Store, directory: Path, name: str, place: Path) -> list[_Found]:
     try:
         target = names.lookup(directory, name)
     except CorruptError as err:
         return [_Found(text=err.message, mend=err.hint or "Remove that file by hand.")]
-    if target is None or (place / target).is_dir():
+    if target is None:
         return []
-    release = partial(names.release, directory, name, target)
-    return [_Found(text=f"It leads to {target}, which is not there.", mend="The name is freed.", action=release)]
+    if not (place / target).is_dir():
+        release = partial(names.release, directory, name, target)
+        return [_Found(text=f"It leads to {target}, which is not there.", mend="The name is freed.", action=release)]
+    return _second_name(store, name, target) if directory == store.paths.instance_names else []
+
+
+def _second_name(store: Store, name: str, instance_id: str) -> list[_Found]:
+    """An instance has one name; a second one is what a renaming has left that was cut short."""
+    try:
+        record = store.read(instance_id)
+    except (NotFoundError, CorruptError):
+        return []  # it is told of the instance
+    if record.name == name or record.pending is not None:
+        return []  # what is pending is told of the instance, and frees it
+    return [
+        _Found(
+            text=f"It leads to {instance_id}, which is called {record.name}.",
+            mend="The name is freed.",
+            action=partial(_free_second_name, store, name, instance_id),
+        )
+    ]
+
+
+def _free_second_name(store: Store, name: str, instance_id: str) -> None:
+    """Unless it has become its name meanwhile."""
+    with locked(store.paths.locks, f"instance-{instance_id}", timeout_s=LOCK_S), suppress(NotFoundError):
+        if store.read(instance_id).name != name:
+            names.release(store.paths.instance_names, name, instance_id)
 
 
 def _vmm(store: Store, instance_id: str, vmm: VmmProcess) -> list[_Found]:

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -159,12 +159,25 @@ def _note_again(locks_dir: Path, todo: Sequence[tuple[Kind, str]]) -> None:
 
 
 def noted_ids(locks_dir: Path) -> set[str]:
-    """All that a command is at work on now, or that was killed: it is seen to."""
-    found = set()
-    for path in locks_dir.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it has ended
-            found |= {one for _, one in _read(path)}
-    return found
+    """All that a command is at work on now, or that was killed: it is seen to.
+
+    Raises:
+        HostError: if a chore cannot be read: what it names is not known.
+    """
+    with host_errors(f"read in {locks_dir} what other commands are at work on"):
+        while True:
+            found: set[str] = set()
+            has_ended = False
+            for path in locks_dir.glob(f"{PREFIX}*"):
+                try:
+                    found |= {one for _, one in _read(path)}
+                except FileNotFoundError:
+                    if path.is_symlink():
+                        raise  # to nowhere: it is not ours, and stays
+                    has_ended = True
+            if not has_ended:
+                return found
+            # What is left of one that has ended may be noted in another file by now, which was not listed.
 
 
 def _is_at(fd: int, path: Path) -> bool:

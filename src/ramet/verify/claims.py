@@ -215,7 +215,8 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             id="claimed-somebody-else",
             title="each claimed fork is somebody else",
-            claim="Host name, machine-id and what the kernel draws, before the workload runs on and since, differ in all.",
+            claim="Host name, machine-id and what the kernel draws, when it is parked, when it is claimed and since, differ in "
+            "all, and from the source's; what that draws is compared once it has woken.",
             fails_if="two forks of one pool, or one and its source, are called the same or draw the same",
             hazards=("H50", "H52"),
         ),

@@ -358,6 +358,13 @@ SABOTAGES: dict[str, Sabotage] = {
             strikes={Point.CLAIMED: strikes.borrow_name},
         ),
         Sabotage(
+            name="fixed-pool-randomness",
+            summary="the kernel's random UUIDs are the same in all forks of a pool",
+            scenario="pool",
+            caught_by=("claimed-somebody-else",),
+            strikes={Point.TICKING: strikes.fix_randomness},
+        ),
+        Sabotage(
             name="replayed-randomness",
             summary="the kernel's random UUIDs come in the same order in all of twenty forks",
             scenario="draws",

@@ -9,7 +9,7 @@ import msgspec
 from ramet.instances import birth
 from ramet.instances.context import Store
 from ramet.instances.store_check import check
-from ramet.model import Problem, State
+from ramet.model import InstanceRecord, Problem, State
 from ramet.snapshots.publish import publish
 from ramet.store import atomic, names
 from tests.unit.snapshots.published import fill, record
@@ -38,6 +38,16 @@ class Place:
     def change(self, **fields: object) -> None:
         self.record = msgspec.structs.replace(self.record, **fields)
         atomic.write_json(self.paths.record, self.record)
+
+    def make_another(self, name: str) -> InstanceRecord:
+        """A second instance, which is stopped."""
+        made = record(id=OTHER, name=name, state=State.STOPPED)
+        paths = self.store.paths.instance(OTHER)
+        paths.dir.mkdir(mode=0o700)
+        birth.make_directories(paths.dir)
+        atomic.write_json(paths.record, made)
+        names.claim(self.store.paths.instance_names, name, OTHER, what="instance")
+        return made
 
     def problems(self, *, repair: bool = False) -> tuple[Problem, ...]:
         return check(self.store, repair=repair).problems

@@ -4,57 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from ramet import Host, process
-from ramet.errors import ConfigError, ConflictError, NotFoundError, StateError
-from ramet.instances import birth, claim, observe, pool
-from ramet.model import Ancestor, Failure, Hypervisor, InstanceRecord, MemoryPolicy, State, VmmProcess
+from ramet import Host
+from ramet.errors import ConfigError, ConflictError, LockedError, NotFoundError, RoomError, StateError
+from ramet.instances import claim, delete, fork, observe, pool, room
+from ramet.instances.context import Locked
+from ramet.instances.room import KEPT_BYTES, Room
+from ramet.model import Ancestor, Failure, Hypervisor, MemoryPolicy, PoolInfo, State, VmmProcess
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Kind
+from ramet.store.locks import locked
 from tests.unit.children import run_in_child
-from tests.unit.instances.place import INSTANCE, Place
-
-GONE = VmmProcess(pid=1, start_time_ticks=1, boot_id="another boot")
-
-
-@pytest.fixture
-def alive() -> Iterator[VmmProcess]:
-    """A process that is there, and stands for a VMM."""
-    with subprocess.Popen(["sleep", "60"]) as child:
-        ticks = process.start_time_ticks(child.pid)
-        assert ticks is not None
-        yield VmmProcess(pid=child.pid, start_time_ticks=ticks, boot_id=process.boot_id())
-        child.kill()
-
-
-def park(place: Place, number: int, vmm: VmmProcess | None, **changes: object) -> InstanceRecord:
-    """A parked fork of ``web``, by its record alone."""
-    one = f"{number:x}" * 12
-    parent = Ancestor(instance_id=INSTANCE, name="web", snapshot_id=place.snapshot_id)
-    made = msgspec.structs.replace(
-        place.record,
-        id=one,
-        name=one,
-        state=State.PARKED,
-        pool=INSTANCE,
-        lineage=(parent,),
-        created_at_unix_s=float(number),
-        mapped_snapshot=place.snapshot_id,
-        vmm=vmm,
-    )
-    made = msgspec.structs.replace(made, **changes)
-    paths = place.store.paths.instance(one)
-    paths.dir.mkdir(mode=0o700)
-    birth.make_directories(paths.dir)
-    atomic.write_json(paths.record, made)
-    names.claim(place.store.paths.instance_names, made.name, one, what="instance")
-    return made
+from tests.unit.instances.parked import GONE, park
+from tests.unit.instances.place import INSTANCE, OTHER, Place
 
 
 def test_what_is_in_a_pool_is_told_apart(place: Place, alive: VmmProcess) -> None:
@@ -96,16 +64,35 @@ def test_forks_of_a_source_that_woke_are_not_given_out(place: Place, alive: VmmP
 def test_a_pool_whose_source_was_deleted_can_be_seen_and_emptied(place: Place) -> None:
     one = park(place, 5, GONE, state=State.FAILED)
     Host(place.store.paths.home).remove("web")
-    found = pool.show(place.store, "web")
-    assert (found.source_id, found.why, found.lost) == (INSTANCE, "web was deleted", (one.id,))
-    with pytest.raises(StateError, match="web was deleted"):
-        pool.fill(place.store, "web", size=1, memory_policy=MemoryPolicy.CLONE)
+    with pytest.raises(NotFoundError, match=f"ramet pool {INSTANCE}"):
+        pool.show(place.store, "web")
+    found = pool.show(place.store, INSTANCE)
+    assert (found.source, found.source_id, found.lost) == (INSTANCE, INSTANCE, (one.id,))
+    assert found.why == f"web ({INSTANCE}) was deleted"
+    with pytest.raises(StateError, match="was deleted") as caught:
+        pool.fill(place.store, INSTANCE, size=1, memory_policy=MemoryPolicy.CLONE)
+    assert caught.value.hint == f"`ramet pool {INSTANCE} --size 0` empties its pool."
     with pytest.raises(NotFoundError):
         claim.claim(place.store, "web", (), count=None, on_result=lambda *_: None)
-    assert pool.fill(place.store, "web", size=0, memory_policy=MemoryPolicy.CLONE).lost == ()
+    assert pool.fill(place.store, INSTANCE, size=0, memory_policy=MemoryPolicy.CLONE).lost == ()
     assert list(place.store.paths.instances.iterdir()) == []
     with pytest.raises(NotFoundError):
-        pool.show(place.store, "web")
+        pool.show(place.store, INSTANCE)
+
+
+def test_the_pool_of_one_that_was_deleted_is_not_that_of_a_new_one_of_its_name(
+    place: Place, vmms: Callable[[], VmmProcess]
+) -> None:
+    one = park(place, 5, vmms())
+    Host(place.store.paths.home).remove("web")
+    place.make_another("web")
+    two = park(place, 6, vmms(), pool=OTHER, lineage=(Ancestor(instance_id=OTHER, name="web", snapshot_id=None),))
+    assert {(found.source, found.stale) for found in pool.all_pools(place.store)} == {
+        (INSTANCE, (one.id,)),
+        ("web", (two.id,)),
+    }
+    pool.fill(place.store, "web", size=0, memory_policy=MemoryPolicy.CLONE)
+    assert pool.show(place.store, INSTANCE).stale == (one.id,)
 
 
 @pytest.mark.parametrize(("wanted", "said"), [(1, "No fork of 'web' is parked, and 1 is"), (3, "No fork")])
@@ -175,3 +162,66 @@ def test_the_next_command_of_any_kind_frees_the_name_that_a_killed_claim_had_tak
     assert not host.exists("blue")
     assert place.store.read(one.id).pending is None
     assert list(place.store.paths.locks.glob("chore-*")) == []
+
+
+def fill(place: Place, size: int) -> PoolInfo:
+    return pool.fill(place.store, "web", size=size, memory_policy=MemoryPolicy.CLONE)
+
+
+def test_what_the_source_became_while_the_pool_was_waited_for_counts(
+    place: Place, alive: VmmProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = park(place, 5, alive)
+
+    @contextmanager
+    def waited_for(directory: Path, key: str, **choices: object) -> Iterator[None]:
+        assert key == f"instance-{INSTANCE}-pool"
+        assert not choices
+        with locked(directory, key):
+            place.change(state=State.STOPPED, snapshot=None)
+            yield
+
+    monkeypatch.setattr(pool, "locked", waited_for)
+    with pytest.raises(StateError, match="web is stopped"):
+        fill(place, 1)
+    assert pool.show(place.store, "web").stale == (one.id,), "nothing was touched"
+
+
+def test_the_source_stays_asleep_from_the_look_until_its_forks_are_made(
+    place: Place, alive: VmmProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = Ancestor(instance_id=INSTANCE, name="web", snapshot_id="9" * 12)
+    park(place, 5, alive, lineage=(older,))
+    kept: list[str] = []
+
+    def look(*_arguments: object) -> None:
+        with pytest.raises(LockedError), locked(place.store.paths.locks, f"instance-{INSTANCE}", timeout_s=0):
+            raise AssertionError("the source is locked by nobody")
+        kept.append("")
+
+    def take_away(instance: Locked) -> None:
+        look()
+        delete.take_away(instance)
+
+    monkeypatch.setattr(pool, "take_away", take_away)
+    monkeypatch.setattr(fork, "from_published", look)
+    assert fill(place, 1).stale == ()
+    assert len(kept) == 2, "while the stale one was removed, and while another was made"
+
+
+def test_one_more_is_not_begun_where_another_like_those_there_does_not_fit(
+    place: Place, alive: VmmProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = park(place, 5, alive)
+    asked: list[int | None] = []
+
+    def full(_home: Path, _files: object, pid: int | None) -> Room:
+        asked.append(pid)
+        return Room(memory_bytes=KEPT_BYTES, memory_each=1, disk_bytes=0, disk_each=0)
+
+    monkeypatch.setattr(room, "look", full)
+    with pytest.raises(RoomError, match="room for 0 of 1 forks") as caught:
+        fill(place, 2)
+    assert caught.value.hint == "Park fewer: --size."
+    assert asked == [alive.pid]
+    assert pool.show(place.store, "web").parked == (one.id,)

@@ -13,7 +13,7 @@ TICKING = """\
 cat >/etc/ramet/resume.d/30-stood <<'END'
 #!/bin/sh
 wc -c </ram/ticks >>/run/ramet/stood
-{ cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1; } >/run/ramet/drawn
+{ cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1; } >>/run/ramet/drawn
 END
 chmod 755 /etc/ramet/resume.d/30-stood
 cat >/ram/tick.sh <<'END'
@@ -22,12 +22,12 @@ while :; do printf x >>/ram/ticks; usleep 10000; done
 END
 """
 """A workload that ticks on and on; and how far it was, and what the kernel drew, before it ran on: when the fork was parked, and
-when it was claimed.
+when it was claimed. Both are kept.
 """
 
 
 def run_pool(world: World) -> None:
-    """Three forks of one source are parked; two are claimed and diverge; then the last one is claimed."""
+    """Three forks of one source are parked; two are claimed and diverge; then the last one is claimed; then the source wakes."""
     source, old = world.name("source"), fresh_token()
     boot_source(world)
     with world.step("letting it tick on and on"):
@@ -67,6 +67,7 @@ def run_pool(world: World) -> None:
             world, "siblings-keep-apart", role, token=world.tokens[role], at=f"{role} restored from a sleep of its own"
         )
     looks.source_unchanged(world, "all have slept", drop_cache=True)
+    _source_draws_apart(world)
 
 
 def _others(role: str) -> list[str]:
@@ -96,21 +97,38 @@ def _claim(world: World, role: str) -> None:
 
 
 def _are_somebody_else(world: World, roles: tuple[str, ...], *, at: str) -> None:
-    """No two are called the same or have drawn the same, before their workload ran on or since; nor are they the source."""
+    """No two are called the same or have drawn the same, when they were parked, when they were claimed, or since; nor are they
+    called what the source is called.
+    """
     theirs = world.identities["source"]
     seen = {theirs.hostname: "the source", theirs.machine_id: "the source"}
     problems = []
     for role in roles:
         who = world.identity(role)
-        draws = [*world.guest(role, "cat /run/ramet/drawn").split("\n"), *sorted(world.draw_randomness(role))]
+        draws = _draws(world, role)
+        world.randomness[role] = set(draws)
         if who.hostname != world.name(role):
             problems.append(f"{role} is called {who.hostname}, not {world.name(role)}")
-        for what in (who.hostname, who.machine_id, *(draw.strip() for draw in draws)):
+        for what in (who.hostname, who.machine_id, *draws):
             if what in seen:
                 problems.append(f"{role} has {what}, as {seen[what]} has")
             seen[what] = role
     found = f"{len(seen)} names, machine-ids and draws, all different"
     world.ledger.look("claimed-somebody-else", at, problems, found=found)
+
+
+def _draws(world: World, role: str) -> list[str]:
+    """What the kernel drew for the hook, each time that it ran, and draws now."""
+    told = [*world.guest(role, "cat /run/ramet/drawn").split("\n"), *sorted(world.draw_randomness(role))]
+    return [draw.strip() for draw in told if draw.strip()]
+
+
+def _source_draws_apart(world: World) -> None:
+    """The source wakes from the snapshot that all of them began from: what it draws is none of theirs."""
+    with world.step("waking the source"):
+        world.host.restore(world.name("source"))
+    drawn = {"the source": _draws(world, "source"), **{role: sorted(world.randomness[role]) for role in PARKED}}
+    inside.all_differ(world, "claimed-somebody-else", drawn, at="the source has woken")
 
 
 SCENARIO = Scenario(
