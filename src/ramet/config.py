@@ -11,6 +11,8 @@ from ramet.errors import ConfigError
 from ramet.model import MIB
 
 NAME_MAX: Final = 63
+FORKS_MAX: Final = 1000
+"""At once, and in a pool."""
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _SIZE = re.compile(r"(\d{1,15})(?:([KMGT])(?:iB|B)?)?", re.IGNORECASE | re.ASCII)
 _UNIT: Final = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}

@@ -182,7 +182,7 @@ class FakeHost:
 
     def pool_get(self, source: str) -> PoolInfo:
         self._did("pool_get", source)
-        return pool_of(source, snapshot=None, why=f"{source} is running", stale=("p1",))
+        return pool_of(source, snapshot=None, why=f"{source} is running", stale=("p0",))
 
     def pools(self) -> Sequence[PoolInfo]:
         return [pool_of("web", parked=("p1",)), pool_of("db", snapshot=None, why="db was deleted", stale=("p2",))]

@@ -154,10 +154,10 @@ def test_a_pool_of_what_the_source_was_is_refused_and_replaced(host: Host, sourc
     old = host.pool("web", size=1).parked
     host.restore("web")
     set_marks(host, "web", "ram-later", "disk-later")
-    with pytest.raises(StateError, match="older snapshot: web is running"):
+    with pytest.raises(StateError, match="earlier snapshot: web is running"):
         host.fork("web", from_pool=True)
     host.standby("web")
-    with pytest.raises(ConflictError, match="web sleeps on another since"):
+    with pytest.raises(ConflictError, match="web has slept again since"):
         host.fork("web", from_pool=True)
     assert host.pool_get("web").stale == old
     new = host.pool("web", size=1)

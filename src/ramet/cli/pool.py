@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from ramet.cli import completion, output
 from ramet.cli.context import MEMORY_POLICIES, App, verb
 from ramet.cli.progress import counted
+from ramet.config import FORKS_MAX
 from ramet.errors import ConfigError
 
-HEADERS = ("SOURCE", "SNAPSHOT", "PARKED", "STALE", "LOST", "OWN MEMORY")
+if TYPE_CHECKING:
+    from ramet.model import PoolInfo
+
+HEADERS = ("SOURCE", "SNAPSHOT", "PARKED", "STALE", "LOST", "OWN MEMORY", "WHY")
 
 
 @verb(
@@ -25,15 +30,19 @@ HEADERS = ("SOURCE", "SNAPSHOT", "PARKED", "STALE", "LOST", "OWN MEMORY")
     ],
 )
 @click.argument("source", required=False, shell_complete=completion.sources)
-@click.option("--size", type=int, metavar="K", help="How many are to be parked: what is missing is made, 0 empties it.")
+@click.option(
+    "--size",
+    type=int,
+    metavar="K",
+    help=f"How many are to be parked, up to {FORKS_MAX}: what is missing is made, what is too many removed. 0 empties the pool.",
+)
 @click.option(
     "--memory-policy",
     type=MEMORY_POLICIES,
-    default="clone",
-    show_default=True,
-    help="Of those that are made: memory of their own, or the source's, read-only.",
+    help="Of those that are made, not of those that there are: memory of their own (clone, the default), or the source's, "
+    "read-only.",
 )
-def pool(app: App, source: str | None, size: int | None, memory_policy: str) -> None:
+def pool(app: App, source: str | None, size: int | None, memory_policy: str | None) -> None:
     """Park forks of a source, loaded and paused, to be claimed in an instant.
 
     SOURCE is an instance that sleeps, or snapshot:ID-or-name. A parked fork is a fork, with a memory, a disk and a VMM of
@@ -49,6 +58,8 @@ def pool(app: App, source: str | None, size: int | None, memory_policy: str) -> 
     """
     from ramet.model import MemoryPolicy
 
+    if size is None and memory_policy is not None:
+        raise ConfigError("--memory-policy needs a --size.", hint="It is chosen for the forks that are made.")
     if source is None:
         if size is not None:
             raise ConfigError("--size needs a SOURCE.", hint="`ramet pool` lists the pools that there are.")
@@ -56,25 +67,35 @@ def pool(app: App, source: str | None, size: int | None, memory_policy: str) -> 
         return
     host = app.host()
     began = time.monotonic()
+    before = host.pool_get(source)
     if size is None:
-        found = host.pool_get(source)
+        found = before
     else:
         with app.working(f"Parking forks of {source}") as say:
             found = host.pool(
                 source,
                 size=size,
-                memory_policy=MemoryPolicy(memory_policy),
+                memory_policy=MemoryPolicy(memory_policy or MemoryPolicy.CLONE),
                 on_result=counted(say, f"parking forks of {source}", size),
             )
     if app.json:
         output.json(found)
         return
-    took = f" ({output.duration(time.monotonic() - began)})" if size is not None else ""
-    output.line(f"{source}: {len(found.parked)} parked{took}")
+    did = f" ({_did(before, found)} in {output.duration(time.monotonic() - began)})" if size is not None else ""
+    output.line(f"{source}: {len(found.parked)} parked{did}")
     if found.stale:
-        output.line(f"{source}: {len(found.stale)} stale: {found.why or 'it sleeps on another snapshot since'}")
+        output.line(f"{source}: {len(found.stale)} stale: {found.why or f'of an earlier snapshot of {source}'}")
     if found.lost:
-        output.line(f"{source}: {len(found.lost)} lost: their VMMs have ended")
+        output.line(f"{source}: {len(found.lost)} lost: no VMM any more")
+
+
+def _did(before: PoolInfo, after: PoolInfo) -> str:
+    """What filling a pool has changed."""
+    made = len(set(after.parked) - set(before.parked))
+    removed = len({*before.parked, *before.stale, *before.lost} - {*after.parked, *after.stale, *after.lost})
+    return (
+        ", ".join(f"{count} {what}" for count, what in ((made, "made"), (removed, "removed")) if count) or "as it was"
+    )
 
 
 def _list(app: App) -> None:
@@ -82,18 +103,22 @@ def _list(app: App) -> None:
     if app.json:
         output.json(found)
         return
+    if not found:
+        output.error_line("No pools.")
+        return
     output.table(
         HEADERS,
         [
             (
                 one.source,
-                one.snapshot or f"- ({one.why})",
+                one.snapshot or "-",
                 str(len(one.parked)),
                 str(len(one.stale)),
                 str(len(one.lost)),
                 output.size(one.own_memory_bytes),
+                one.why or "",
             )
             for one in found
         ],
-        right=HEADERS[2:],
+        right=HEADERS[2:-1],
     )

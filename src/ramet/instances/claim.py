@@ -84,8 +84,8 @@ def _require_enough(source: Source, now: Members, ready: int, wanted: int) -> No
         return
     fill = f"ramet pool {source.label} --size N"
     if now.stale:
-        why = source.why or f"{source.label} sleeps on another since"
-        message = f"The parked forks of {source.label!r} ({len(now.stale)}) descend from an older snapshot: {why}."
+        why = source.why or f"{source.label} has slept again since"
+        message = f"The parked forks of {source.label!r} ({len(now.stale)}) are stale, of an earlier snapshot: {why}."
         now_instead = f"`ramet fork {source.label}` makes one of what it is now."
         if source.snapshot is not None:
             raise ConflictError(message, hint=f"`{fill}` replaces them; {now_instead}")

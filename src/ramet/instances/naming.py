@@ -11,8 +11,6 @@ from ramet.instances.context import Store
 from ramet.store.layout import is_id
 from ramet.store.names import all_names
 
-FORKS_MAX = 1000
-
 
 def check_new_name(name: str, *, what: str = "instance") -> str:
     """Return ``name`` if something new can be called so.
@@ -34,8 +32,8 @@ def names_of_forks(store: Store, source_name: str, names: Sequence[str], count: 
         ConflictError: if a name is taken.
     """
     wanted = count if count is not None else max(len(names), 1)
-    if not 1 <= wanted <= FORKS_MAX:
-        raise ConfigError(f"{wanted} is no number of forks.", hint=f"Use 1 to {FORKS_MAX}.")
+    if not 1 <= wanted <= config.FORKS_MAX:
+        raise ConfigError(f"{wanted} is no number of forks.", hint=f"Use 1 to {config.FORKS_MAX}.")
     if len(names) > wanted:
         raise ConfigError(f"{len(names)} names were given for {wanted} forks.")
     if len(set(names)) != len(names):

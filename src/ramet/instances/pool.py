@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from ramet.config import FORKS_MAX
 from ramet.errors import ConfigError, CorruptError, LockedError, NotFoundError, RoomError, StateError
 from ramet.instances import fork, guest, observe, restore
 from ramet.instances.batch import Batch, OnResult
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.delete import take_away
-from ramet.instances.naming import FORKS_MAX
 from ramet.linux import procfs
 from ramet.model import Ancestor, InstanceRecord, Manifest, MemoryPolicy, PoolInfo, State, Template
 from ramet.paths import SnapshotPaths
@@ -94,7 +94,7 @@ def kept(store: Store, source: str) -> Iterator[Source]:
 
 def _of_instance(record: InstanceRecord) -> Source:
     asleep = record.state is State.STANDBY
-    why = None if asleep else f"{record.name} is {record.state.value}: it sleeps on no snapshot"
+    why = None if asleep else f"{record.name} is {record.state.value}"
     snapshot = record.snapshot if asleep else None
     return Source(
         id=record.id, label=record.name, name=record.name, state=record.state.value, snapshot=snapshot, why=why

@@ -52,7 +52,7 @@ def test_a_lost_one_says_that_nothing_is_lost_and_the_store_check_mends_its_reco
 def test_forks_of_a_source_that_woke_are_not_given_out(place: Place, alive: VmmProcess, state: State) -> None:
     park(place, 5, alive)
     place.change(state=state, vmm=alive if state is State.RUNNING else None)
-    with pytest.raises(StateError, match="older snapshot: web is") as caught:
+    with pytest.raises(StateError, match="earlier snapshot: web is") as caught:
         claim.claim(place.store, "web", (), count=None, on_result=lambda *_: None)
     assert caught.value.actual == state.value
     assert caught.value.required == ("standby",)
