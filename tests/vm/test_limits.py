@@ -40,7 +40,7 @@ def test_a_guest_whose_console_log_is_full_runs_on_and_has_all_of_its_disk(host:
 
 @on_ext4
 def test_a_vmm_that_does_its_work_is_far_from_its_limits(host: Host) -> None:
-    info = host.create("web", memory_mib=128, disk_bytes=32 * MIB, cpus=2)
+    info = host.create("web", disk_bytes=32 * MIB, cpus=2)
     sh(host, "web", "for i in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of=/data/$i bs=64k count=16 & done; wait; sync")
     proc = Path(f"/proc/{info.pid}")
     descriptors, tasks = (len(list((proc / what).iterdir())) for what in ("fd", "task"))
