@@ -57,10 +57,15 @@ def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
     assert BAD & set(seen), "no stop fell into a measurement"
     assert seen[-1] is Measured.WELL
     assert sh(host, "web", "nproc") == "2"
+    assert min(slept_s(host) for _ in range(4)) < 1.6, "it sleeps as long as it says"
+    assert len(artifacts.vmm_pids(f"{host.home}/")) == 1
+
+
+def slept_s(host: Host) -> float:
+    """How long a guest's sleep of a second takes."""
     started_s = time.monotonic()
     sh(host, "web", "sleep 1")
-    assert time.monotonic() - started_s < 1.6, "it sleeps as long as it says"
-    assert len(artifacts.vmm_pids(f"{host.home}/")) == 1
+    return time.monotonic() - started_s
 
 
 def test_a_guest_that_never_measures_it_well_is_not_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
