@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import msgspec
 
 from ramet.bench import text
 from ramet.bench.documents import BenchDocument, document, encode, schema
+from ramet.bench.peers import NOT_ASKED
+from ramet.bench.results import Peer
 from tests.style.sources import ROOT
 from tests.unit.bench.made_up import report
 
@@ -61,6 +64,13 @@ def test_people_read_scaled_units_ratios_and_what_was_missed() -> None:
     assert "target: the peer, against Ramet, at least 2: 3.00, met" in shown
     assert "1 of 2 targets met, in 12 s (quick)\n  missed: a fork, against the floor, 1.50\n" in shown
     assert shown.endswith("for a host that has nothing else to do.")
+
+
+def test_peers_that_nobody_asked_for_are_not_called_absent() -> None:
+    unasked = tuple(Peer(name=name, why_absent=NOT_ASKED, mend="ramet bench --against") for name in ("one", "two"))
+    shown = text.render(document(dataclasses.replace(report(), peers=unasked)))
+    assert "not compared with one, two (ramet bench --against does)" in shown
+    assert "absent" not in shown
 
 
 def test_people_are_told_who_is_absent_and_what_was_skipped() -> None:

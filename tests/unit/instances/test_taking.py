@@ -1,15 +1,25 @@
-"""How scattered the base of a capture is (H73)."""
+"""How scattered the base of a capture is (H73), and what a guest finds that runs on after a capture that failed (H43)."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import msgspec
 import pytest
 
+from ramet.errors import NoSpaceError
+from ramet.hypervisors.base import DirtySince
 from ramet.instances import taking
 from ramet.instances.context import Locked
-from ramet.model import Manifest
+from ramet.model import Manifest, State
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
+from tests.unit.children import identity
 from tests.unit.instances.place import INSTANCE, OTHER, Place
 
 
@@ -35,3 +45,86 @@ def test_a_base_that_cannot_be_read_counts_as_whole(place: Place) -> None:
     place.snapshot.manifest.write_bytes(b"{")
     instance = Locked(place.store, place.record)
     assert taking._scatter(instance, place.snapshot_id, guest_waits=True).pieces == 0
+
+
+class Monitor:
+    """Of a guest that QEMU has stopped: its disk had no room."""
+
+    def __init__(self, home: Path, *, runs: bool) -> None:
+        self.home = home
+        self.runs = runs
+        self.left: list[list[str]] = []
+        """The files of work in progress, whenever the guest was let run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def vcpus_running(self) -> bool:
+        return self.runs
+
+    def resume_vcpus(self) -> None:
+        self.runs = True
+        self.left.append(files_in(self.home / "tmp"))
+
+
+def files_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def full(place: Place, monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    """A guest that runs, and whose capture fills the disk."""
+    place.change(state=State.RUNNING, vmm=identity(os.getpid()))
+    monitor = Monitor(place.store.paths.home, runs=True)
+    driver = SimpleNamespace(connect=lambda _run_dir: monitor, dirty_since=DirtySince.MAPPED)
+
+    def begin(_instance: object, into: Path) -> None:
+        into.write_bytes(b"copied ahead")
+
+    @contextmanager
+    def frozen(_monitor: object, _run_dir: object, *, already: bool) -> Iterator[None]:
+        assert not already
+        monitor.runs = False
+        try:
+            yield
+        finally:
+            monitor.resume_vcpus()
+
+    def capture(*_: object, into: SnapshotPaths, **__: object) -> None:
+        into.disk.write_bytes(b"half")
+        into.vmstate.write_bytes(b"half")
+        raise NoSpaceError("No room.")
+
+    monkeypatch.setattr(Locked, "driver", property(lambda _self: driver))
+    monkeypatch.setattr(taking, "_memory_ahead", begin)
+    monkeypatch.setattr(taking.guest, "frozen", frozen)  # type: ignore[attr-defined]
+    monkeypatch.setattr(taking.captures, "capture", capture)  # type: ignore[attr-defined]
+    return monitor
+
+
+def test_a_guest_runs_on_once_there_is_room_again(place: Place, full: Monitor) -> None:
+    instance = Locked(place.store, place.record)
+    with ExitStack() as stack, pytest.raises(NoSpaceError):
+        taking.take(instance, "fork", stack)
+    assert full.left == [[]], "nothing takes room any more when it runs on"
+    assert full.runs
+
+
+def test_a_guest_that_was_stopped_while_it_was_copied_is_let_run(
+    place: Place, full: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy fails before the pause: nobody else would let it run."""
+
+    def begin(_instance: object, into: Path) -> None:
+        into.write_bytes(b"half")
+        full.runs = False
+        raise NoSpaceError("No room.")
+
+    monkeypatch.setattr(taking, "_memory_ahead", begin)
+    instance = Locked(place.store, place.record)
+    with ExitStack() as stack, pytest.raises(NoSpaceError):
+        taking.take(instance, "fork", stack)
+    assert full.left == [[]]
+    assert full.runs

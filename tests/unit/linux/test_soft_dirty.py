@@ -52,6 +52,16 @@ def refused(*_: object) -> int:
     raise PermissionError(13, "Permission denied")
 
 
+def test_what_was_written_since_is_read_where_the_kernel_can_scan_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan would give all that was ever written."""
+    monkeypatch.setattr(pagemap, "has_pagemap_scan", lambda: True)
+    monkeypatch.setattr(pagemap, "scan_pagemap", refused)
+    monkeypatch.setattr(
+        pagemap, "_read_entries", lambda _fd, _first, count: struct.pack(f"={count}Q", *[PRESENT] * count)
+    )
+    assert pagemap.written_regions(os.getpid(), 0, 4 * PAGE, since_cleared=True) == []
+
+
 def test_what_was_written_since_is_what_has_the_bit_and_is_the_process_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [
         PRESENT | SOFT,
