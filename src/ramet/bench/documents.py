@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ramet.bench.results import Figure, Outcome, Report, Row
+from ramet.bench.results import Figure, HostFacts, Outcome, Report, Row
 from ramet.bench.samples import summarize
 
 SCHEMA_VERSION = 1
@@ -23,32 +23,6 @@ RoleWord = Annotated[
         description="Ramet; the raw mechanism, which is the least that it takes; or another program that does as much."
     ),
 ]
-
-
-class HostDocument(Struct, frozen=True, kw_only=True):
-    """What every figure depends on. ``cpus`` are those that the run might use; ``vmm`` is the VMM's version in its own words;
-    ``copy_method`` is how files are derived from files in the store; ``guest_filled_mib`` of the guest's memory were filled with
-    bytes that do not compress.
-    """
-
-    ramet: str
-    cpu: str
-    cpus: int
-    memory_mib: int
-    machine: str
-    load: float
-    kernel: str
-    python: str
-    hypervisor: Literal["qemu", "firecracker"]
-    vmm: str
-    accelerator: Literal["tcg", "kvm"]
-    file_system: str
-    copy_method: Literal["reflink", "copy"]
-    memory_policy: Literal["clone", "share"]
-    guest_memory_mib: int
-    guest_filled_mib: int
-    image: str
-    date: str
 
 
 class PeerDocument(Struct, frozen=True, kw_only=True):
@@ -134,7 +108,7 @@ class BenchDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="be
     schema_version: int = SCHEMA_VERSION
     plan: Literal["quick", "full"]
     seconds: Seconds
-    host: HostDocument
+    host: HostFacts
     peers: tuple[PeerDocument, ...]
     benchmarks: tuple[BenchmarkDocument, ...]
 
@@ -150,7 +124,7 @@ def document(report: Report) -> BenchDocument:
     return BenchDocument(
         plan="full" if report.plan == "full" else "quick",
         seconds=round(report.seconds, 3),
-        host=msgspec.convert(asdict(report.host), HostDocument),
+        host=report.host,
         peers=tuple(PeerDocument(**asdict(peer)) for peer in report.peers),
         benchmarks=tuple(_benchmark(outcome) for outcome in report.outcomes),
     )

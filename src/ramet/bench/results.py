@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
+
 from ramet.bench.samples import summarize
+from ramet.model import Accelerator, Hypervisor, MemoryPolicy, Method
 
 
 class Unit(StrEnum):
@@ -110,9 +113,11 @@ class Peer:
     mend: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """What every figure depends on."""
+class HostFacts(Struct, frozen=True, kw_only=True):
+    """What every figure depends on, as it is published. ``cpus`` are those that the run might use; ``load`` is that of the minute
+    before it (proc_loadavg(5)); ``vmm`` is the VMM's version in its own words; ``copy_method`` is how files are derived from
+    others in the store; ``guest_filled_mib`` of the guest's memory were filled with bytes that do not compress.
+    """
 
     ramet: str
     cpu: str
@@ -120,20 +125,16 @@ class HostFacts:
     memory_mib: int
     machine: str
     load: float
-    """Processes that ran or waited for the disk during the minute before (proc_loadavg(5))."""
     kernel: str
     python: str
-    hypervisor: str
+    hypervisor: Hypervisor
     vmm: str
-    """The VMM's version, in its own words."""
-    accelerator: str
+    accelerator: Accelerator
     file_system: str
-    copy_method: str
-    """``reflink`` or ``copy``: how files are derived from files in this store."""
-    memory_policy: str
+    copy_method: Method
+    memory_policy: MemoryPolicy
     guest_memory_mib: int
     guest_filled_mib: int
-    """Of that, what was filled with bytes that do not compress."""
     image: str
     date: str
 

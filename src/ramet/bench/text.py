@@ -7,11 +7,10 @@ from ramet.bench.documents import (
     BenchDocument,
     BenchmarkDocument,
     FigureDocument,
-    HostDocument,
     RowDocument,
     TargetDocument,
 )
-from ramet.bench.results import Unit
+from ramet.bench.results import HostFacts, Unit
 from ramet.model import MIB
 
 QUIET = "Targets are this project's own, for a host that has nothing else to do."
@@ -35,7 +34,7 @@ def facts(found: BenchDocument) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in pairs.items()]
 
 
-def about(host: HostDocument) -> dict[str, str]:
+def about(host: HostFacts) -> dict[str, str]:
     """The host, in words."""
     return {
         "host": f"{host.cpus} x {host.cpu} ({host.machine}), {host.memory_mib} MiB, load {host.load:.1f} at the start",

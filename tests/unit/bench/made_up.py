@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ramet.bench.results import Curve, Figure, HostFacts, Outcome, Peer, Plot, Report, Role, Row, Target, Unit
+from ramet.model import Accelerator, Hypervisor, MemoryPolicy, Method
 
 HOST = HostFacts(
     ramet="0.1.0 (1a2b3c4d5e6f)",
@@ -13,12 +14,12 @@ HOST = HostFacts(
     load=0.25,
     kernel="6.18.0",
     python="3.11.7",
-    hypervisor="qemu",
+    hypervisor=Hypervisor.QEMU,
     vmm="QEMU 7.2",
-    accelerator="tcg",
+    accelerator=Accelerator.TCG,
     file_system="xfs",
-    copy_method="reflink",
-    memory_policy="clone",
+    copy_method=Method.REFLINK,
+    memory_policy=MemoryPolicy.CLONE,
     guest_memory_mib=256,
     guest_filled_mib=104,
     image="micro 0123456789ab",
