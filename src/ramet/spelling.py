@@ -1,8 +1,13 @@
-"""What somebody may have meant by a name that there is none of."""
+"""What names mean, and what somebody may have meant by one that there is none of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from ramet.errors import ConfigError
+
+T = TypeVar("T")
 
 SUGGESTED_MAX = 3
 
@@ -13,3 +18,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(name, list(known), n=SUGGESTED_MAX)
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def named(known: Mapping[str, T], names: Sequence[str], *, what: str, listed_by: str) -> list[T]:
+    """Those of ``known`` with these names, or all; in their own order.
+
+    Raises:
+        ConfigError: if there is none of a name: no ``what``, such as a scenario, which the command ``listed_by`` lists.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        hint = f"{did_you_mean(unknown[0], known)} `{listed_by}` lists them.".lstrip()
+        raise ConfigError(f"There is no {what} {unknown[0]!r}.", hint=hint)
+    return [one for name, one in known.items() if not names or name in names]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ramet import spelling
 from ramet.cli.main import run
+from ramet.errors import ConfigError
 from ramet.spelling import did_you_mean
 
 
@@ -21,3 +23,12 @@ def test_a_verb_that_is_misspelled(capsys: pytest.CaptureFixture[str]) -> None:
     assert "There is no verb 'standbye'. Did you mean 'standby'?" in capsys.readouterr().err
     assert run(["xyzzy"]) == 2
     assert "There is no verb 'xyzzy'.\n" in capsys.readouterr().err
+
+
+def test_names_mean_what_they_name_in_its_own_order() -> None:
+    known = {"fork": 1, "restore": 2, "save": 3}
+    assert spelling.named(known, ["save", "fork"], what="benchmark", listed_by="ramet bench --list") == [1, 3]
+    assert spelling.named(known, [], what="benchmark", listed_by="ramet bench --list") == [1, 2, 3]
+    with pytest.raises(ConfigError, match="There is no benchmark 'frok'") as caught:
+        spelling.named(known, ["save", "frok"], what="benchmark", listed_by="ramet bench --list")
+    assert caught.value.hint == "Did you mean 'fork'? `ramet bench --list` lists them."

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ramet.errors import ConfigError
+from ramet import spelling
 from ramet.model import Hypervisor, MemoryPolicy
-from ramet.spelling import did_you_mean
 from ramet.verify import strikes
 from ramet.verify.needs import Need
 from ramet.verify.world import CutShortError, Point, World
@@ -381,10 +380,8 @@ def named(name: str) -> Sabotage:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in SABOTAGES:
-        hint = f"{did_you_mean(name, SABOTAGES)} `ramet verify --list` lists them.".lstrip()
-        raise ConfigError(f"There is no sabotage {name!r}.", hint=hint)
-    return SABOTAGES[name]
+    (found,) = spelling.named(SABOTAGES, [name], what="sabotage", listed_by="ramet verify --list")
+    return found
 
 
 def strike_of(sabotage: Sabotage | None, *, stop_when_caught: bool = False) -> Callable[[World, Point], None]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ramet import spelling
 from ramet.bench.benchmarks import fork, idle, many, pause, pool, restore, save, scatter, share, sizes, sleep
 from ramet.bench.work import Benchmark
-from ramet.errors import ConfigError
-from ramet.spelling import did_you_mean
 
 BENCHMARKS: dict[str, Benchmark] = {
     one.BENCHMARK.name: one.BENCHMARK
@@ -26,8 +25,4 @@ def named(names: Sequence[str]) -> list[Benchmark]:
     Raises:
         ConfigError: if there is none of a name.
     """
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        hint = f"{did_you_mean(unknown[0], BENCHMARKS)} `ramet bench --list` lists them.".lstrip()
-        raise ConfigError(f"There is no benchmark {unknown[0]!r}.", hint=hint)
-    return [one for name, one in BENCHMARKS.items() if not names or name in names]
+    return spelling.named(BENCHMARKS, names, what="benchmark", listed_by="ramet bench --list")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ramet.errors import ConfigError
-from ramet.spelling import did_you_mean
+from ramet import spelling
 from ramet.verify.scenarios import (
     base,
     chain,
@@ -34,8 +33,4 @@ def named(names: Sequence[str]) -> list[Scenario]:
     Raises:
         ConfigError: if there is none of a name.
     """
-    unknown = [name for name in names if name not in SCENARIOS]
-    if unknown:
-        hint = f"{did_you_mean(unknown[0], SCENARIOS)} `ramet verify --list` lists them.".lstrip()
-        raise ConfigError(f"There is no scenario {unknown[0]!r}.", hint=hint)
-    return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]
+    return spelling.named(SCENARIOS, names, what="scenario", listed_by="ramet verify --list")
