@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ramet import Host
+from ramet import Host, process
 from ramet.linux import pagemap, procfs
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, InstanceInfo, Method, SnapshotFile, State
@@ -40,6 +42,23 @@ def test_a_second_generation_is_whole(
     assert 8 * MIB < second.written_bytes < 32 * MIB, "a diff writes the dirty pages, not the memory"
     host.restore("web")
     assert sh(host, "web", "ramet-fill --sum /ram/fill; ramet-fill --sum /ram/more") == sums
+
+
+@on_xfs
+@requires("seccomp")
+def test_a_fork_reads_what_it_uses_of_its_memory(host: Host, running: InstanceInfo) -> None:
+    """No more than a kernel reads ahead: QEMU would have its memory in huge pages, each of which takes 4 MiB to be read."""
+    fincore = process.find_program("fincore", package="util-linux")
+    _fill(host, "web", 96, seed=1)
+    host.standby("web")
+    host.fork("web", ["fork"], start=True)
+    sh(host, "fork", "true")
+    fork = host.get("fork")
+    assert fork.mapped_memory is not None
+    memory = Path(fork.mapped_memory.path)
+    assert memory.stat().st_blocks * 512 > 96 * MIB
+    told = process.run([fincore, "--bytes", "--noheadings", "--output", "RES", str(memory)], timeout_s=60)
+    assert 0 < int(told.stdout) < 48 * MIB
 
 
 @on_xfs

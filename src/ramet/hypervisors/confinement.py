@@ -124,7 +124,7 @@ def of(
     groups = users.kvm_groups() if kvm else ()
     if spec.snapshot_of is not None:
         groups += (users.user_number(spec.snapshot_of),)
-    start = partial(_confined, allowed, user, groups, filtered_but)
+    start = partial(_confined, allowed, user, groups, filtered_but, spec.hardware.memory_mib * MIB)
     limits = {**LIMITS}
     if user is not None:  # or it would be the number of all that the user has
         limits[resource.RLIMIT_NPROC] = TASKS
@@ -144,6 +144,7 @@ def _confined(
     user: int | None,
     groups: tuple[int, ...],
     filtered_but: tuple[str, ...] | None,
+    memory_bytes: int,
     start: Callable[[], Child],
     limit: Callable[[Child], None],
 ) -> Child:
@@ -173,7 +174,7 @@ def _confined(
     def behind_filter() -> Child:
         tids.append(threading.get_native_id())
         if filtered_but is not None:
-            seccomp.restrict_this_thread(but=filtered_but)
+            seccomp.restrict_this_thread(but=filtered_but, small_pages_of_bytes=memory_bytes)
         return start()
 
     with credentials.dumpable_kept():

@@ -163,6 +163,8 @@ SOCKET: Final = 41
 """Allowed for unix sockets that are streams: they can be sent to only after connect(2)."""
 CLONE3: Final = 435
 """Its flags are in memory, where no filter looks: it is said not to exist, and the C library then uses clone(2)."""
+MADVISE: Final = 28
+MADV_HUGEPAGE: Final = 14
 
 
 class _Program(ctypes.Structure):
@@ -181,19 +183,22 @@ def why_not() -> str | None:
         return f"the kernel has no seccomp filters ({err.strerror})"
 
 
-def restrict_this_thread(*, but: Collection[str] = ()) -> None:
+def restrict_this_thread(*, but: Collection[str] = (), small_pages_of_bytes: int | None = None) -> None:
     """Refuse all of the above from now on, ``but`` some of ``REFUSED``. The thread must have no_new_privs.
+
+    ``small_pages_of_bytes``: refuse to advise huge pages for a mapping of just that size. Of a file that is so advised, the first
+    touch of any page reads 4 MiB (mm/filemap.c, do_sync_mmap_readahead, since Linux 5.18).
 
     Raises:
         OSError: if the kernel refuses; nothing is restricted then.
     """
-    code = assemble(but=but)
+    code = assemble(but=but, small_pages_of_bytes=small_pages_of_bytes)
     program = _Program(len(code) // 8, code)
     flags, address = SECCOMP_FILTER_FLAG_SPEC_ALLOW, ctypes.addressof(program)
     syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, address, what="seccomp")
 
 
-def assemble(*, but: Collection[str] = ()) -> bytes:
+def assemble(*, but: Collection[str] = (), small_pages_of_bytes: int | None = None) -> bytes:
     """The filter as the kernel takes it: struct sock_filter, one after the other."""
     refuse = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.EPERM)
     allow = _instruction(BPF_RET, value=SECCOMP_RET_ALLOW)
@@ -214,6 +219,11 @@ def assemble(*, but: Collection[str] = ()) -> bytes:
     stream = Test(argument=1, mask=SOCKET_TYPE, value=socket.SOCK_STREAM).code(otherwise_skip=1)
     check = [*unix, *stream, allow]
     code += [_instruction(BPF_JEQ, value=SOCKET, otherwise_skip=len(check) + 1), *check, refuse]
+    if small_pages_of_bytes is not None:
+        advised = Test(argument=2, value=MADV_HUGEPAGE).code(otherwise_skip=4)
+        its_size = Test(argument=1, value=small_pages_of_bytes & 0xFFFFFFFF).code(otherwise_skip=1)
+        check = [*advised, *its_size, refuse, allow]
+        code += [_instruction(BPF_JEQ, value=MADVISE, otherwise_skip=len(check)), *check]
     absent = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.ENOSYS)
     code += [_instruction(BPF_JEQ, value=CLONE3, otherwise_skip=1), absent]
     return b"".join([*code, allow])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -252,6 +254,28 @@ def test_identity_that_cannot_be_set_is_not_acknowledged(own_agent: NativeAgent,
     assert error.errno == errno.EPERM
     assert "could not" in str(error)
     assert not (own_agent.root / "hook-ran").exists()
+
+
+def test_identity_is_written_over_files_that_are_plainly_ours_and_replaces_others(own_agent: NativeAgent) -> None:
+    etc, elsewhere = own_agent.root / "etc", own_agent.root / "elsewhere"
+    give_identity(own_agent)
+    plain = (etc / "machine-id").stat().st_ino
+    give_identity(own_agent)
+    assert (etc / "machine-id").stat().st_ino == plain, "one write, and no other file"
+    elsewhere.write_text("untouched\n")
+    for make in (
+        lambda path: path.symlink_to(elsewhere),
+        lambda path: path.hardlink_to(elsewhere),
+        lambda path: os.mkfifo(path),
+        lambda path: path.write_text("x" * 100),
+    ):
+        for name, line in (("hostname", "twig\n"), ("machine-id", MACHINE_ID + "\n")):
+            (etc / name).unlink()
+            make(etc / name)
+            give_identity(own_agent)
+            assert stat.S_ISREG((etc / name).lstat().st_mode)
+            assert (etc / name).read_text() == line
+        assert elsewhere.read_text() == "untouched\n"
 
 
 @pytest.mark.parametrize("name", ["etc/hostname", "etc/machine-id", "run/ramet/generation"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import mmap
 import os
 import re
 import resource
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from ramet.linux import credentials, seccomp
+from ramet.model import MIB
 from tests.capabilities import requires
 
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
@@ -27,6 +30,7 @@ def test_the_numbers_are_the_kernels() -> None:
     known = dict(re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text()))
     wanted = {name: str(number) for name, number in seccomp.REFUSED.items()}
     wanted |= {name: str(number) for name, (number, _) in seccomp.ALLOWED_ONLY_WITH.items()}
+    wanted |= {"socket": str(seccomp.SOCKET), "clone3": str(seccomp.CLONE3), "madvise": str(seccomp.MADVISE)}
     missing = {name for name in wanted if name not in known}
     assert missing <= NEWER_THAN_THE_HEADERS
     assert {name: known[name] for name in wanted if name not in missing} == {
@@ -34,13 +38,13 @@ def test_the_numbers_are_the_kernels() -> None:
     }
 
 
-def filtered(action: Callable[[], object]) -> object:
+def filtered(action: Callable[[], object], *, small_pages_of_bytes: int | None = None) -> object:
     """What came of an action in a thread with the filter: its result, or its errno."""
     found: list[object] = []
 
     def run() -> None:
         credentials.forbid_new_privileges()
-        seccomp.restrict_this_thread()
+        seccomp.restrict_this_thread(small_pages_of_bytes=small_pages_of_bytes)
         try:
             found.append(action())
         except OSError as err:
@@ -94,6 +98,21 @@ def test_what_a_vmm_needs_is_left(tmp_path: Path) -> None:
         assert filtered(refused) == "EPERM"
     assert filtered(lambda: len(socket.socketpair())) == 2
     assert filtered(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))) is None
+
+
+@requires("seccomp")
+def test_huge_pages_are_refused_for_the_memory_alone() -> None:
+    def advise(size: int, advice: int) -> int:
+        with mmap.mmap(-1, size) as mapped:
+            mapped.madvise(advice)
+        return size
+
+    guest = 4 * MIB
+    refused = functools.partial(advise, guest, seccomp.MADV_HUGEPAGE)
+    assert filtered(refused) == guest
+    assert filtered(refused, small_pages_of_bytes=guest) == "EPERM"
+    assert filtered(lambda: advise(guest, mmap.MADV_DONTFORK), small_pages_of_bytes=guest) == guest
+    assert filtered(lambda: advise(guest + 4096, seccomp.MADV_HUGEPAGE), small_pages_of_bytes=guest) == guest + 4096
 
 
 def test_another_machine_and_a_kernel_without_it_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ RAMET, ALONE, FLOOR, CLONE = "ramet", "ramet-asleep", "floor", "floor-files"
 COPIES = {peers.REFLINK: "cp-reflink", peers.SPARSE: "cp-sparse"}
 FILES = ("memory", "disk.raw", "vmstate")
 COPY_S = 600.0
-LIMIT = 1.25
+LIMIT = 1.15
 
 
 def measure(work: Work) -> list[Figure]:

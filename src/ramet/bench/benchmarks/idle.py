@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ramet.bench.benchmarks.share import in_ram
 from ramet.bench.results import Figure, Role, Row, Target, Unit
 from ramet.bench.samples import Sample, Samples, summarize
 from ramet.bench.source import Source
@@ -39,6 +40,7 @@ def measure(work: Work) -> list[Figure]:
     rows = [
         Row(id="guest-memory", label="the guest's own memory", values=found["guest"], unit=Unit.BYTES),
         Row(id="vmm-memory", label="the VMM's own memory, apart from that", values=found["vmm"], unit=Unit.BYTES),
+        Row(id="cached", label="its memory file in RAM (page cache)", values=found["cached"], unit=Unit.BYTES),
         Row(id="pss", label="its share of all that it maps (Pss)", values=found["pss"], unit=Unit.BYTES),
         Row(id="disk", label="its own disk: blocks of its memory file and disk", values=found["disk"], unit=Unit.BYTES),
         Row(
@@ -97,6 +99,7 @@ def _own(source: Source, info: InstanceInfo) -> Sample:
     return {
         "guest": float(guest),
         "vmm": float(used["Anonymous"] + used.get("Swap", 0) - guest),
+        "cached": in_ram([info]),
         "pss": float(used["Pss"]),
         "disk": float(_exclusive(directories)),
     }

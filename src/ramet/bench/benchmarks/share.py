@@ -94,7 +94,7 @@ def _forked(source: Source, count: int, policy: MemoryPolicy, counter: Path | No
     try:
         for info in forks:
             source.host.exec(info.name, READ_ALL)
-        found = {"wall": clock.total(), "cached": _in_ram(forks), "own": _median([_own(info) for info in forks])}
+        found = {"wall": clock.total(), "cached": in_ram(forks), "own": _median([_own(info) for info in forks])}
         return found if counter is None else {**found, "read": _read_bytes(counter) - before}
     finally:
         for info in forks:
@@ -119,7 +119,7 @@ def _read_bytes(counter: Path | None) -> float:
     return float(counter.read_text().split()[2]) * SECTOR_BYTES if counter is not None else 0.0
 
 
-def _in_ram(forks: Sequence[InstanceInfo]) -> float:
+def in_ram(forks: Sequence[InstanceInfo]) -> float:
     """What is in RAM of all files that are guests' memories, whether they have a name or not; each file once."""
     fincore = process.find_program("fincore", package="util-linux")
     found = {}

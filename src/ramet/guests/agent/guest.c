@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -101,12 +102,10 @@ void do_ping(struct session *s, struct cursor *c)
 }
 
 /* Replace a small file with a line: readers see the old one or the new one. Returns 0 or an errno. */
-static int replace_line(const char *name, const char *text)
+static int replace_line(const char *path, const char *line)
 {
-    char path[PATH_ROOM], temporary[PATH_ROOM + 8], line[128];
-    guest_path(path, name);
+    char temporary[PATH_ROOM + 8];
     snprintf(temporary, sizeof temporary, "%s.new", path);
-    snprintf(line, sizeof line, "%s\n", text);
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (fd < 0)
         return errno;
@@ -117,6 +116,29 @@ static int replace_line(const char *name, const char *text)
     if (error)
         unlink(temporary);
     return error;
+}
+
+/* Write a line over a file that holds no longer one, in one write, where it is plainly ours: the workload, which is frozen, has no
+ * other name for it. A guest that just woke has yet to fetch, and an emulator to translate, all that it runs: to make, rename and
+ * delete a file is far more of that. False if the file must be replaced. */
+static bool overwrite_line(const char *path, const char *line)
+{
+    struct stat found;
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    bool done = fstat(fd, &found) == 0 && S_ISREG(found.st_mode) && found.st_nlink == 1 &&
+                found.st_size <= (off_t)strlen(line) && write_whole(fd, line) == 0;
+    close(fd);
+    return done;
+}
+
+static int set_line(const char *name, const char *text)
+{
+    char path[PATH_ROOM], line[128];
+    guest_path(path, name);
+    snprintf(line, sizeof line, "%s\n", text);
+    return overwrite_line(path, line) ? 0 : replace_line(path, line);
 }
 
 /* Mix the seed into the kernel's pool, credited, and let every CPU's generator take a new key from it (random(4)). */
@@ -169,27 +191,37 @@ static int is_visible(const struct dirent *entry)
     return entry->d_name[0] != '.';
 }
 
-/* Run the resume hooks in the order of their names; the names of those that failed are the result. */
-static bool run_hooks(struct queue *failed)
+/* The executable resume hooks, in the order of their names. `run`: run them; the names of those that failed are added to `failed`.
+ * Returns how many there are, or -1 if there is no memory. */
+static int resume_hooks(bool run, struct queue *failed)
 {
     char directory[PATH_ROOM], path[PATH_ROOM + 260];
     struct dirent **entries = NULL;
+    int found = 0;
     bool ok = true;
     int64_t deadline_ms = now_ms() + HOOKS_LIMIT_MS;
     guest_path(directory, "/etc/ramet/resume.d");
     int count = scandir(directory, &entries, is_visible, alphasort);
     for (int i = 0; i < count; i++) {
         snprintf(path, sizeof path, "%s/%s", directory, entries[i]->d_name);
-        if (access(path, X_OK) == 0 && !run_hook(path, deadline_ms))
-            ok = ok && put_string(failed, entries[i]->d_name);
+        if (access(path, X_OK) == 0) {
+            found++;
+            if (run && !run_hook(path, deadline_ms))
+                ok = ok && put_string(failed, entries[i]->d_name);
+        }
         free(entries[i]);
     }
     free(entries);
-    return ok;
+    return ok ? found : -1;
 }
 
-/* Returns 0 or an errno; `step` is then what could not be done. */
-static int become(const struct identity *id, struct queue *failed_hooks, const char **step)
+static void describe_failure(char *text, size_t room, const char *step, int error)
+{
+    snprintf(text, room, "could not %s: %s", step, strerror(error));
+}
+
+/* All but the hooks. Returns 0 or an errno; `step` is then what could not be done. */
+static int become(const struct identity *id, const char **step)
 {
     char number[32];
     int error;
@@ -203,31 +235,51 @@ static int become(const struct identity *id, struct queue *failed_hooks, const c
     *step = "set the host name";
     if (sethostname(id->hostname, strlen(id->hostname)) < 0)
         return errno;
-    if ((error = replace_line("/etc/hostname", id->hostname)))
+    if ((error = set_line("/etc/hostname", id->hostname)))
         return error;
     *step = "set the machine-id";
-    if ((error = replace_line("/etc/machine-id", id->machine_id)))
+    if ((error = set_line("/etc/machine-id", id->machine_id)))
         return error;
     *step = "set the generation";
-    if ((error = replace_line("/run/ramet/generation", number)))
+    if ((error = set_line("/run/ramet/generation", number)))
         return error;
     __atomic_store_n(&generation, id->generation, __ATOMIC_RELAXED);
     *step = "thaw /data for the resume hooks";
-    if ((error = thaw_file_system()))
-        return error;
-    *step = "run the resume hooks";
-    return run_hooks(failed_hooks) ? 0 : ENOMEM;
+    return thaw_file_system();
 }
+
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* identities, whole */
 
 static void run_identity(struct job *job)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* one identity at a time */
     const char *step = "";
-    pthread_mutex_lock(&lock);
-    job->error = become(job->arguments, &job->result, &step);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_lock(&one_at_a_time);
+    job->error = become(job->arguments, &step);
+    if (!job->error && resume_hooks(true, &job->result) < 0) {
+        step = "tell which resume hooks failed";
+        job->error = ENOMEM;
+    }
+    pthread_mutex_unlock(&one_at_a_time);
     if (job->error)
-        snprintf(job->text, sizeof job->text, "could not %s: %s", step, strerror(job->error));
+        describe_failure(job->text, sizeof job->text, step, job->error);
+}
+
+/* Without hooks nothing takes long, and no thread is needed. False if another identity is under way. */
+static bool try_at_once(struct session *s, const struct identity *id)
+{
+    const char *step = "";
+    char text[256];
+    if (pthread_mutex_trylock(&one_at_a_time) != 0)
+        return false;
+    int error = become(id, &step);
+    pthread_mutex_unlock(&one_at_a_time);
+    if (error) {
+        describe_failure(text, sizeof text, step, error);
+        reply_error(s, error, text);
+    } else {
+        reply_bytes(s, REP_OK, NULL, 0);
+    }
+    return true;
 }
 
 static void free_identity(struct job *job)
@@ -258,13 +310,14 @@ void do_identity(struct session *s, struct cursor *c)
 {
     struct identity *id = calloc(1, sizeof *id);
     struct job job = {.run = run_identity, .free_arguments = free_identity, .arguments = id};
-    if (id && parse_identity(id, c)) {
+    if (!id || !parse_identity(id, c))
+        reply_error(s, id ? EINVAL : ENOMEM, "malformed identity request");
+    else if (resume_hooks(false, NULL) > 0 || !try_at_once(s, id)) {
         job_start(s, job);
         return;
     }
     if (id)
         free_identity(&job);
-    reply_error(s, id ? EINVAL : ENOMEM, "malformed identity request");
 }
 
 /* busybox init: SIGUSR2 powers off, SIGTERM reboots, both by way of rcK. A workload that is frozen stays so. */
