@@ -25,6 +25,7 @@ from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.taking import keep_as_base, take
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
+from ramet.phases import phase
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
@@ -202,7 +203,11 @@ def _share(store: Store, batch: Batch, records: Sequence[InstanceRecord], manife
     ]
 
     def make_one(record: InstanceRecord, _is_last: bool) -> None:
-        with locked(store.paths.locks, f"instance-{record.id}"), work_in_progress(store.paths, record.id) as work:
+        with (
+            phase("derive"),
+            locked(store.paths.locks, f"instance-{record.id}"),
+            work_in_progress(store.paths, record.id) as work,
+        ):
             birth.make_directories(work)
             birth.establish(store, work, record)
 
@@ -266,7 +271,7 @@ def _derive_one(
     """One fork: its snapshot is published first, then the instance that refers to it."""
     assert record.snapshot is not None
     final = store.paths.snapshot(record.snapshot)
-    with locked(store.paths.locks, f"instance-{record.id}"), store.publishing(record.snapshot):
+    with phase("derive"), locked(store.paths.locks, f"instance-{record.id}"), store.publishing(record.snapshot):
         if take_files:
             mine = adopt(
                 manifest,

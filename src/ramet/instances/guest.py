@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ramet.errors import GuestError, VmmDiedError, VmmError
 from ramet.guests.client import AgentClient, GuestRefusedError
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
+from ramet.phases import phase
 from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.guest")
@@ -91,14 +92,17 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
     Raises:
         GuestError: if it did not acknowledge: its workload is still frozen and must not be let run.
     """
-    with AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S) as agent:
-        failed = agent.identity(
-            generation=generation,
-            hostname=record.name,
-            machine_id=record.machine_id,
-            seed=os.urandom(64),
-            timeout_s=IDENTITY_DEADLINE_S,
-        )
+    with ExitStack() as stack:
+        with phase("first answer"):
+            agent = stack.enter_context(AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S))
+        with phase("identity"):
+            failed = agent.identity(
+                generation=generation,
+                hostname=record.name,
+                machine_id=record.machine_id,
+                seed=os.urandom(64),
+                timeout_s=IDENTITY_DEADLINE_S,
+            )
         if failed:
             log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
         yield agent

@@ -17,6 +17,7 @@ from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import Failure, InstanceRecord, Manifest, State, Template, VmmProcess
 from ramet.paths import SnapshotPaths
+from ramet.phases import phase
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
@@ -146,11 +147,13 @@ def let_run(instance: Locked, manifest: Manifest, template: Template | None) -> 
     """
     record, run_dir = instance.record, instance.paths.run
     generation = record.generation + 1
-    with instance.driver.connect(run_dir) as monitor:
+    with phase("resume"), instance.driver.connect(run_dir) as monitor:
         monitor.resume_vcpus()
     with guest.identified(run_dir, record, generation=generation) as agent:
-        note_woken(instance, manifest, template, state=State.RUNNING, generation=generation, pool=None)
-        agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
+        with phase("record"):
+            note_woken(instance, manifest, template, state=State.RUNNING, generation=generation, pool=None)
+        with phase("thaw"):
+            agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
 
 
 def note_woken(
@@ -199,7 +202,8 @@ def wake(
             paths.disk.unlink(missing_ok=True)
         paths.memory.unlink(missing_ok=True)
     try:
-        derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
+        with phase("live files"):
+            derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
         with _memory_to_map(instance, snapshot, manifest) as (memory, template):
             spec = launch_spec(
                 instance,
@@ -274,12 +278,13 @@ def _file_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
     if instance.driver.opens_memory_read_only:
         return snapshot.memory
     own = instance.paths.memory
-    try:
-        derive(snapshot.memory, own, allow=REFLINK_ONLY)
-    except UnsupportedError:
-        if os.geteuid() == 0 and not _is_shared(instance, snapshot.dir.name):
-            return snapshot.memory
-        derive(snapshot.memory, own, allow=ANY_METHOD)
+    with phase("live files"):
+        try:
+            derive(snapshot.memory, own, allow=REFLINK_ONLY)
+        except UnsupportedError:
+            if os.geteuid() == 0 and not _is_shared(instance, snapshot.dir.name):
+                return snapshot.memory
+            derive(snapshot.memory, own, allow=ANY_METHOD)
     return own
 
 

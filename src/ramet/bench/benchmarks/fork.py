@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ramet import process
+from ramet import phases, process
 from ramet.bench import floor, hand, peers
 from ramet.bench.results import Figure, Role, Row, Target, ratio
 from ramet.bench.samples import Sample, Side, alternate, watch
@@ -19,6 +19,21 @@ COPIES = {peers.REFLINK: "cp-reflink", peers.SPARSE: "cp-sparse"}
 FILES = ("memory", "disk.raw", "vmstate")
 COPY_S = 600.0
 LIMIT = 1.15
+COMMAND, REST = "command", "rest"
+PHASES = {
+    "derive": "its snapshot and record, durable",
+    "live files": "the files that its VMM opens",
+    "start": "start the VMM, confined",
+    "load": "load the device state",
+    "resume": "resume",
+    "first answer": "until its agent answers",
+    "identity": "its identity",
+    "record": "that it runs, durable",
+    "thaw": "thaw",
+    REST: "the rest: locks, checks, what is told",
+    COMMAND: "exec true",
+}
+"""Of a fork, in their order, as they are logged (phases.py), and what they are called in the report."""
 
 
 def measure(work: Work) -> list[Figure]:
@@ -36,8 +51,11 @@ def measure(work: Work) -> list[Figure]:
     found = alternate(sides, rounds=work.plan.rounds)
     rows = [
         Row(id=RAMET, label="Ramet: fork, wake, exec true", values=found[RAMET], against=FLOOR),
-        Row(id="ramet-fork", part=True, label="fork and wake", values=found["ramet-fork"]),
-        Row(id="ramet-exec", part=True, label="exec true", values=found["ramet-exec"]),
+        *(
+            Row(id=_row_of(name), part=True, label=label, values=found[_row_of(name)])
+            for name, label in PHASES.items()
+            if _row_of(name) in found
+        ),
         Row(id=FLOOR, label="floor: the VMM by hand, thaw, exec true", values=found[FLOOR], role=Role.FLOOR),
         *(
             Row(id=f"floor-{step}", part=True, label=f"{step}", values=found[step], role=Role.FLOOR)
@@ -80,13 +98,20 @@ def _name(source: Source) -> str:
 def _answered(source: Source) -> Sample:
     name = _name(source)
     clock = watch()
-    source.host.fork(source.name, [name], start=True, memory_policy=source.memory_policy)
+    with phases.measured() as taken:
+        source.host.fork(source.name, [name], start=True, memory_policy=source.memory_policy)
     try:
         forked = clock.lap()
         source.host.exec(name, ["true"])
-        return {RAMET: clock.total(), "ramet-fork": forked, "ramet-exec": clock.lap()}
+        total = clock.total()
     finally:
         source.host.remove(name, force=True)
+    rest = {COMMAND: total - forked, REST: forked - sum(taken.values())}
+    return {RAMET: total, **{_row_of(phase): seconds for phase, seconds in {**taken, **rest}.items()}}
+
+
+def _row_of(phase: str) -> str:
+    return f"ramet-{phase.replace(' ', '-')}"
 
 
 def _by_hand(source: Source) -> Sample:

@@ -26,6 +26,7 @@ from ramet.hypervisors.launch import LOG_READ_BYTES, inherited, last_run, launch
 from ramet.linux import foreign, procfs
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import API_SOCKET, VSOCK_SOCKET
+from ramet.phases import phase
 
 if TYPE_CHECKING:
     from ramet.hypervisors.firecracker.api import FirecrackerMonitor
@@ -131,9 +132,13 @@ class FirecrackerDriver:
     def load(self, spec: LaunchSpec) -> VmmProcess:
         if spec.vmstate is None:
             raise ValueError("load() needs a vmstate")
-        with self._launched(spec, (spec.vmstate, spec.memory)) as (vmm, monitor, (vmstate, memory)):
-            monitor.load_snapshot(vmstate=str(vmstate), memory=str(memory), tracking=tracking_option())
-            _require_private(vmm, spec.memory)
+        with ExitStack() as stack:
+            with phase("start"):
+                launched_one = self._launched(spec, (spec.vmstate, spec.memory))
+                vmm, monitor, (vmstate, memory) = stack.enter_context(launched_one)
+            with phase("load"):
+                monitor.load_snapshot(vmstate=str(vmstate), memory=str(memory), tracking=tracking_option())
+                _require_private(vmm, spec.memory)
             return vmm
 
     def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> FirecrackerMonitor:

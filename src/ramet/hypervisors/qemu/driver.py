@@ -24,6 +24,7 @@ from ramet.hypervisors.qemu.tsc import host_tsc_khz
 from ramet.linux.unixsock import listen_in
 from ramet.model import Accelerator, Hypervisor, VmmBuild, VmmProcess
 from ramet.paths import AGENT_PORTS, CONSOLE_SOCKET, QMP_SOCKET
+from ramet.phases import phase
 
 if TYPE_CHECKING:
     from ramet.hypervisors.qemu.qmp import QmpMonitor
@@ -115,13 +116,13 @@ class QemuDriver:
             with host_errors(f"open the device state {spec.vmstate}"):
                 state_fd = os.open(spec.vmstate, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, state_fd)
-            with (
+            with phase("start"):
                 # It is given the device state open, and opens nothing of it itself.
-                self._launched(replace(spec, vmstate=None), extra_fds=(state_fd,)) as vmm,
-                self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S) as monitor,
-            ):
+                vmm = stack.enter_context(self._launched(replace(spec, vmstate=None), extra_fds=(state_fd,)))
+                monitor = stack.enter_context(self.connect(spec.run_dir, deadline_s=LOAD_DEADLINE_S))
+            with phase("load"):
                 monitor.load_device_state(state_fd)
-                return vmm
+            return vmm
 
     def connect(self, run_dir: Path, *, deadline_s: float = 10.0) -> QmpMonitor:
         from ramet.hypervisors.qemu.qmp import QmpMonitor  # and asyncio: who only looks does not pay for them
