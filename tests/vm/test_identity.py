@@ -62,8 +62,8 @@ def ticks(host: Host) -> int:
 
 
 def test_without_an_acknowledged_identity_nothing_runs(host: Host, running: InstanceInfo) -> None:
-    """The agent cannot replace /etc/machine-id: the restore fails, the VMM is gone, the snapshot as it was."""
-    sh(host, "web", "mkdir /etc/machine-id.new")
+    """The agent cannot write /etc/machine-id: the restore fails, the VMM is gone, the snapshot as it was."""
+    sh(host, "web", "rm /etc/machine-id; mkdir /etc/machine-id")
     host.exec("web", ["sh", "-c", "while :; do echo tick >/dev/console; sleep 0.1; done"], detach=True)
     wait_until(lambda: ticks(host) > 0, 20, what="the workload to run")
     host.standby("web")
