@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet import process
+from ramet import helpers
 from ramet.bench import libvirt
 from ramet.bench.place import Place
 from ramet.bench.results import Peer
@@ -39,8 +39,8 @@ def _libvirt(hypervisor: Hypervisor) -> Peer:
 
 
 def _cp(place: Place) -> list[Peer]:
-    program = process.find_program("cp", package="coreutils")
-    version = process.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").splitlines()[0]
+    program = helpers.find_program("cp", package="coreutils")
+    version = helpers.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").splitlines()[0]
     reflink = Peer(name=REFLINK, version=version)
     if place.why_no_reflinks is not None:
         why = f"the store's file system has no reflinks ({place.why_no_reflinks})"
