@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import HostError, LaunchError
-from ramet.linux import capabilities
+from ramet.linux import capabilities, ksm
 from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
 
@@ -94,6 +94,8 @@ def spawn(
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
 
     ``starter`` calls what starts it, in a confined thread for example, and what limits it, whose user may.
+
+    Its memory is merged with nobody's, even where ours may be (H76).
 
     Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script), but for those
     that are ``KEPT_IGNORED``.
@@ -353,7 +355,8 @@ def _needs_preparing() -> bool:
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     kept = signal.SIGXFSZ in ignored
-    return bool(ignored - KEPT_IGNORED or not kept or blocked or (YAMA_PTRACE_SCOPE.exists() and not may_trace()))
+    needs_tracer = YAMA_PTRACE_SCOPE.exists() and not may_trace()
+    return bool(ignored - KEPT_IGNORED or not kept or blocked or needs_tracer or ksm.is_wanted())
 
 
 def _prepare_vmm() -> None:
@@ -362,6 +365,8 @@ def _prepare_vmm() -> None:
     except OSError as err:
         if err.errno != errno.EINVAL:  # without Yama, and nothing is needed then
             os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
+    if ksm.is_wanted():
+        ksm.forbid()
     # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
     for number in signal.valid_signals():
         if number in KEPT_IGNORED:
