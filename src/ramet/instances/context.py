@@ -191,6 +191,8 @@ class Store:
                 if snapshot_id:
                     roles.setdefault(snapshot_id, []).append(role)
             for snapshot_id, parts in roles.items():
+                if record.pool is not None:
+                    parts.append(f"waits in the pool of {record.pool_source}")
                 instances.setdefault(snapshot_id, []).append(f"instance {record.name} ({', '.join(parts)})")
         called: dict[str, list[str]] = {}
         for name, snapshot_id in names.all_names(self.paths.snapshot_names).items():
@@ -235,13 +237,18 @@ class Store:
         Raises:
             InUseError: naming the dependents; nothing was touched.
         """
-        referrers = self.referrers(self.records()).get(snapshot_id)
+        records = self.records()
+        referrers = self.referrers(records).get(snapshot_id)
         if referrers is not None:
             dependents = referrers.in_words
+            waiting = {one.pool_source for one in records if one.pool is not None and snapshot_id in one.references}
+            empties = "".join(
+                f" `ramet pool {source} --size 0` removes those in a pool." for source in sorted(waiting, key=str)
+            )
             raise InUseError(
                 f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
                 dependents=dependents,
-                hint="Remove those first; the snapshot goes with the last of them.",
+                hint=f"Remove those first; the snapshot goes with the last of them.{empties}",
             )
         directory = self.paths.snapshot(snapshot_id).dir
         if directory.is_dir():
