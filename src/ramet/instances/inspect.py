@@ -257,4 +257,4 @@ def _memory(pid: int) -> InMemory:
         found = procfs.smaps_rollup(pid)
     except OSError:
         return None, None
-    return found["Anonymous"] + found.get("Swap", 0), found["Pss"]
+    return procfs.own_memory_bytes(found), found["Pss"]

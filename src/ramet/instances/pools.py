@@ -254,6 +254,5 @@ def info(source: Source, found: Members) -> PoolInfo:
 def _own_memory(record: InstanceRecord) -> int:
     if record.vmm is not None:
         with suppress(OSError):  # it has ended, or is not ours to look at
-            rollup = procfs.smaps_rollup(record.vmm.pid)
-            return rollup["Anonymous"] + rollup.get("Swap", 0)
+            return procfs.own_memory_bytes(procfs.smaps_rollup(record.vmm.pid))
     return 0

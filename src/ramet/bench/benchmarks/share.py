@@ -135,8 +135,7 @@ def _in_ram(forks: Sequence[InstanceInfo]) -> float:
 def _own(info: InstanceInfo) -> float:
     assert info.pid is not None
     with host_errors(f"look at the memory of {info.name}"):
-        used = procfs.smaps_rollup(info.pid)
-    return float(used["Anonymous"] + used.get("Swap", 0))
+        return float(procfs.own_memory_bytes(procfs.smaps_rollup(info.pid)))
 
 
 BENCHMARK = Benchmark(
