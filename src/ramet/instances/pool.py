@@ -135,6 +135,7 @@ def _reading(
             found = pools.of_instance(record)
             _require_asleep(found)
         assert found.snapshot is not None
+        held.enter_context(store.collecting_later(found.snapshot))  # the last fork that shares it may be removed here
         paths = held.enter_context(store.reading(found.snapshot))
         manifest = manifests.load(paths)
         yield found, record or fork.owner_of(store, manifest), paths, manifest

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -317,3 +318,28 @@ def test_a_record_that_knows_no_source_is_stale_and_keeps_nobody_from_looking(pl
     one = park(place, 5, alive, pool=OTHER, lineage=())
     assert Host(place.store.paths.home).get(one.id).stale
     assert [found.source for found in pools.all_pools(place.store)] == [OTHER]
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_snapshot_that_only_lost_forks_share_is_there_until_others_were_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch, is_filled: bool
+) -> None:
+    """And nobody waits for the reading of it that is one's own (``COLLECT_TIMEOUT_S``)."""
+    one = park(place, 5, GONE, pool=place.snapshot_id, memory_policy=MemoryPolicy.SHARE)
+    Host(place.store.paths.home).remove("web")
+    assert place.snapshot.dir.is_dir(), "the lost one refers to it"
+    seen: list[bool] = []
+
+    def make(*_arguments: object) -> None:
+        seen.append(place.snapshot.dir.is_dir() and not place.store.paths.instance(one.id).dir.exists())
+        if not is_filled:
+            raise ConflictError("None can be made.")
+        park(place, 6, GONE, pool=place.snapshot_id)
+
+    monkeypatch.setattr(fork, "from_published", make)
+    began = time.monotonic()
+    with nullcontext() if is_filled else pytest.raises(ConflictError):
+        pool.fill(place.store, f"snapshot:{place.snapshot_id}", size=1, memory_policy=MemoryPolicy.SHARE)
+    assert seen == [True]
+    assert time.monotonic() - began < 2
+    assert place.snapshot.dir.is_dir() == is_filled
