@@ -12,6 +12,7 @@ import pytest
 
 from ramet.errors import HostError, RametError
 from ramet.instances import fan_out
+from ramet.signals import signals_held
 
 
 def test_all_are_done_some_at_a_time_and_told_in_their_order() -> None:
@@ -93,7 +94,7 @@ def test_a_signal_on_the_way_to_the_end_keeps_what_was_not_begun_from_it(monkeyp
     """After one has failed, and before the others are cancelled."""
     begun: list[int] = []
     entered: list[None] = []
-    real = fan_out.signals_held
+    real = signals_held
 
     def interrupted() -> AbstractContextManager[None]:
         entered.append(None)
