@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
 
 VARIABLE = "RAMET_LAB_QEMU"
@@ -37,7 +37,7 @@ def command(cache_dir: Path) -> list[str]:
         UnsupportedError: if the host has no QEMU, or an old one and no newer one is known.
         HostError: if the newer one cannot be downloaded; the cache holds no half of it.
     """
-    program = process.find_program(PROGRAM, package="qemu-system-x86", variable=VARIABLE)
+    program = helpers.find_program(PROGRAM, package="qemu-system-x86", variable=VARIABLE)
     if VARIABLE in os.environ or is_new_enough(version := _version_of(program)):
         return [program]
     tree = cache_dir / "lab" / f"qemu-{BACKPORTS_OF}-backports"
@@ -65,7 +65,7 @@ def _fetch(tree: Path, *, has: str) -> None:
             why=f"QEMU is older than {OLDEST[0]}.{OLDEST[1]}",
             hint=f"Install a newer one, or set {VARIABLE} to its {PROGRAM}.",
         )
-    apt_get = process.find_program("apt-get", package="apt")
+    apt_get = helpers.find_program("apt-get", package="apt")
     with host_errors(f"fetch QEMU into {tree.parent}"):
         tree.parent.mkdir(parents=True, exist_ok=True)
         _fetch_from(apt_get, tree, has=has)
@@ -80,15 +80,15 @@ def _fetch_from(apt_get: str, tree: Path, *, has: str) -> None:
         options += [f"Dir::State::Lists={scratch}/lists", f"Dir::Cache={scratch}", "APT::Sandbox::User=root"]
         apt = [apt_get, "-q", *(word for option in options for word in ("-o", option))]
         try:
-            process.run([*apt, "update"], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=scratch)
-            process.run([*apt, "download", *PACKAGES], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=scratch)
+            helpers.run([*apt, "update"], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=scratch)
+            helpers.run([*apt, "download", *PACKAGES], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=scratch)
         except CommandError as err:
             raise HostError(
                 f"Could not download a newer QEMU for the lab (this host's: {has}): {err.stderr_tail.strip()[-300:]}",
                 hint=f"Check the network and try again, or set {VARIABLE} to a {PROGRAM} from {OLDEST[0]}.{OLDEST[1]} on.",
             ) from err
         for deb in scratch.glob("*.deb"):
-            process.run(["dpkg-deb", "-x", str(deb), str(scratch / "tree")], timeout_s=UNPACK_TIMEOUT_S)
+            helpers.run(["dpkg-deb", "-x", str(deb), str(scratch / "tree")], timeout_s=UNPACK_TIMEOUT_S)
         _require_new_enough(scratch / "tree" / PROGRAM_IN_TREE)
         try:
             (scratch / "tree").rename(tree)
@@ -99,7 +99,7 @@ def _fetch_from(apt_get: str, tree: Path, *, has: str) -> None:
 
 def _version_of(program: str) -> str:
     """The line in which a QEMU says what it is."""
-    return process.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").partition("\n")[0]
+    return helpers.run([program, "--version"], timeout_s=20).stdout.decode(errors="replace").partition("\n")[0]
 
 
 def _require_new_enough(program: Path) -> None:

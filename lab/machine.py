@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lab.image import Image
-from ramet import process
+from ramet import helpers
 from ramet.errors import GuestTimeoutError, LaunchError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient
 
@@ -103,7 +103,7 @@ def _booted(qemu: Sequence[str], image: Image, hardware: Hardware) -> Iterator[t
 
 def _argv(qemu: Sequence[str], image: Image, hardware: Hardware, *, port_fd: int, disk_fd: int | None) -> list[str]:
     argv = [
-        *(process.find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL", *qemu),
+        *(helpers.find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL", *qemu),
         *("-name", "ramet-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt,erms=off,fsrm=off"),
         *("-smp", str(1 + hardware.cpus), "-m", f"{hardware.memory_mib}M"),
@@ -129,8 +129,8 @@ def _disk(stack: ExitStack, hardware: Hardware) -> int:
         stack.callback(os.close, fd)
         os.ftruncate(fd, hardware.disk_mib * 1024 * 1024)
     program, *options = MKFS[hardware.file_system]
-    mkfs = process.find_program(program, package=MKFS_PACKAGES[hardware.file_system])
-    process.run([mkfs, *options, f"/proc/{os.getpid()}/fd/{fd}"], timeout_s=60)
+    mkfs = helpers.find_program(program, package=MKFS_PACKAGES[hardware.file_system])
+    helpers.run([mkfs, *options, f"/proc/{os.getpid()}/fd/{fd}"], timeout_s=60)
     return fd
 
 

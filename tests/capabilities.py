@@ -101,6 +101,16 @@ def any_python() -> str:
     return str((system if system.exists() else Path(sys.executable)).resolve())
 
 
+def _ksm() -> str | None:
+    from ramet.linux import ksm, libc
+
+    try:
+        libc.prctl(ksm.PR_GET_MEMORY_MERGE)
+    except OSError as err:
+        return f"kernel {os.uname().release} has no PR_SET_MEMORY_MERGE ({err.strerror})"
+    return None
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "qemu": _qemu,
     "firecracker": _firecracker,
@@ -114,8 +124,9 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "landlock": _landlock,
     "seccomp": _seccomp,
     "vmm-users": _vmm_users,
+    "ksm": _ksm,
 }
-NEVER_REQUIRED = frozenset({"pagemap-scan"})
+NEVER_REQUIRED = frozenset({"pagemap-scan", "ksm"})
 """What ``--require=all`` does not mean: no package can bring it."""
 
 

@@ -17,6 +17,7 @@ from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
 from tests import artifacts, guest_images, in_lab
 from tests.capabilities import NEVER_REQUIRED, PROBES, needs, why_missing, why_no_kvm_here
+from tests.heeding import heeded
 from tools import loopfs
 
 STATE_DIR = Path(__file__).parent.parent / ".state"
@@ -149,6 +150,13 @@ def pytest_runtest_makereport(
     report = yield
     artifacts.remember(item, report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals() -> Iterator[None]:
+    """What tests start has its signals at their defaults, whatever we were started with."""
+    with heeded():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -173,6 +173,14 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """Where in the console's log the output of the latest VMM begins."""
 
     @property
+    def pool_source(self) -> str | None:
+        """Whose pool it is in, as ``ramet pool`` takes it: the name that the source had, or ``snapshot:ID``; None: in none."""
+        if self.pool is None or not self.lineage:
+            return self.pool
+        parent = self.lineage[-1]
+        return parent.name if parent.instance_id == self.pool else f"snapshot:{self.pool}"
+
+    @property
     def references(self) -> tuple[str, ...]:
         """The ids of the snapshots that it needs, each once: none of them may be deleted."""
         needed = dict.fromkeys((self.snapshot, self.mapped_snapshot, self.diff_base))
@@ -339,6 +347,8 @@ class InstanceInfo(Value, frozen=True, kw_only=True):
     """``console`` and ``vmm``: absolute paths of the log files."""
     pool: str | None = None
     """Of a fork that is parked, or that was lost while it was: whose pool it is in, by id: an instance's or a snapshot's."""
+    stale: bool = False
+    """It is parked, and cannot be claimed: its source is not any more what it descends from."""
 
 
 class ExecResult(Value, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
-"""The only place that starts, finds, stops and waits for processes; somebody's own command is run by cli/foreground.py.
+"""The only place that starts, finds, stops and waits for VMMs; helper programs are run by helpers.py.
 
-Helper programs are run to their end under a deadline. A VMM outlives the command that started it, so it is found again by
-pid *and* start time *and* boot id: a recycled pid or a host that was booted anew never passes for it.
+A VMM outlives the command that started it, so it is found again by pid *and* start time *and* boot id: a recycled pid or a
+host that was booted anew never passes for it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ import os
 import resource
 import select
 import shlex
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ramet.errors import CommandError, HostError, LaunchError, UnsupportedError
-from ramet.linux import capabilities
+from ramet.errors import HostError, LaunchError
+from ramet.linux import capabilities, ksm
 from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
-from ramet.signals import signals_held
 
 log = logging.getLogger("ramet.process")
 T = TypeVar("T")
@@ -38,10 +35,8 @@ Starter = Callable[[Callable[[], Child], Callable[[Child], None]], Child]
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
-STDERR_TAIL_BYTES = 4000
 POLL_S = 0.002
 PAUSE_MAX_S = 0.1
 AGAIN_S = 0.5
@@ -50,15 +45,6 @@ NO_CORE_DUMPS: Mapping[int, int] = {resource.RLIMIT_CORE: 1}
 """One byte: too few for a file, and the kernel's sign not to pipe one to a program either, which 0 is not (fs/coredump.c)."""
 KEPT_IGNORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 """As Python has them: a VMM whose log has reached its limit is told so by write(2) (EFBIG), and not ended (setrlimit(2))."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """A helper program that ended with status 0."""
-
-    argv: tuple[str, ...]
-    stdout: bytes
-    stderr: str
 
 
 def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str, pause_max_s: float = PAUSE_MAX_S) -> T:
@@ -78,110 +64,6 @@ def wait_until(fact: Callable[[], T | None], deadline_s: float, *, what: str, pa
             raise TimeoutError(what)
         select.select([], [], [], min(pause, left))
         pause = min(pause * 1.5, pause_max_s)
-
-
-def find_program(name: str, *, package: str | None = None, hint: str | None = None, variable: str | None = None) -> str:
-    """Return the absolute path of a program: the one that the environment's ``variable`` names, else the one in PATH.
-
-    Raises:
-        UnsupportedError: with ``hint``, or naming the Debian package to install, or the variable that names no program.
-    """
-    given = os.environ.get(variable) if variable else None
-    if given is not None:
-        found = shutil.which(given)
-        if found is None:
-            raise UnsupportedError(
-                f"{variable} names {given!r}, which cannot be executed.",
-                capability=name,
-                why=f"{variable} is not an executable",
-                hint=f"Set it to a {name} program, or unset it to use the one in PATH.",
-            )
-        return str(Path(found).absolute())
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
-    if found is None:
-        raise UnsupportedError(
-            f"The program {name!r} is not on this host.",
-            capability=name,
-            why=f"{name} was not found in PATH",
-            hint=hint or f"Install it: apt-get install {package}",
-        )
-    return str(Path(found).absolute())
-
-
-def run(
-    argv: Sequence[str],
-    *,
-    timeout_s: float,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
-) -> Completed:
-    """Run a helper program to its end, in a process group of its own; it dies with us.
-
-    Raises:
-        CommandError: for a status other than 0, with the tail of its stderr.
-        UnsupportedError: if the program does not exist.
-        HostError: if it could not be started, or did not end within ``timeout_s``; its group has been killed.
-    """
-    if (
-        signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-    ):  # wait(2) then gives no status, and subprocess takes that for 0
-        raise HostError(
-            f"Could not run {argv[0]!r}: this process ignores SIGCHLD, so it would not learn how that ended.",
-            hint="Set it back: signal.signal(signal.SIGCHLD, signal.SIG_DFL)",
-        )
-    log.debug("run: %s", shlex.join(argv))
-    try:
-        with ExitStack() as held:
-            held.enter_context(signals_held())
-            child = _start_helper(argv, cwd, env, has_stdin=stdin is not None)
-            stdout, raw_stderr = _communicate(child, stdin, timeout_s, held)
-    except subprocess.TimeoutExpired as err:
-        raise HostError(f"{shlex.join(argv)} did not end within {timeout_s:g} s and was killed.") from err
-    stderr = raw_stderr.decode(errors="replace")
-    if child.returncode != 0:
-        raise CommandError(
-            f"{argv[0]} failed.", argv=argv, status=child.returncode, stderr_tail=stderr[-STDERR_TAIL_BYTES:]
-        )
-    return Completed(argv=tuple(argv), stdout=stdout, stderr=stderr)
-
-
-def _start_helper(
-    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, *, has_stdin: bool
-) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env=None if env is None else dict(env),
-            process_group=0,
-            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
-        )
-    except FileNotFoundError as err:
-        if cwd is not None and not cwd.is_dir():
-            raise HostError(f"Could not run {argv[0]!r}: there is no directory {cwd}.") from err
-        raise UnsupportedError(
-            f"Could not run {argv[0]!r}: it does not exist.", capability=argv[0], why="no such program"
-        ) from err
-    except OSError as err:
-        raise HostError(f"Could not run {argv[0]!r}: {err.strerror}.") from err
-
-
-def _communicate(
-    child: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float, held: ExitStack
-) -> tuple[bytes, bytes]:
-    """Feed and drain a helper; whatever goes wrong, Ctrl-C included, its group is killed and it is reaped."""
-    with child:
-        try:
-            held.close()  # a signal that came meanwhile raises here, where it is known whom to kill
-            return child.communicate(stdin, timeout=timeout_s)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            raise
 
 
 def as_it_is(start: Callable[[], Child], limit: Callable[[Child], None]) -> Child:
@@ -212,6 +94,8 @@ def spawn(
     user may read the guest's memory through /proc/PID/mem (prctl(2)).
 
     ``starter`` calls what starts it, in a confined thread for example, and what limits it, whose user may.
+
+    Its memory is merged with nobody's, even where ours may be (H76).
 
     Signals are at their defaults and unblocked in it, whatever we were started with (nohup(1), ``&`` in a script), but for those
     that are ``KEPT_IGNORED``.
@@ -459,14 +343,6 @@ def _signal_and_wait(pidfd: int, number: int, timeout_s: float) -> bool:
     return _wait_for_end(pidfd, timeout_s)
 
 
-def _die_with_parent(parent: int) -> None:
-    """The signal comes when the *thread* that started us ends (prctl(2)): ``run`` stays in it until we have."""
-    with suppress(OSError):
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
-
-
 def may_trace() -> bool:
     """Whether we may read the memory of any process."""
     return capabilities.in_effect(capabilities.CAP_SYS_PTRACE)
@@ -479,7 +355,8 @@ def _needs_preparing() -> bool:
     ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     kept = signal.SIGXFSZ in ignored
-    return bool(ignored - KEPT_IGNORED or not kept or blocked or (YAMA_PTRACE_SCOPE.exists() and not may_trace()))
+    needs_tracer = YAMA_PTRACE_SCOPE.exists() and not may_trace()
+    return bool(ignored - KEPT_IGNORED or not kept or blocked or needs_tracer or ksm.is_wanted())
 
 
 def _prepare_vmm() -> None:
@@ -488,6 +365,8 @@ def _prepare_vmm() -> None:
     except OSError as err:
         if err.errno != errno.EINVAL:  # without Yama, and nothing is needed then
             os.write(2, b"ramet: prctl(PR_SET_PTRACER) failed\n")
+    if ksm.is_wanted():
+        ksm.forbid()
     # execve(2) keeps ignored signals ignored and blocked ones blocked; a VMM that ignores SIGTERM can only be killed.
     for number in signal.valid_signals():
         if number in KEPT_IGNORED:

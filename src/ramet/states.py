@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from ramet.errors import StateError
-from ramet.model import State
+from ramet.model import InstanceRecord, State
 
 
 class Verb(StrEnum):
@@ -61,7 +61,7 @@ NEXT_STEP: Final[dict[State, str]] = {
     State.RUNNING: "It is running: `ramet standby` puts it to sleep, `ramet stop` shuts it down.",
     State.PAUSED: "It is paused: `ramet resume` lets it run on.",
     State.STANDBY: "It sleeps: `ramet restore` wakes it.",
-    State.PARKED: "It waits in a pool: `ramet fork SOURCE --from-pool` claims one, `ramet rm` removes it.",
+    State.PARKED: "It waits in a pool: `ramet fork {source} --from-pool` claims one, `ramet rm` removes it.",
     State.STOPPED: "It is stopped: `ramet start` boots it.",
     State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk; where it had slept before, "
     "`ramet restore --discard-disk` rolls back.",
@@ -73,13 +73,14 @@ def is_reached(verb: Verb, actual: State) -> bool:
     return TARGET_STATE.get(verb) == actual
 
 
-def require(verb: Verb, actual: State, *, name: str) -> None:
-    """Raise unless ``verb`` may start from ``actual``.
+def require(verb: Verb, record: InstanceRecord, *, name: str) -> None:
+    """Raise unless ``verb`` may start from the state of ``record``, which was given as ``name``.
 
     Raises:
         StateError: naming the actual state, the required ones and the next step.
     """
     required = START_STATES[verb]
+    actual = record.state
     if actual in required:
         return
     names = sorted(state.value for state in required)
@@ -87,5 +88,5 @@ def require(verb: Verb, actual: State, *, name: str) -> None:
         f"Cannot {verb.value} {name!r}: it is {actual.value}, and {verb.value} needs it {' or '.join(names)}.",
         actual=actual.value,
         required=names,
-        hint=NEXT_STEP[actual],
+        hint=NEXT_STEP[actual].format(source=record.pool_source),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import process
+from ramet import helpers, process
 from ramet.errors import HostError, LaunchError, RejectedError, VmmDiedError, VmmError
 from ramet.guests import image as images
 from ramet.guests.client import AgentClient
@@ -140,7 +140,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("disk") / "disk.raw"
     with path.open("wb") as stream:
         stream.truncate(32 * MIB)
-    process.run([process.find_program("mkfs.ext4", package="e2fsprogs"), "-q", "-F", str(path)], timeout_s=60)
+    helpers.run([helpers.find_program("mkfs.ext4", package="e2fsprogs"), "-q", "-F", str(path)], timeout_s=60)
     return path
 
 

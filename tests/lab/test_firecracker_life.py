@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_what_is_attached_is_told_of_a_capture_and_what_is_detached_lives_on(hos
     assert "--detach" in str(errors[0])
     before = int(sh(host, "web", "cat /ram/count"))
     wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > before, 20, what="the detached command to go on")
+
+
+def test_a_guest_that_prints_for_ever_does_not_fill_the_hosts_disk(host: Host, web: InstanceInfo) -> None:
+    """Its log grows up to a limit, and no further; it does not lose its VMM by that, though Firecracker would end itself."""
+    assert web.pid is not None
+    assert resource.prlimit(web.pid, resource.RLIMIT_FSIZE) == (128 * MIB, 128 * MIB)
+    log = Path(web.logs["console"])
+    most = log.stat().st_size + 3000  # to get there by itself takes an emulated guest too long
+    resource.prlimit(web.pid, resource.RLIMIT_FSIZE, (most, most))
+    sh(host, "web", "for i in $(seq 200); do echo the same line again and again; done >/dev/ttyS0; echo done")
+    assert log.stat().st_size == most
+    info = host.get("web")
+    assert (info.state, info.pid) == (State.RUNNING, web.pid)
+    assert Path(info.logs["vmm"]).stat().st_size <= most
 
 
 def test_a_guest_that_powers_off_or_reboots_ends_its_vmm(host: Host, web: InstanceInfo) -> None:

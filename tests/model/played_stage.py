@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from ramet import Host, config, process
+from ramet import Host, config, helpers, process
 from ramet.guests.image import CMDLINE, DESCRIPTION
+from ramet.helpers import Completed
 from ramet.hypervisors import confinement
 from ramet.instances import choice
 from ramet.instances.context import Store
 from ramet.model import Accelerator, ExecResult, Hypervisor, Image, VmmProcess
 from ramet.paths import StorePaths
-from ramet.process import Completed
 from ramet.store import atomic, names
 from tests.model.machine import DISK_BYTES, MEMORY_MIB, Words, words_of
 from tests.model.played_drivers import PlayedVmms
@@ -54,7 +54,7 @@ def build_vmm(directory: Path) -> Path:
 
 def play(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put what is played in the place of what is real."""
-    run, find_program = process.run, process.find_program
+    run, find_program = helpers.run, helpers.find_program
 
     def chosen(hypervisor: Hypervisor | None, accelerator: Accelerator | None) -> choice.Choice:
         return choice.Choice(hypervisor=hypervisor or Hypervisor.QEMU, accelerator=Accelerator.TCG, why=None)
@@ -68,8 +68,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "driver", lambda store, hypervisor: _rooms[store.paths.home].driver(hypervisor))
     monkeypatch.setattr(choice, "choose", chosen)
     monkeypatch.setattr(confinement, "why_no_landlock", lambda: None)
-    monkeypatch.setattr(process, "run", run_but_mkfs)
-    monkeypatch.setattr(process, "find_program", find_but_mkfs)
+    monkeypatch.setattr(helpers, "run", run_but_mkfs)
+    monkeypatch.setattr(helpers, "find_program", find_but_mkfs)
     monkeypatch.setattr(config, "MEMORY_MIN_MIB", MEMORY_MIB)
     monkeypatch.setattr(config, "DISK_MIN_BYTES", DISK_BYTES)
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from ramet import process
+from ramet import helpers, process
 from ramet.model import VmmProcess
 
 ANSWER_S = 20.0
@@ -156,7 +156,7 @@ def _say_ready_and_stay(writer: int) -> NoReturn:
 
 
 def _end_with(function: Callable[[], Any], parent: int) -> NoReturn:
-    process._die_with_parent(parent)
+    helpers._die_with_parent(parent)
     status = 1
     try:
         function()

@@ -118,6 +118,8 @@ class FakeHost:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.fork_failures: tuple[ForkFailure, ...] = ()
         self.last_note: str | None = None
+        gone = pool_of("old", snapshot=None, why="old was deleted", stale=("p2",))
+        self.all_pools: Sequence[PoolInfo] = [pool_of("web", parked=("p1",)), gone]
         self.log_path = Path("/nonexistent")
         self.strange = 0
         """How many things in the store are not ours."""
@@ -185,7 +187,7 @@ class FakeHost:
         return pool_of(source, snapshot=None, why=f"{source} is running", stale=("p0",))
 
     def pools(self) -> Sequence[PoolInfo]:
-        return [pool_of("web", parked=("p1",)), pool_of("db", snapshot=None, why="db was deleted", stale=("p2",))]
+        return self.all_pools
 
     def list(self) -> list[InstanceInfo]:
         forked = instance("db", State.FAILED, failure=Failure.VMM_LOST, lineage=(_ancestor("web"),))

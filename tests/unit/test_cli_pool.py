@@ -7,9 +7,9 @@ import json
 import pytest
 
 from ramet.cli.main import run
-from ramet.model import MemoryPolicy
+from ramet.model import MemoryPolicy, PoolInfo, State
 from tests.unit import fake_host
-from tests.unit.fake_host import FakeHost
+from tests.unit.fake_host import FakeHost, instance, pool_of
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def test_a_pool_is_shown_and_not_touched(host: FakeHost, capsys: pytest.CaptureF
 
 def test_all_pools_are_listed(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pool"]) == 0
-    header, web, db = capsys.readouterr().out.splitlines()
+    header, web, old = capsys.readouterr().out.splitlines()
     assert header.split() == ["SOURCE", "SNAPSHOT", "PARKED", "STALE", "LOST", "OWN", "MEMORY", "WHY"]
     assert web.split() == ["web", "s1", "1", "0", "0", "32", "MiB"]
-    assert db.endswith("  db was deleted")
-    assert header.index("WHY") == db.index("db was")
+    assert old.endswith("  old was deleted")
+    assert header.index("WHY") == old.index("old was")
 
 
 def test_json(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +73,87 @@ def test_a_claim_says_how_many_are_left(host: FakeHost, capsys: pytest.CaptureFi
     ((_, asked),) = host.calls
     assert asked["from_pool"] is True
     assert capsys.readouterr().out.splitlines()[-1].endswith("; 3 left in the pool of web")
+
+
+@pytest.mark.parametrize(
+    ("verb", "pool", "said"),
+    [
+        (
+            "restore",
+            pool_of("web", snapshot=None, why="web is running", stale=("p1", "p2")),
+            (
+                "web: 2 parked forks in its pool cannot be claimed (stale): web is running; once it sleeps, "
+                "`ramet pool web --size 2` replaces them, and --size 0 empties the pool"
+            ),
+        ),
+        (
+            "standby",
+            pool_of("web", stale=("p1",)),
+            (
+                "web: 1 parked fork in its pool cannot be claimed (stale): of an earlier snapshot; "
+                "`ramet pool web --size 1` replaces it"
+            ),
+        ),
+        ("restore", pool_of("web", parked=("p1",)), None),
+        ("pause", pool_of("web", snapshot=None, why="web is running", stale=("p1",)), None),
+    ],
+)
+def test_a_source_that_moves_on_says_what_becomes_of_its_pool(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], verb: str, pool: PoolInfo, said: str | None
+) -> None:
+    host.all_pools = [pool, pool_of("db", stale=("p9",))]
+    assert run([verb, "web"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "verb", "left"),
+    [
+        (
+            ["rm", "web"],
+            "remove",
+            pool_of("1a", snapshot=None, why="web (1a) was deleted", stale=("p1",), source_id="id-web"),
+        ),
+        (
+            ["snapshot", "rm", "golden"],
+            "snapshot_remove",
+            pool_of("snapshot:1a", snapshot=None, why="the snapshot was deleted", stale=("p1",), source_id="id-web"),
+        ),
+    ],
+)
+def test_what_is_removed_says_whose_pool_it_leaves(
+    host: FakeHost,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    verb: str,
+    left: PoolInfo,
+) -> None:
+    host.all_pools = [pool_of("web", parked=("p1",)), pool_of("old", stale=("p2",))]
+
+    def removed(_self: FakeHost, _name: str, **_choices: object) -> None:
+        host.all_pools = [left, pool_of("old", stale=("p2",))]
+
+    monkeypatch.setattr(FakeHost, verb, removed)
+    assert run(argv) == 0
+    name = argv[-1]
+    empties = f"`ramet pool {left.source} --size 0` empties the pool"
+    said = f"{name}: 1 parked fork in its pool cannot be claimed any more: {left.why}; {empties}"
+    assert capsys.readouterr().out.splitlines() == [f"{name}: deleted", said]
+
+
+def test_a_stale_fork_is_told_from_one_that_can_be_claimed(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [instance("p1", State.PARKED, pool="1a"), instance("p2", State.PARKED, pool="1a", stale=True)]
+    monkeypatch.setattr(FakeHost, "list", lambda _self: both)
+    assert run(["ls"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["parked", "parked(stale)"]
+    assert run(["tree"]) == 0
+    assert {"p1 (parked)", "p2 (parked(stale))"} <= set(capsys.readouterr().out.splitlines())
+    monkeypatch.setattr(FakeHost, "get", lambda _self, _name: both[1])
+    assert run(["show", "p2"]) == 0
+    state = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("state"))
+    assert state.split(maxsplit=1)[1] == (
+        "parked(stale): its source is not any more what it descends from; `ramet pool` says why, and fills the pool anew"
+    )

@@ -19,9 +19,11 @@ import pytest
 
 from ramet import process
 from ramet.errors import HostError, LaunchError
-from ramet.linux import capabilities
+from ramet.linux import capabilities, ksm
+from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
-from tests.unit.children import LIBC_SIGNALS, exit_codes, fork, identity, own_descriptors
+from tests.capabilities import requires
+from tests.unit.children import LIBC_SIGNALS, exit_codes, fork, identity, own_descriptors, run_in_child
 
 SLEEPER = ["sleep", "600"]
 SYS_EXIT = 60
@@ -180,6 +182,23 @@ def test_a_log_is_continued(tmp_path: Path, spawned: Callable[..., VmmProcess]) 
     spawned(["sh", "-c", "echo now"])
     wait_for_log(tmp_path, "now")
     assert (tmp_path / "vmm.log").read_text() == "earlier\n$ sh -c 'echo now'\nnow\n"
+
+
+@requires("ksm")
+def test_nobody_merges_the_memory_of_a_vmm(tmp_path: Path) -> None:
+    """H76: a starter whose memory may be merged, a service with ``MemoryKSM=`` for one, hands that on across fork and exec."""
+
+    def start_one_where_all_is_merged() -> None:
+        prctl(ksm.PR_SET_MEMORY_MERGE, 1)
+        assert ksm.mergeable_bytes(os.getpid()) > 0
+        vmm = process.spawn(SLEEPER, log_path=tmp_path / "vmm.log", pass_fds=(), cwd=tmp_path, mark=tmp_path)
+        try:
+            assert ksm.mergeable_bytes(vmm.pid) == 0
+            assert ksm.is_wanted(), "ours is as it was"
+        finally:
+            process.kill_and_wait(vmm)
+
+    assert run_in_child(start_one_where_all_is_merged) == 0
 
 
 @pytest.mark.parametrize("of_files", [signal.SIG_IGN, signal.SIG_DFL], ids=["as in Python", "as in an application"])

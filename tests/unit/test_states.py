@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ramet.errors import StateError
-from ramet.model import State
+from ramet.model import Ancestor, State
 from ramet.states import NEXT_STEP, START_STATES, TARGET_STATE, Verb, is_reached, require
+from tests.unit.snapshots.published import record
 
 C, R, P, SB, ST, F = State.CREATED, State.RUNNING, State.PAUSED, State.STANDBY, State.STOPPED, State.FAILED
 
@@ -35,21 +36,23 @@ TO: dict[Verb, State] = {
     Verb.STOP: ST,
     Verb.START: R,
 }
+POOL = "1" * 12
+SOURCE = Ancestor(instance_id=POOL, name="web", snapshot_id=None)
 PAIRS = [(verb, state) for verb in Verb for state in State]
 
 
 @pytest.mark.parametrize(("verb", "state"), PAIRS, ids=str)
 def test_a_verb_starts_from_the_states_of_the_design_and_from_no_other(verb: Verb, state: State) -> None:
     if state in FROM[verb]:
-        require(verb, state, name="web")
+        require(verb, record(state=state, pool=POOL, lineage=(SOURCE,)), name="web-1")
         return
     with pytest.raises(StateError) as caught:
-        require(verb, state, name="web")
+        require(verb, record(state=state, pool=POOL, lineage=(SOURCE,)), name="web-1")
     err = caught.value
     assert err.actual == state.value
     assert set(err.required) == {start.value for start in FROM[verb]}
-    assert f"Cannot {verb.value} 'web': it is {state.value}" in err.message
-    assert err.hint == NEXT_STEP[state]
+    assert f"Cannot {verb.value} 'web-1': it is {state.value}" in err.message
+    assert err.hint == NEXT_STEP[state].format(source="web")
 
 
 @pytest.mark.parametrize(("verb", "state"), PAIRS, ids=str)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import Host, process
+from ramet import Host, helpers
 from ramet.errors import ConflictError, InUseError, NotFoundError, StateError, UnsupportedError
 from ramet.instances import fork
 from ramet.linux.mounts import file_system_of
@@ -26,8 +26,8 @@ def snapshot_dir(host: Host, name: str) -> Path:
 
 def require_clean_disk(disk: Path) -> None:
     """``e2fsck`` finds nothing to mend, and no journal to replay."""
-    checked = process.run(
-        [process.find_program("e2fsck", package="e2fsprogs"), "-f", "-n", str(disk)],
+    checked = helpers.run(
+        [helpers.find_program("e2fsck", package="e2fsprogs"), "-f", "-n", str(disk)],
         timeout_s=60,
         env={**os.environ, "LC_ALL": "C"},
     )

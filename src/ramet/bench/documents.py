@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ramet.bench.results import Figure, HostFacts, Outcome, Report, Row
+from ramet.bench.results import Figure, HostFacts, Outcome, Peer, Report, Row
 from ramet.bench.samples import summarize
 
 SCHEMA_VERSION = 1
@@ -23,15 +23,6 @@ RoleWord = Annotated[
         description="Ramet; the raw mechanism, which is the least that it takes; or another program that does as much."
     ),
 ]
-
-
-class PeerDocument(Struct, frozen=True, kw_only=True):
-    """A program that Ramet is compared with: its version, or why it is absent and what would bring it."""
-
-    name: str
-    version: str | None
-    why_absent: str | None
-    mend: str | None
 
 
 class RowDocument(Struct, frozen=True, kw_only=True):
@@ -109,7 +100,7 @@ class BenchDocument(Struct, frozen=True, kw_only=True, tag_field="kind", tag="be
     plan: Literal["quick", "full"]
     seconds: Seconds
     host: HostFacts
-    peers: tuple[PeerDocument, ...]
+    peers: tuple[Peer, ...]
     benchmarks: tuple[BenchmarkDocument, ...]
 
 
@@ -125,7 +116,7 @@ def document(report: Report) -> BenchDocument:
         plan="full" if report.plan == "full" else "quick",
         seconds=round(report.seconds, 3),
         host=report.host,
-        peers=tuple(PeerDocument(**asdict(peer)) for peer in report.peers),
+        peers=tuple(report.peers),
         benchmarks=tuple(_benchmark(outcome) for outcome in report.outcomes),
     )
 

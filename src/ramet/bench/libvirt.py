@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree as Xml
 
-from ramet import process
+from ramet import helpers
 from ramet.bench.samples import watch
 from ramet.closing import Closing
 from ramet.errors import CommandError, GuestError, GuestTimeoutError, HostError, UnsupportedError, host_errors
@@ -42,8 +42,8 @@ def _uri() -> str:
 
 
 def _virsh(*arguments: str) -> str:
-    program = process.find_program("virsh", package=PACKAGES)
-    return process.run([program, "-q", "-c", _uri(), *arguments], timeout_s=VIRSH_S).stdout.decode(errors="replace")
+    program = helpers.find_program("virsh", package=PACKAGES)
+    return helpers.run([program, "-q", "-c", _uri(), *arguments], timeout_s=VIRSH_S).stdout.decode(errors="replace")
 
 
 def version() -> str:

@@ -103,14 +103,13 @@ class Outcome:
     skipped: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """A program that Ramet is compared with, or why it is not and what would bring it."""
+class Peer(Struct, frozen=True, kw_only=True):
+    """A program that Ramet is compared with, as it is published: its version, or why it is absent and what would bring it."""
 
     name: str
-    version: str | None = None
-    why_absent: str | None = None
-    mend: str | None = None
+    version: str | None
+    why_absent: str | None
+    mend: str | None
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ def ls(app: App, quiet: bool) -> None:
             [
                 (
                     info.name,
-                    output.instance_state(info.state, info.failure),
+                    output.instance_state(info),
                     output.memory(info.memory_mib),
                     str(info.cpus),
                     str(info.pid or "-"),

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from ramet.errors import HostError
+
+if TYPE_CHECKING:
+    from ramet.model import InstanceInfo
 
 GAP = "  "
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -210,6 +213,7 @@ def moment(unix_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(unix_s))
 
 
-def instance_state(state: str, failure: str | None) -> str:
-    """``running``, or ``failed(vmm-lost)``: one word, so that columns stay columns."""
-    return f"{state}({failure})" if failure else state
+def instance_state(info: InstanceInfo) -> str:
+    """``running``, ``failed(vmm-lost)`` or ``parked(stale)``: one word, so that columns stay columns."""
+    why = info.failure or ("stale" if info.stale else None)
+    return f"{info.state}({why})" if why else str(info.state)

@@ -51,7 +51,8 @@ def pool(app: App, source: str | None, size: int | None, memory_policy: str | No
 
     Nothing runs in the background: the same command fills the pool up again after claims. If SOURCE has woken, its parked
     forks are stale: they descend from an older snapshot, and are not given out. Once it sleeps again, this replaces them,
-    and those whose VMM has ended. The pool of a source that was deleted goes by the id that it had.
+    and those whose VMM has ended. The pool of a source that was deleted goes by the id that
+    it had, or by that of a fork in it.
 
     Without --size the pool is shown; without SOURCE too, all pools are. With --json: {source source_id snapshot why parked
     stale lost own_memory_bytes}, or an array of that.
@@ -82,6 +83,7 @@ def pool(app: App, source: str | None, size: int | None, memory_policy: str | No
         output.json(found)
         return
     did = f" ({_did(before, found)} in {output.duration(time.monotonic() - began)})" if size is not None else ""
+    source = found.source
     output.line(f"{source}: {len(found.parked)} parked{did}")
     if found.stale:
         output.line(f"{source}: {len(found.stale)} stale: {found.why or f'of an earlier snapshot of {source}'}")

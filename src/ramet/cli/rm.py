@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import completion, output
+from ramet.cli import completion, output, stale
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
@@ -34,13 +34,20 @@ def rm(app: App, names: tuple[str, ...], force: bool, everything: bool, dry_run:
     if dry_run:
         return each(app, names, doing="Looking at", action=host.removal_plan, show=lambda _, plan: in_words(plan))
 
+    notes: dict[str, str] = {}
+
     def action(name: str) -> dict[str, object]:
         if force and not app.json:
             output.line(in_words(host.removal_plan(name)))
+        went_stale = stale.watched(host)
         host.remove(name, force=force)
+        notes[name] = went_stale(name)
         return {"name": name, "deleted": True}
 
-    return each(app, names, doing="Deleting", action=action, show=lambda name, _: f"{name}: deleted")
+    def said(name: str, _result: dict[str, object]) -> str:
+        return stale.lines(f"{name}: deleted", notes[name])
+
+    return each(app, names, doing="Deleting", action=action, show=said)
 
 
 def in_words(plan: RemovalPlan) -> str:

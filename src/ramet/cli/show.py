@@ -12,6 +12,8 @@ from ramet.cli.context import App, verb
 if TYPE_CHECKING:
     from ramet.model import InstanceInfo, SnapshotInfo
 
+STALE = "its source is not any more what it descends from; `ramet pool` says why, and fills the pool anew"
+
 
 @verb("show", examples=["ramet show web", "ramet show web --json | jq .snapshot.memory"])
 @click.argument("name", shell_complete=completion.instances)
@@ -28,12 +30,13 @@ def show(app: App, name: str) -> None:
 
 
 def _instance_fields(info: InstanceInfo) -> list[tuple[str, str]]:
-    state = output.coloured(output.instance_state(info.state, info.failure))
+    state = output.coloured(output.instance_state(info))
+    detail = info.failure_detail or (STALE if info.stale else None)
     accelerator = f", {info.accelerator}" if info.accelerator else ""
     found = [
         ("name", info.name),
         ("id", info.id),
-        ("state", f"{state}: {info.failure_detail}" if info.failure_detail else state),
+        ("state", f"{state}: {detail}" if detail else state),
         ("hypervisor", f"{info.hypervisor}{accelerator}"),
         ("pid", str(info.pid or "-")),
         ("memory", output.memory(info.memory_mib)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import completion, output
+from ramet.cli import completion, output, stale
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.cli.show import snapshot_fields
@@ -140,13 +140,17 @@ def rm(app: App, snapshots: tuple[str, ...]) -> int:
     refused with the names of its dependents. With --json: an array.
     """
     host = app.host()
+    notes: dict[str, tuple[str, str]] = {}
 
     def action(name: str) -> dict[str, object]:
+        went_stale = stale.watched(host)
         host.snapshot_remove(name)
+        notes[name] = (host.last_note or "deleted", went_stale(name))
         return {"name": name, "deleted": True, "note": host.last_note}
 
     def said(name: str, _result: dict[str, object]) -> str:
-        return f"{name}: {host.last_note or 'deleted'}"
+        note, pools = notes[name]
+        return stale.lines(f"{name}: {note}", pools)
 
     return each(app, snapshots, doing="Deleting", action=action, show=said)
 

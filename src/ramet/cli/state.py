@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import completion, output
+from ramet.cli import completion, output, stale
 from ramet.cli.context import App, seconds, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
@@ -21,8 +21,18 @@ STOP_TIMEOUT_S = 30.0
 several_names = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.instances)
 
 
-def _move(app: App, names: Sequence[str], *, doing: str, done: str, step: Callable[[Host, str], InstanceInfo]) -> int:
-    """Take each instance to its new state and print ``web: running (restored in 84 ms)``, or the note of the Host."""
+def _move(
+    app: App,
+    names: Sequence[str],
+    *,
+    doing: str,
+    done: str,
+    step: Callable[[Host, str], InstanceInfo],
+    ages_pool: bool = True,
+) -> int:
+    """Take each instance to its new state and print ``web: running (restored in 84 ms)``, or the note of the Host; and,
+    of those that age it, that its pool is stale.
+    """
     host = app.host()
     took_s = 0.0
 
@@ -34,8 +44,9 @@ def _move(app: App, names: Sequence[str], *, doing: str, done: str, step: Callab
         return info
 
     def show(_name: str, info: InstanceInfo) -> str:
-        state = output.coloured(output.instance_state(info.state, info.failure))
-        return f"{info.name}: {state} ({host.last_note or f'{done} in {output.duration(took_s)}'})"
+        state = output.coloured(output.instance_state(info))
+        moved = f"{info.name}: {state} ({host.last_note or f'{done} in {output.duration(took_s)}'})"
+        return stale.lines(moved, stale.after_move(host, info) if ages_pool else None)
 
     return each(app, names, doing=doing, action=action, show=show)
 
@@ -48,7 +59,7 @@ def pause(app: App, names: tuple[str, ...]) -> int:
     The workload is frozen and its file systems are synced first; a guest that does not answer in time is thawed, runs
     on, and the verb fails. With --json: an array, one element a NAME.
     """
-    return _move(app, names, doing="Pausing", done="paused", step=lambda host, name: host.pause(name))
+    return _move(app, names, doing="Pausing", done="paused", step=lambda host, name: host.pause(name), ages_pool=False)
 
 
 @verb("resume", examples=["ramet resume web"])
@@ -58,7 +69,9 @@ def resume(app: App, names: tuple[str, ...]) -> int:
 
     The vCPUs start, then the workload is thawed. With --json: an array, one element a NAME.
     """
-    return _move(app, names, doing="Resuming", done="resumed", step=lambda host, name: host.resume(name))
+    return _move(
+        app, names, doing="Resuming", done="resumed", step=lambda host, name: host.resume(name), ages_pool=False
+    )
 
 
 @verb("standby", examples=["ramet standby web", "ramet standby web-1 web-2 web-3"])

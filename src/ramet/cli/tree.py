@@ -64,9 +64,7 @@ def tree(app: App) -> None:
 def build(instances: Sequence[InstanceInfo], snapshots: Sequence[SnapshotInfo]) -> list[Node]:
     """The forest of lineages. Each instance is in it once, whatever was deleted."""
     nodes = {
-        info.id: Node(
-            kind="instance", id=info.id, name=info.name, state=output.instance_state(info.state, info.failure)
-        )
+        info.id: Node(kind="instance", id=info.id, name=info.name, state=output.instance_state(info))
         for info in instances
     }
     roots: list[Node] = []

@@ -6,7 +6,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, UnsupportedError
 
 FLAGS = (
@@ -46,7 +46,7 @@ def compile_programs() -> dict[str, bytes]:
         UnsupportedError: without a C compiler or a static libc.
         CommandError: with the compiler's words.
     """
-    compiler = process.find_program("cc", package="gcc libc6-dev")
+    compiler = helpers.find_program("cc", package="gcc libc6-dev")
     agent = [path for path in sources() if path.name != FILLER]
     filler = [path for path in sources() if path.name == FILLER]
     return {"ramet-agent": _compile(compiler, agent), "ramet-fill": _compile(compiler, filler)}
@@ -58,7 +58,7 @@ def _compile(compiler: str, paths: list[Path]) -> bytes:
         out = Path(scratch) / "out"
         argv = [compiler, *FLAGS, f"-ffile-prefix-map={directory}=.", "-o", str(out), *(path.name for path in paths)]
         try:
-            process.run(argv, timeout_s=COMPILE_TIMEOUT_S, cwd=directory)
+            helpers.run(argv, timeout_s=COMPILE_TIMEOUT_S, cwd=directory)
         except CommandError as err:
             if "cannot find -lc" in err.stderr_tail or "stdio.h" in err.stderr_tail:
                 raise UnsupportedError(

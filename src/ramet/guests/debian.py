@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, HostError, host_errors
 from ramet.guests.scratch import scratch
 
@@ -23,12 +23,12 @@ def unpacked(package: str, packages: Path) -> Iterator[Path]:
         UnsupportedError: where there is no apt.
         CommandError, HostError: if it cannot be downloaded or unpacked.
     """
-    dpkg_deb = process.find_program("dpkg-deb", package="dpkg")
+    dpkg_deb = helpers.find_program("dpkg-deb", package="dpkg")
     deb = download(package, packages)
     with ExitStack() as stack:
         with host_errors(f"make a directory in {packages}"):
             tree = stack.enter_context(scratch(packages, UNPACKED)) / package
-        process.run([dpkg_deb, "-x", str(deb), str(tree)], timeout_s=UNPACK_TIMEOUT_S)
+        helpers.run([dpkg_deb, "-x", str(deb), str(tree)], timeout_s=UNPACK_TIMEOUT_S)
         yield tree
 
 
@@ -39,9 +39,9 @@ def download(package: str, packages: Path) -> Path:
         UnsupportedError: where there is no apt.
         HostError: with what to do, if apt cannot.
     """
-    apt_get = process.find_program("apt-get", package="apt")
+    apt_get = helpers.find_program("apt-get", package="apt")
     try:
-        process.run([apt_get, "-q", "download", package], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=packages)
+        helpers.run([apt_get, "-q", "download", package], timeout_s=DOWNLOAD_TIMEOUT_S, cwd=packages)
     except CommandError as err:
         raise HostError(
             f"Could not download the Debian package {package}: {err.stderr_tail.strip()[-300:]}",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ramet import config, process
+from ramet import config, helpers
 from ramet.errors import ConfigError, CorruptError, InUseError, NotFoundError, host_errors
 from ramet.guests import agent_build, initramfs, kernel, recipe, scratch
 from ramet.model import IMAGE_FORMAT_VERSION, Image
@@ -44,7 +44,7 @@ def build(images_dir: Path, *, name: str = "micro", cache_dir: Path, progress: S
     if agent_build.prebuilt() is None:
         needed.append(("cc", "gcc libc6-dev"))
     for program, package in needed:
-        process.find_program(program, package=package)
+        helpers.find_program(program, package=package)
     guest_kernel = kernel.obtain(cache_dir, say=say)
     busybox = recipe.busybox(cache_dir)
     programs = agent_build.prebuilt()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, HostError, UnsupportedError, host_errors
 from ramet.guests import debian
 
@@ -134,10 +134,10 @@ def load_order(depends: Mapping[str, tuple[str, ...]], wanted: tuple[str, ...]) 
 
 def _image_package() -> str:
     """The package with the current kernel: what the meta package depends on."""
-    apt_cache = process.find_program("apt-cache", package="apt")
+    apt_cache = helpers.find_program("apt-cache", package="apt")
     for meta in META_PACKAGES:
         try:
-            listing = process.run([apt_cache, "depends", meta], timeout_s=60).stdout.decode()
+            listing = helpers.run([apt_cache, "depends", meta], timeout_s=60).stdout.decode()
         except CommandError:
             continue
         for line in listing.splitlines():
@@ -245,5 +245,5 @@ def _stream(decompressor: _Decompressor, data: bytes) -> bytes:
 
 
 def _filter(program: str, data: bytes) -> bytes:
-    path = process.find_program(program, package=program)
-    return process.run([path, "-d", "-q", "-c"], timeout_s=FILTER_TIMEOUT_S, stdin=data).stdout
+    path = helpers.find_program(program, package=program)
+    return helpers.run([path, "-d", "-q", "-c"], timeout_s=FILTER_TIMEOUT_S, stdin=data).stdout

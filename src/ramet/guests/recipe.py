@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import UnsupportedError
 from ramet.guests import debian, initramfs
 from ramet.guests.kernel import Kernel
@@ -58,7 +58,7 @@ def _applets(busybox: bytes) -> list[str]:
         program = Path(scratch) / "busybox"
         program.write_bytes(busybox)
         program.chmod(0o700)
-        listing = process.run([str(program), "--list-full"], timeout_s=20).stdout.decode().split()
+        listing = helpers.run([str(program), "--list-full"], timeout_s=20).stdout.decode().split()
     return sorted(path for path in set(listing) if path not in ("bin/busybox", "linuxrc", "init"))
 
 

@@ -103,7 +103,8 @@ def of(
     """How ``spec``'s VMM is confined here: by whatever means there are; with ``RAMET_CONFINEMENT=off`` it has no core dumps, and
     that is all.
 
-    ``ends_at_file_limit``: it takes a file that has become as large as may be for its own end. Then its files have no limit.
+    ``ends_at_file_limit``: it takes a file that has become as large as may be for its own end, where the filter does not keep
+    SIGXFSZ from it. Then its files have no limit.
     ``needs_calls``: what the filter refuses to others (``seccomp.REFUSED``).
 
     Raises:
@@ -128,7 +129,7 @@ def of(
     limits = {**LIMITS}
     if user is not None:  # or it would be the number of all that the user has
         limits[resource.RLIMIT_NPROC] = TASKS
-    if not ends_at_file_limit:
+    if not ends_at_file_limit or filtered_but is not None:
         limits[resource.RLIMIT_FSIZE] = _largest_file(spec)
     return Confinement(spec=spec, user=user, memory_is_written=memory_is_written, limits=limits, start=start)
 

@@ -13,10 +13,10 @@ import msgspec
 
 from ramet import process
 from ramet.errors import ConflictError, GuestError, HostError, LockedError, NotFoundError, StateError, VmmError
-from ramet.instances import fork, guest, naming, observe, pool
+from ramet.instances import fork, guest, naming, observe, pools
 from ramet.instances.batch import Announce, OnResult
 from ramet.instances.context import Locked, Store
-from ramet.instances.pool import Members, Source
+from ramet.instances.pools import Members, Source
 from ramet.model import Failure, InstanceRecord, State
 from ramet.signals import signals_held
 from ramet.store import chores
@@ -62,8 +62,8 @@ def claim(
     """
     for name in names:
         naming.check_new_name(name)
-    with pool.kept(store, source) as found:
-        now = pool.members(store, found)
+    with pools.kept(store, source) as found:
+        now = pools.members(store, found)
         wanted = len(naming.names_of_forks(store, found.name, names, count))
         noted = chores.noted_ids(store.paths.locks)  # it is being made, or a killed command is to be undone
         ready = _Ready(free=deque(record.id for record in now.parked if record.id not in noted))
@@ -143,7 +143,7 @@ def _claim_one(store: Store, source: Source, ready: _Ready, name: str | None, an
                     ready.busy.append(instance_id)
                 continue
             # Claims note what they take under its lock: one that is noted now is to be removed, whoever has it.
-            if instance_id in chores.noted_ids(store.paths.locks) or not pool.is_fresh(instance.record, source):
+            if instance_id in chores.noted_ids(store.paths.locks) or not pools.is_fresh(instance.record, source):
                 continue
             held.enter_context(store.ended_if_killed(Kind.SETTLE, instance_id))
             try:

@@ -32,7 +32,7 @@ def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
     if record.pending is not None and observe.is_live(record):
         with observe.exclusive(store, name) as instance:  # a verb is at work, or died and left the guest frozen
             record = instance.record
-    require(verb, record.state, name=name)
+    require(verb, record, name=name)
     return AgentClient.open(store.paths.instance(record.id).run)
 
 
@@ -120,7 +120,7 @@ def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
 def console(store: Store, name: str) -> socket.socket:
     """A connection to the guest's serial console; closing it detaches."""
     record = observe.look(store, store.read(store.find(name)))
-    require(Verb.CONSOLE, record.state, name=name)
+    require(Verb.CONSOLE, record, name=name)
     if record.hypervisor is Hypervisor.FIRECRACKER:
         raise UnsupportedError(
             f"The console of {name!r} takes no input: Firecracker gives it no socket.",

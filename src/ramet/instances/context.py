@@ -47,6 +47,7 @@ class Store:
         """``paths``: of a store that is open already."""
         self.paths = paths or _open(home or config.default_home())
         self._publishing: set[str] = set()
+        self._collected_later: set[str] = set()
         self._progress = progress
         self.note: str | None = None
         """What a verb wants to add to its success, such as "already running"."""
@@ -191,6 +192,8 @@ class Store:
                 if snapshot_id:
                     roles.setdefault(snapshot_id, []).append(role)
             for snapshot_id, parts in roles.items():
+                if record.pool is not None:
+                    parts.append(f"waits in the pool of {record.pool_source}")
                 instances.setdefault(snapshot_id, []).append(f"instance {record.name} ({', '.join(parts)})")
         called: dict[str, list[str]] = {}
         for name, snapshot_id in names.all_names(self.paths.snapshot_names).items():
@@ -235,13 +238,18 @@ class Store:
         Raises:
             InUseError: naming the dependents; nothing was touched.
         """
-        referrers = self.referrers(self.records()).get(snapshot_id)
+        records = self.records()
+        referrers = self.referrers(records).get(snapshot_id)
         if referrers is not None:
             dependents = referrers.in_words
+            waiting = {one.pool_source for one in records if one.pool is not None and snapshot_id in one.references}
+            empties = "".join(
+                f" `ramet pool {source} --size 0` removes those in a pool." for source in sorted(waiting, key=str)
+            )
             raise InUseError(
                 f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
                 dependents=dependents,
-                hint="Remove those first; the snapshot goes with the last of them.",
+                hint=f"Remove those first; the snapshot goes with the last of them.{empties}",
             )
         directory = self.paths.snapshot(snapshot_id).dir
         if directory.is_dir():
@@ -257,6 +265,22 @@ class Store:
             finally:
                 with signals_held():
                     self.collect(*ids)
+
+    @contextmanager
+    def collecting_later(self, snapshot_id: str) -> Iterator[None]:
+        """For a block that reads a snapshot, and gives up references to it: where it would be deleted, which would wait for that
+        reading, it is left for the end of the block. It goes then if nothing refers to it.
+        """
+        with self.ended_if_killed(Kind.COLLECT, snapshot_id):
+            self._publishing.add(snapshot_id)
+            try:
+                yield
+            finally:
+                self._publishing.discard(snapshot_id)
+                if snapshot_id in self._collected_later:
+                    self._collected_later.discard(snapshot_id)
+                    with signals_held():
+                        self.collect(snapshot_id)
 
     def even_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore]:
         """If the block is killed, the next command does this for these, and for what is added to what it yields (``tidy.py``)."""
@@ -277,7 +301,10 @@ class Store:
             # Whoever gives up a reference does so before: the last one finds none here, and nobody else waits for readers.
             needed = self.referrers(self.readable_records()[0])
         for snapshot_id in dict.fromkeys(snapshot_ids):
-            if snapshot_id is None or snapshot_id in needed or snapshot_id in self._publishing:
+            if snapshot_id is None or snapshot_id in needed:
+                continue
+            if snapshot_id in self._publishing:
+                self._collected_later.add(snapshot_id)
                 continue
             try:
                 self.delete_snapshot(snapshot_id, timeout_s=COLLECT_TIMEOUT_S)

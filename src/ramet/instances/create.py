@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-from ramet import config, process
+from ramet import config, helpers
 from ramet.errors import (
     CommandError,
     ConfigError,
@@ -60,7 +60,7 @@ def create(
     chosen = choice.choose(hypervisor, accelerator)
     driver = store.driver(chosen.hypervisor)
     built, _ = images.resolve(store.paths.images, image)
-    mkfs = process.find_program("mkfs.ext4", package="e2fsprogs")
+    mkfs = helpers.find_program("mkfs.ext4", package="e2fsprogs")
     record = InstanceRecord(
         id=birth.new_ids(store, 1)[0],
         name=name,
@@ -112,7 +112,7 @@ def _make_disk(mkfs: str, path: Path, size_bytes: int) -> None:
         finally:
             os.close(fd)
     try:
-        process.run(
+        helpers.run(
             [mkfs, "-q", "-F", "-L", DISK_LABEL, "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", str(path)],
             timeout_s=MKFS_TIMEOUT_S,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from ramet.errors import RametError
@@ -32,7 +32,10 @@ def each(
         RametError: the first, unless ``keep_going``.
     """
     found: dict[int, R | RametError] = {}
-    with ThreadPoolExecutor(max(min(at_once, len(items)), 1), thread_name_prefix="fan-out") as pool:
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(max(min(at_once, len(items)), 1), thread_name_prefix="fan-out")
+        # A signal may come on the way to what follows below: nothing more is begun then either.
+        stack.callback(pool.shutdown, cancel_futures=True)
         try:
             with signals_held():  # a thread that is half begun is nobody's; a signal that came meanwhile raises here
                 futures = {pool.submit(action, item): index for index, item in enumerate(items)}

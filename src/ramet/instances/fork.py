@@ -128,7 +128,7 @@ def _from_instance(
 ) -> float | None:
     """Returns for how long a running source was paused."""
     with shared(store, source) as record:
-        require(Verb.FORK, record.state, name=source)
+        require(Verb.FORK, record, name=source)
         chosen = naming.names_of_forks(store, record.name, names, count)
         if record.state is State.STOPPED:
             _require_memory(source, record.state, memory_policy)

@@ -25,6 +25,7 @@ from ramet.instances import (
     fork,
     inspect,
     pool,
+    pools,
     power,
     restore,
     snapshot_check,
@@ -281,11 +282,11 @@ class Host:
 
     def pool_get(self, source: str) -> PoolInfo:
         """The parked forks of one source; none, if it has no pool."""
-        return pool.show(self._store, source)
+        return pools.show(self._store, source)
 
     def pools(self) -> builtins.list[PoolInfo]:
         """Every source that has parked forks, and them."""
-        return pool.all_pools(self._store)
+        return pools.all_pools(self._store)
 
     def remove(self, name: str, *, force: bool = False) -> None:
         """Delete an instance; a running or paused one only with ``force``. Its forks do not notice."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.errors import CorruptError, NotFoundError, RametError, VmmDiedError, host_errors
-from ramet.instances import observe, snapshots
+from ramet.instances import observe, pools, snapshots
 from ramet.instances.context import Referrers, Store
 from ramet.instances.live_files import mapped_file, maps_template
 from ramet.linux import extents, memfd, procfs
@@ -24,20 +24,20 @@ log = logging.getLogger("ramet.instances")
 def show(store: Store, name: str) -> InstanceInfo:
     """One instance."""
     seen = observe.look(store, store.read(store.find(name)))
-    return info(store, seen, store.referrers(store.readable_records()[0]))
+    return info(store, seen, store.referrers(store.readable_records()[0]), is_stale=pools.staleness(store)(seen))
 
 
 def all_instances(store: Store) -> list[InstanceInfo]:
     """Every instance, oldest first; then those whose record is damaged, as failed ones that say so."""
     records, damaged = store.readable_records()
-    referrers = store.referrers(records)
+    referrers, is_stale = store.referrers(records), pools.staleness(store)
     found = []
     for record in records:
         with suppress(NotFoundError):  # removed meanwhile
             seen = observe.look(store, record)
             if seen.snapshot != record.snapshot:  # it has slept or woken since
                 referrers = store.referrers(store.readable_records()[0])
-            found.append(info(store, seen, referrers))
+            found.append(info(store, seen, referrers, is_stale=is_stale(seen)))
     return found + [_damaged(store, instance_id, err) for instance_id, err in sorted(damaged.items())]
 
 
@@ -76,7 +76,9 @@ def _damaged(store: Store, instance_id: str, err: CorruptError) -> InstanceInfo:
     return info(store, record, {})
 
 
-def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers]) -> InstanceInfo:
+def info(
+    store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers], *, is_stale: bool = False
+) -> InstanceInfo:
     """An instance as the surface gives it; ``record`` says what is true now."""
     paths = store.paths.instance(record.id)
     snapshot = None
@@ -111,6 +113,7 @@ def info(store: Store, record: InstanceRecord, referrers: Mapping[str, Referrers
         run_dir=str(paths.run),
         logs={kind: str(path) for kind, path in logs(store, record).items()},
         pool=record.pool,
+        stale=is_stale,
     )
 
 
@@ -254,4 +257,4 @@ def _memory(pid: int) -> InMemory:
         found = procfs.smaps_rollup(pid)
     except OSError:
         return None, None
-    return found["Anonymous"] + found.get("Swap", 0), found["Pss"]
+    return procfs.own_memory_bytes(found), found["Pss"]

@@ -33,7 +33,7 @@ def pause(store: Store, name: str) -> None:
     with exclusive(store, name) as instance:
         if reached(store, instance, Verb.PAUSE):
             return
-        require(Verb.PAUSE, instance.record.state, name=name)
+        require(Verb.PAUSE, instance.record, name=name)
         with instance.pending("pause"), instance.driver.connect(instance.paths.run) as monitor:
             guest.freeze(monitor, instance.paths.run)
             try:
@@ -50,7 +50,7 @@ def resume(store: Store, name: str) -> None:
     with exclusive(store, name) as instance:
         if reached(store, instance, Verb.RESUME):
             return
-        require(Verb.RESUME, instance.record.state, name=name)
+        require(Verb.RESUME, instance.record, name=name)
         with instance.pending("resume"), instance.driver.connect(instance.paths.run) as monitor:
             guest.unfreeze(monitor, instance.paths.run)
             instance.change(state=State.RUNNING, pending=None)
@@ -71,7 +71,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
         if state is State.STANDBY:
             _discard_memory(store, instance, allowed=discard_memory)
             return
-        require(Verb.STOP, state, name=name)
+        require(Verb.STOP, instance.record, name=name)
         with store.collecting(instance.record), instance.pending("stop"):
             must_be_killed = _shut_down(store, instance, timeout_s=timeout_s, force=force)
             if not must_be_killed and not force:
@@ -96,7 +96,7 @@ def start(store: Store, name: str) -> None:
                 required=sorted(state.value for state in START_STATES[Verb.START]),
                 hint="`ramet restore` wakes it with its memory; to boot afresh, `ramet stop --discard-memory` first.",
             )
-        require(Verb.START, instance.record.state, name=name)
+        require(Verb.START, instance.record, name=name)
         if not instance.paths.disk.exists():
             raise ConflictError(f"{name!r} has no disk to boot.", hint=f"Remove it: ramet rm {name}")
         with store.collecting(instance.record), instance.pending("start"):

@@ -47,7 +47,7 @@ def restore(
         if snapshot is None and reached(store, instance, Verb.RESTORE):
             return
         if instance.record.state is State.PARKED:
-            require(Verb.RESTORE, State.PARKED, name=name)  # its way to run is the claim
+            require(Verb.RESTORE, instance.record, name=name)  # its way to run is the claim
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
         with _collecting(store, before, chosen), store.reading(chosen) as paths:
@@ -93,13 +93,11 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
         if discard_disk:
             return record.snapshot
         if record.pool is not None:
-            is_of_snapshot = not record.lineage or record.lineage[-1].instance_id != record.pool
-            source = f"snapshot:{record.pool}" if is_of_snapshot else record.pool
             raise StateError(
                 f"Cannot restore {name!r}: it waited in a pool, and its VMM was lost. Its workload had not run: nothing is lost.",
                 actual=record.state.value,
                 required=[State.STANDBY.value],
-                hint=f"Remove it (ramet rm {name}), or have it replaced: ramet pool {source} --size N.",
+                hint=f"Remove it (ramet rm {name}), or have it replaced: ramet pool {record.pool_source} --size N.",
             )
         raise StateError(
             f"Cannot restore {name!r}: {MEMORY_LOST[record.failure]}, and its disk is newer than its last snapshot.",
@@ -107,7 +105,7 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
             required=[State.STANDBY.value],
             hint=f"`ramet start {name}` boots that disk; `ramet restore {name} --discard-disk` rolls memory and disk back.",
         )
-    require(Verb.RESTORE, record.state, name=name)
+    require(Verb.RESTORE, record, name=name)
     return snapshot_of(record)
 
 

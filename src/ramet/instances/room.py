@@ -72,8 +72,7 @@ def look(home: Path, files: Iterable[Path], pid: int | None) -> Room:
 def _own_memory(pid: int) -> int:
     """What a process has that is in no file, in RAM or in swap; 0 if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        found = procfs.smaps_rollup(pid)
-        return found["Anonymous"] + found.get("Swap", 0)
+        return procfs.own_memory_bytes(procfs.smaps_rollup(pid))
     return 0
 
 

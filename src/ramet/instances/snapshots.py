@@ -33,7 +33,7 @@ def create(store: Store, instance_name: str, name: str | None) -> str:
             raise ConflictError(f"There is already a snapshot called {name!r}.", hint="`ramet snapshot ls` lists them.")
     with exclusive(store, instance_name) as instance:
         record = instance.record
-        require(Verb.SNAPSHOT, record.state, name=instance_name)
+        require(Verb.SNAPSHOT, record, name=instance_name)
         name = name or naming.free_snapshot_name(store, record.name)
         if record.state is State.STANDBY:
             snapshot_id = snapshot_of(record)

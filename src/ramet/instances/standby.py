@@ -27,7 +27,7 @@ def standby(store: Store, name: str) -> None:
     with exclusive(store, name) as instance:
         if reached(store, instance, Verb.STANDBY):
             return
-        require(Verb.STANDBY, instance.record.state, name=name)
+        require(Verb.STANDBY, instance.record, name=name)
         before = instance.record
         with (
             store.collecting(before),

@@ -142,7 +142,10 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Wo
     except BaseException:
         with signals_held():  # there is room again before the guest runs on: it may need it
             for path in (work.files.memory, work.files.disk, work.files.vmstate):
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as err:  # what ended it is told; their directory goes later, and says if it cannot
+                    log.warning("%s takes room while the guest runs on: %s", path, err.strerror)
         raise
     if record.vmm_build is None:
         raise CorruptError(f"{record.name!r} does not know its VMM's build: its record is damaged.")

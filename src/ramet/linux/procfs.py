@@ -173,6 +173,13 @@ def smaps_rollup(pid: int) -> dict[str, int]:
     return found
 
 
+def own_memory_bytes(rollup: dict[str, int]) -> int:
+    """Of what ``smaps_rollup`` gives, what the process has in no file, in RAM or in swap. ``Private_Dirty`` would count the dirty
+    pages of files too that it alone maps.
+    """
+    return rollup["Anonymous"] + rollup.get("Swap", 0)
+
+
 def descendants(pid: int) -> list[int]:
     """The live processes that descend from ``pid``, in the order of their pids. One whose parent has ended descends from whoever
     adopted it.

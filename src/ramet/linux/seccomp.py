@@ -1,7 +1,7 @@
 """seccomp(2) filters: a thread gives up system calls, for itself and for whatever it starts.
 
 What Landlock does not handle is refused here, whoever the user is: another process's socket cannot be connected to, a file that
-is not opened cannot be changed. What is refused answers EPERM.
+is not opened cannot be changed. What is refused answers EPERM. Besides, who has SIGXFSZ ignored keeps it ignored.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import platform
+import signal
 import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
@@ -165,6 +166,10 @@ CLONE3: Final = 435
 """Its flags are in memory, where no filter looks: it is said not to exist, and the C library then uses clone(2)."""
 MADVISE: Final = 28
 MADV_HUGEPAGE: Final = 14
+RT_SIGACTION: Final = 13
+"""That of SIGXFSZ is answered with 0, and nothing done: a program that takes a file as large as may be for its own end, as
+Firecracker does, is told so by write(2) (EFBIG) instead, if the signal was ignored when it was executed.
+"""
 
 
 class _Program(ctypes.Structure):
@@ -226,6 +231,11 @@ def assemble(*, but: Collection[str] = (), small_pages_of_bytes: int | None = No
         code += [_instruction(BPF_JEQ, value=MADVISE, otherwise_skip=len(check)), *check]
     absent = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.ENOSYS)
     code += [_instruction(BPF_JEQ, value=CLONE3, otherwise_skip=1), absent]
+    only_asked = Test(argument=1, value=0).code(otherwise_skip=1)
+    done = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO)
+    check = [*only_asked, allow, done]
+    check = [*Test(argument=0, value=signal.SIGXFSZ).code(otherwise_skip=len(check)), *check]
+    code += [_instruction(BPF_JEQ, value=RT_SIGACTION, otherwise_skip=len(check)), *check]
     return b"".join([*code, allow])
 
 

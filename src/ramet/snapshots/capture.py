@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import HostError, UnsupportedError, VmmError, host_errors
 from ramet.hypervisors import ownership
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
@@ -156,8 +156,8 @@ def _pieces_more_than(base: Path, path: Path) -> int:
 def _dig_holes(path: Path) -> None:
     """Give back the pages of zeros of a memory file that was written whole; where that fails it only takes more room."""
     try:
-        process.run(
-            [process.find_program("fallocate", package="util-linux"), "--dig-holes", str(path)], timeout_s=DIG_S
+        helpers.run(
+            [helpers.find_program("fallocate", package="util-linux"), "--dig-holes", str(path)], timeout_s=DIG_S
         )
     except (HostError, UnsupportedError) as err:
         log.warning("%s keeps its pages of zeros: %s", path, err)

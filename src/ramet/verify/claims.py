@@ -105,10 +105,11 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             id="vmm-confined",
             title="the kernel confines every VMM",
-            claim="A VMM has no_new_privs, Ramet's filter of system calls beside its own, limits of what it may use, and, where "
-            "VMMs can have users, no capability and a user that no other VMM of the scenario has.",
-            fails_if="a VMM may do what the user may do who started it",
-            hazards=("H70",),
+            claim="A VMM has no_new_privs, Ramet's filter of system calls beside its own, limits of what it may use, no memory "
+            "that the kernel may merge with others', and, where VMMs can have users, no capability and a user that no other VMM "
+            "of the scenario has.",
+            fails_if="a VMM may do what the user may do who started it, or tell by timing what another has in memory",
+            hazards=("H70", "H76"),
             continuous=True,
         ),
         Claim(

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.linux import extents, procfs
+from ramet.linux import extents, ksm, procfs
 
 LARGE_MAPPING_BYTES = 1 << 20
 LIMIT_NAME_WIDTH = 26
@@ -154,6 +154,8 @@ class Privileges:
     no_new_privileges: bool
     filters: int | None
     """Filters of system calls; None where the kernel does not count them (before Linux 5.10)."""
+    mergeable_bytes: int
+    """Of its memory, what the kernel may merge with equal pages of other processes."""
     limits: Mapping[str, int | None]
     """Of each resource, as ``/proc/PID/limits`` calls it, the most that it may have; None: no limit."""
 
@@ -172,6 +174,7 @@ def privileges(pid: int) -> Privileges:
         capabilities=int(fields["CapEff"][0], 16),
         no_new_privileges=fields.get("NoNewPrivs") == ["1"],
         filters=int(filters[0]) if filters else None,
+        mergeable_bytes=ksm.mergeable_bytes(pid),
         limits=_limits(pid),
     )
 

@@ -184,6 +184,8 @@ def confined(world: World, role: str, *, at: str) -> None:
     why_no_filter = seccomp.why_not()
     if why_no_filter is None and has.filters is not None and has.filters < FILTERS:
         problems.append(f"process {pid} has {has.filters} filters of system calls, not its own and Ramet's")
+    if has.mergeable_bytes:
+        problems.append(f"{mib(has.mergeable_bytes)} of process {pid} may be merged with other processes' memory (KSM)")
     limits = LIMITS if has.user == os.geteuid() else {**LIMITS, **LIMITS_OF_A_USER}
     for what, most in limits.items():
         limit = has.limits.get(what)
@@ -206,7 +208,7 @@ def confined(world: World, role: str, *, at: str) -> None:
     if has.filters is None:
         weak.append("the kernel does not count filters of system calls")
     whom = f"user {has.user}, no capability" if not has.capabilities else f"user {has.user}"
-    found = f"process {pid}: {whom}, no_new_privs, {has.filters} filters of system calls, limits" + (
+    found = f"process {pid}: {whom}, no_new_privs, {has.filters} filters of system calls, limits, nothing merged" + (
         f"; weak: {', '.join(weak)}" if weak else ""
     )
     world.ledger.look("vmm-confined", f"{at}: {role}", problems, found=found, enforced=not weak)

@@ -26,9 +26,12 @@ HOST = HostFacts(
     date="2026-01-01 00:00:00 +0000",
 )
 PEERS = (
-    Peer(name="cp --sparse=always", version="cp (GNU coreutils) 9.1"),
+    Peer(name="cp --sparse=always", version="cp (GNU coreutils) 9.1", why_absent=None, mend=None),
     Peer(
-        name="libvirt save and restore", why_absent="virsh was not found in PATH", mend="Install it: apt-get install x"
+        name="libvirt save and restore",
+        version=None,
+        why_absent="virsh was not found in PATH",
+        mend="Install it: apt-get install x",
     ),
 )
 

@@ -67,7 +67,9 @@ def test_people_read_scaled_units_ratios_and_what_was_missed() -> None:
 
 
 def test_peers_that_nobody_asked_for_are_not_called_absent() -> None:
-    unasked = tuple(Peer(name=name, why_absent=NOT_ASKED, mend="ramet bench --against") for name in ("one", "two"))
+    unasked = tuple(
+        Peer(name=name, version=None, why_absent=NOT_ASKED, mend="ramet bench --against") for name in ("one", "two")
+    )
     shown = text.render(document(dataclasses.replace(report(), peers=unasked)))
     assert "not compared with one, two (ramet bench --against does)" in shown
     assert "absent" not in shown

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import config, process
+from ramet import config, helpers
 from ramet.errors import (
     CommandError,
     ConfigError,
@@ -49,7 +49,7 @@ def images_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def build(images_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Image]:
     """``image.build`` with its inputs played: a kernel, a busybox and programs of a few bytes."""
-    monkeypatch.setattr(process, "find_program", lambda name, package: f"/usr/bin/{name}")
+    monkeypatch.setattr(helpers, "find_program", lambda name, package: f"/usr/bin/{name}")
     monkeypatch.setattr(kernel, "obtain", lambda cache_dir, say: KERNEL)
     monkeypatch.setattr(
         recipe, "busybox", lambda cache_dir: b"#!/bin/sh\necho bin/sh; echo bin/busybox; echo linuxrc\n"
@@ -159,7 +159,7 @@ def test_missing_tool_is_named_with_its_package(
 ) -> None:
     which = shutil.which
     monkeypatch.setattr(
-        "ramet.process.shutil.which", lambda name, path=None: None if name == program else which("true", path=path)
+        "ramet.helpers.shutil.which", lambda name, path=None: None if name == program else which("true", path=path)
     )
     with pytest.raises(UnsupportedError) as caught:
         image.build(tmp_path / "images", cache_dir=tmp_path / "cache")
@@ -271,10 +271,10 @@ def test_programs_are_static_and_know_no_path_of_this_host(programs: dict[str, b
 
 @requires("gcc")
 def test_compiler_without_a_static_libc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(argv: list[str], **_: object) -> process.Completed:
+    def run(argv: list[str], **_: object) -> helpers.Completed:
         raise CommandError("cc failed.", argv=argv, status=1, stderr_tail="/usr/bin/ld: cannot find -lc: No such file")
 
-    monkeypatch.setattr(process, "run", run)
+    monkeypatch.setattr(helpers, "run", run)
     with pytest.raises(UnsupportedError) as caught:
         agent_build.compile_programs()
     assert caught.value.hint == "Install it: apt-get install libc6-dev"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, HostError, UnsupportedError
 from ramet.guests import debian, kernel
 
@@ -92,7 +92,7 @@ def test_unknown_compression_is_named() -> None:
 
 
 def test_missing_decompressor_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ramet.process.shutil.which", lambda name, path=None: None)
+    monkeypatch.setattr("ramet.helpers.shutil.which", lambda name, path=None: None)
     with pytest.raises(UnsupportedError, match="zstd") as caught:
         kernel.extract_vmlinux(bz_image(b"\x28\xb5\x2f\xfd" + bytes(20)))
     assert caught.value.hint == "Install it: apt-get install zstd"
@@ -145,7 +145,7 @@ class Host:
         self.depends = depends
         self.ran: list[list[str]] = []
 
-    def run(self, argv: list[str], *, timeout_s: float, cwd: Path | None = None) -> process.Completed:
+    def run(self, argv: list[str], *, timeout_s: float, cwd: Path | None = None) -> helpers.Completed:
         self.ran.append(argv)
         program = Path(argv[0]).name
         if program == "apt-get":
@@ -154,7 +154,7 @@ class Host:
         if program == "dpkg-deb":
             shutil.copytree(self.tree, argv[-1])
         out = f"meta\n  {self.depends}\n".encode() if program == "apt-cache" else b""
-        return process.Completed(argv=tuple(argv), stdout=out, stderr="")
+        return helpers.Completed(argv=tuple(argv), stdout=out, stderr="")
 
 
 @pytest.fixture
@@ -174,12 +174,12 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "find_program", lambda name, package: f"/usr/bin/{name}")
+    monkeypatch.setattr(helpers, "find_program", lambda name, package: f"/usr/bin/{name}")
 
 
 @pytest.mark.usefixtures("programs")
 def test_obtain(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "run", Host(tree).run)
+    monkeypatch.setattr(helpers, "run", Host(tree).run)
     said: list[str] = []
     found = kernel.obtain(tmp_path / "cache", say=said.append)
     assert (found.version, found.package, found.vmlinux) == ("6.1.9", "linux-image-6.1.0-9-amd64", ELF)
@@ -201,7 +201,7 @@ def test_a_package_that_does_not_say_how_often_its_kernel_ticks(
 ) -> None:
     path = tree / "boot/config-6.1.9"
     path.unlink() if config is None else path.write_text(config)
-    monkeypatch.setattr(process, "run", Host(tree).run)
+    monkeypatch.setattr(helpers, "run", Host(tree).run)
     assert kernel.obtain(tmp_path / "cache", say=lambda _: None).tick_hz is None
 
 
@@ -210,9 +210,9 @@ def test_a_package_that_does_not_say_how_often_its_kernel_ticks(
 def test_modules_may_be_compressed_with_zstd(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = module("virtio_console", "")
     (tree / "lib/modules/6.1.9/virtio_console.ko.zst").write_bytes(COMPRESSORS["zstd"](data))
-    run = process.run
+    run = helpers.run
     host = Host(tree)
-    monkeypatch.setattr(process, "run", lambda argv, **rest: (run if "-d" in argv else host.run)(argv, **rest))
+    monkeypatch.setattr(helpers, "run", lambda argv, **rest: (run if "-d" in argv else host.run)(argv, **rest))
     found = kernel.obtain(tmp_path / "cache", say=lambda text: None)
     assert ("virtio_console.ko", data) in found.modules
 
@@ -222,7 +222,7 @@ def test_ubuntu_keeps_its_modules_in_a_package_of_their_own(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = Host(tree, depends="Depends: linux-image-unsigned-6.8.0-1-generic")
-    monkeypatch.setattr(process, "run", host.run)
+    monkeypatch.setattr(helpers, "run", host.run)
     with pytest.raises(HostError, match="2 files like boot/vmlinuz"):  # both packages are the same tree here
         kernel.obtain(tmp_path / "cache", say=lambda text: None)
     downloads = [argv[-1] for argv in host.ran if argv[0].endswith("apt-get")]
@@ -231,7 +231,7 @@ def test_ubuntu_keeps_its_modules_in_a_package_of_their_own(
 
 @pytest.mark.usefixtures("programs")
 def test_host_without_package_lists(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "run", Host(tree, depends="").run)
+    monkeypatch.setattr(helpers, "run", Host(tree, depends="").run)
     with pytest.raises(UnsupportedError) as caught:
         kernel.obtain(tmp_path / "cache", say=lambda text: None)
     assert "apt-get update" in str(caught.value)
@@ -239,10 +239,10 @@ def test_host_without_package_lists(tree: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("programs")
 def test_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(argv: list[str], **_: object) -> process.Completed:
+    def run(argv: list[str], **_: object) -> helpers.Completed:
         raise CommandError("apt-get failed.", argv=argv, status=100, stderr_tail="E: Failed to fetch")
 
-    monkeypatch.setattr(process, "run", run)
+    monkeypatch.setattr(helpers, "run", run)
     with pytest.raises(HostError, match="Failed to fetch") as caught:
         debian.download("linux-image", tmp_path)
     assert "apt-get update" in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import process
+from ramet import helpers
 from ramet.guests import debian
 from ramet.guests.scratch import scratch
 
@@ -44,8 +44,8 @@ def test_a_package_that_a_killed_build_had_unpacked_goes_with_the_next(
     tmp_path: Path, left: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(debian, "download", lambda name, packages: packages / name)
-    monkeypatch.setattr(process, "find_program", lambda name, **_: name)
-    monkeypatch.setattr(process, "run", lambda argv, **_: Path(argv[-1]).mkdir())
+    monkeypatch.setattr(helpers, "find_program", lambda name, **_: name)
+    monkeypatch.setattr(helpers, "run", lambda argv, **_: Path(argv[-1]).mkdir())
     with debian.unpacked("kernel", tmp_path) as tree:
         assert tree.is_dir()
         assert not left[0].exists()

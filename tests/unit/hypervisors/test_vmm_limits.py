@@ -8,6 +8,7 @@ import resource
 import pytest
 
 from ramet.hypervisors import confinement
+from ramet.linux import seccomp
 from ramet.model import MIB
 from tests.capabilities import requires
 from tests.unit.hypervisors.confined import FEWER_TASKS, PYTHON, Place, only
@@ -34,7 +35,7 @@ def test_every_limit_is_set(place: Place, monkeypatch: pytest.MonkeyPatch, users
     assert all(0 <= soft == hard <= most[number] for number, (soft, hard) in set_limits.items()), set_limits
 
 
-def test_a_file_may_become_as_large_as_the_disk_or_the_memory_is(place: Place) -> None:
+def test_a_file_may_become_as_large_as_the_disk_or_the_memory_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def most(*, ends_at_file_limit: bool = False) -> int | None:
         confined = confinement.of(
             place.spec, PYTHON, kvm=False, memory_is_written=False, ends_at_file_limit=ends_at_file_limit
@@ -44,4 +45,8 @@ def test_a_file_may_become_as_large_as_the_disk_or_the_memory_is(place: Place) -
     assert most() == 128 * MIB
     os.truncate(place.spec.disk, 129 * MIB)
     assert most() == 129 * MIB
+    monkeypatch.setattr(seccomp, "why_not", lambda: None)
+    assert most(ends_at_file_limit=True) == 129 * MIB, "the filter keeps the signal from it"
+    monkeypatch.setattr(seccomp, "why_not", lambda: "no seccomp")
     assert most(ends_at_file_limit=True) is None, "a guest's log would end it"
+    assert most() == 129 * MIB

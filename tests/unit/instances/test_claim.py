@@ -11,7 +11,7 @@ import pytest
 
 from ramet import Host, process
 from ramet.errors import ConflictError, GuestError, HostError, LockedError, StateError, VmmDiedError, VmmError
-from ramet.instances import claim, observe, pool, power, tidy
+from ramet.instances import claim, observe, pools, power, tidy
 from ramet.model import Failure, InstanceRecord, State, VmmProcess
 from ramet.store import chores, names
 from ramet.store.chores import Kind
@@ -273,7 +273,7 @@ def test_a_lost_one_is_not_restored_by_mistake_and_not_said_to_have_lost_anythin
     one = park(place, 5, GONE)
     with pytest.raises(StateError, match="nothing is lost") as caught:
         Host(place.store.paths.home).restore(one.id)
-    assert caught.value.hint == f"Remove it (ramet rm {one.id}), or have it replaced: ramet pool {INSTANCE} --size N."
+    assert caught.value.hint == f"Remove it (ramet rm {one.id}), or have it replaced: ramet pool web --size N."
     two = park(place, 6, GONE, pool=place.snapshot_id)
     with pytest.raises(StateError) as caught:
         Host(place.store.paths.home).restore(two.id)
@@ -289,7 +289,7 @@ def test_a_lost_one_that_somebody_boots_is_no_pools_to_replace(place: Place, mon
     with pytest.raises(VmmError, match="come up"):
         power.start(place.store, one.id)
     assert place.store.read(one.id).pool is None
-    assert pool.show(place.store, "web").lost == ()
+    assert pools.show(place.store, "web").lost == ()
 
 
 def test_a_chore_that_moves_to_another_file_while_it_is_looked_for_is_found(

@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 
 import pytest
 
 from ramet.errors import HostError, RametError
 from ramet.instances import fan_out
+from ramet.signals import signals_held
 
 
 def test_all_are_done_some_at_a_time_and_told_in_their_order() -> None:
@@ -86,3 +88,27 @@ def test_a_signal_ends_it_when_no_thread_is_at_work_any_more() -> None:
         thread.name.startswith("fan-out") for thread in threading.enumerate()
     )
     assert len(ended) <= 4
+
+
+def test_a_signal_on_the_way_to_the_end_keeps_what_was_not_begun_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one has failed, and before the others are cancelled."""
+    begun: list[int] = []
+    entered: list[None] = []
+    real = signals_held
+
+    def interrupted() -> AbstractContextManager[None]:
+        entered.append(None)
+        if len(entered) == 2:
+            raise KeyboardInterrupt
+        return real()
+
+    def action(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.01)
+        return fails(number)
+
+    monkeypatch.setattr(fan_out, "signals_held", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fan_out.each(range(100), action, at_once=1)
+    assert len(begun) < 100
+    assert not any(thread.name.startswith("fan-out") for thread in threading.enumerate())

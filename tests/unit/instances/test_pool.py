@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from ramet import Host
-from ramet.errors import ConfigError, ConflictError, LockedError, NotFoundError, RoomError, StateError
-from ramet.instances import claim, delete, fork, observe, pool, room
+from ramet.errors import (
+    ConfigError,
+    ConflictError,
+    CorruptError,
+    InUseError,
+    LockedError,
+    NotFoundError,
+    RoomError,
+    StateError,
+)
+from ramet.instances import claim, delete, fork, observe, pool, pools, room
 from ramet.instances.context import Locked
 from ramet.instances.room import KEPT_BYTES, Room
 from ramet.model import Ancestor, Failure, Hypervisor, MemoryPolicy, PoolInfo, State, VmmProcess
@@ -30,11 +40,11 @@ def test_what_is_in_a_pool_is_told_apart(place: Place, alive: VmmProcess) -> Non
     older = Ancestor(instance_id=INSTANCE, name="web", snapshot_id="9" * 12)
     stale = park(place, 7, alive, lineage=(older,))
     park(place, 8, None, state=State.STANDBY)  # in the making
-    found = pool.show(place.store, "web")
+    found = pools.show(place.store, "web")
     assert (found.parked, found.stale, found.lost) == ((fresh.id,), (stale.id,), (lost.id,))
     assert found.snapshot == place.snapshot_id
     assert found.own_memory_bytes > 0
-    assert pool.all_pools(place.store) == [found]
+    assert pools.all_pools(place.store) == [found]
 
 
 def test_a_lost_one_says_that_nothing_is_lost_and_the_store_check_mends_its_record(place: Place) -> None:
@@ -45,7 +55,7 @@ def test_a_lost_one_says_that_nothing_is_lost_and_the_store_check_mends_its_reco
     assert "nothing is lost" in seen.failure_detail
     place.problems(repair=True)
     assert place.problems() == ()
-    assert pool.show(place.store, "web").lost == (one.id,)
+    assert pools.show(place.store, "web").lost == (one.id,)
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.STOPPED])
@@ -58,15 +68,15 @@ def test_forks_of_a_source_that_woke_are_not_given_out(place: Place, alive: VmmP
     assert caught.value.required == ("standby",)
     with pytest.raises(StateError, match="Cannot park forks of 'web'"):
         pool.fill(place.store, "web", size=1, memory_policy=MemoryPolicy.CLONE)
-    assert len(pool.show(place.store, "web").stale) == 1
+    assert len(pools.show(place.store, "web").stale) == 1
 
 
 def test_a_pool_whose_source_was_deleted_can_be_seen_and_emptied(place: Place) -> None:
     one = park(place, 5, GONE, state=State.FAILED)
     Host(place.store.paths.home).remove("web")
     with pytest.raises(NotFoundError, match=f"ramet pool {INSTANCE}"):
-        pool.show(place.store, "web")
-    found = pool.show(place.store, INSTANCE)
+        pools.show(place.store, "web")
+    found = pools.show(place.store, INSTANCE)
     assert (found.source, found.source_id, found.lost) == (INSTANCE, INSTANCE, (one.id,))
     assert found.why == f"web ({INSTANCE}) was deleted"
     with pytest.raises(StateError, match="was deleted") as caught:
@@ -77,7 +87,7 @@ def test_a_pool_whose_source_was_deleted_can_be_seen_and_emptied(place: Place) -
     assert pool.fill(place.store, INSTANCE, size=0, memory_policy=MemoryPolicy.CLONE).lost == ()
     assert list(place.store.paths.instances.iterdir()) == []
     with pytest.raises(NotFoundError):
-        pool.show(place.store, INSTANCE)
+        pools.show(place.store, INSTANCE)
 
 
 def test_the_pool_of_one_that_was_deleted_is_not_that_of_a_new_one_of_its_name(
@@ -87,12 +97,12 @@ def test_the_pool_of_one_that_was_deleted_is_not_that_of_a_new_one_of_its_name(
     Host(place.store.paths.home).remove("web")
     place.make_another("web")
     two = park(place, 6, vmms(), pool=OTHER, lineage=(Ancestor(instance_id=OTHER, name="web", snapshot_id=None),))
-    assert {(found.source, found.stale) for found in pool.all_pools(place.store)} == {
+    assert {(found.source, found.stale) for found in pools.all_pools(place.store)} == {
         (INSTANCE, (one.id,)),
         ("web", (two.id,)),
     }
     pool.fill(place.store, "web", size=0, memory_policy=MemoryPolicy.CLONE)
-    assert pool.show(place.store, INSTANCE).stale == (one.id,)
+    assert pools.show(place.store, INSTANCE).stale == (one.id,)
 
 
 @pytest.mark.parametrize(("wanted", "said"), [(1, "No fork of 'web' is parked, and 1 is"), (3, "No fork")])
@@ -184,7 +194,7 @@ def test_what_the_source_became_while_the_pool_was_waited_for_counts(
     monkeypatch.setattr(pool, "locked", waited_for)
     with pytest.raises(StateError, match="web is stopped"):
         fill(place, 1)
-    assert pool.show(place.store, "web").stale == (one.id,), "nothing was touched"
+    assert pools.show(place.store, "web").stale == (one.id,), "nothing was touched"
 
 
 def test_the_source_stays_asleep_from_the_look_until_its_forks_are_made(
@@ -224,4 +234,112 @@ def test_one_more_is_not_begun_where_another_like_those_there_does_not_fit(
         fill(place, 2)
     assert caught.value.hint == "Park fewer: --size."
     assert asked == [alive.pid]
-    assert pool.show(place.store, "web").parked == (one.id,)
+    assert pools.show(place.store, "web").parked == (one.id,)
+
+
+def test_the_pool_of_a_damaged_source_keeps_its_name(place: Place) -> None:
+    one = park(place, 5, GONE)
+    place.paths.record.write_bytes(b"{")
+    found = pools.show(place.store, "web")
+    assert (found.source, found.source_id, found.lost) == ("web", INSTANCE, (one.id,))
+    assert found.why is not None
+    assert pools.all_pools(place.store) == [found]
+    assert pools.show(place.store, INSTANCE) == found
+    with pytest.raises(StateError, match="Cannot park forks of 'web'"):
+        fill(place, 1)
+    assert fill(place, 0).lost == ()
+    with pytest.raises(CorruptError):
+        pools.show(place.store, "web")
+
+
+def test_the_pool_of_a_snapshot_that_was_deleted_is_found(place: Place, alive: VmmProcess) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    park(place, 5, alive, pool=place.snapshot_id, mapped_snapshot=None, snapshot=None)
+    host = Host(place.store.paths.home)
+    assert not host.list()[1].stale
+    host.remove("web")
+    assert len(host.pool_get("snapshot:golden").parked) == 1
+    host.snapshot_remove("golden")
+    assert host.list()[0].stale
+    with pytest.raises(NotFoundError, match=f"Of snapshots .*`ramet pool snapshot:{place.snapshot_id}`"):
+        host.pool_get("snapshot:golden")
+    assert host.pool(f"snapshot:{place.snapshot_id}", size=0).stale == ()
+    assert host.list() == []
+
+
+def test_a_snapshot_whose_manifest_is_damaged_has_a_pool_that_can_be_emptied(place: Place) -> None:
+    names.claim(place.store.paths.snapshot_names, "golden", place.snapshot_id, what="snapshot")
+    park(place, 5, GONE, pool=place.snapshot_id)
+    place.snapshot.manifest.chmod(0o600)
+    place.snapshot.manifest.write_bytes(b"{")
+    assert pool.fill(place.store, "snapshot:golden", size=0, memory_policy=MemoryPolicy.CLONE).lost == ()
+    assert pools.all_pools(place.store) == []
+
+
+def test_a_parked_fork_stands_for_its_pool(place: Place, alive: VmmProcess) -> None:
+    one, two = park(place, 5, alive), park(place, 6, GONE)
+    assert pools.show(place.store, one.id) == pools.show(place.store, two.id) == pools.show(place.store, "web")
+
+
+def test_a_fork_is_stale_once_its_source_has_moved_on(place: Place, alive: VmmProcess) -> None:
+    one = park(place, 5, alive)
+    host = Host(place.store.paths.home)
+    assert not host.get(one.id).stale
+    place.change(state=State.STOPPED, snapshot=None)
+    assert host.get(one.id).stale
+    assert [info.stale for info in host.list()] == [False, True]
+
+
+@pytest.mark.parametrize("verb", ["exec", "standby", "restore", "console"])
+def test_what_refuses_a_parked_fork_names_its_source(place: Place, alive: VmmProcess, verb: str) -> None:
+    host = Host(place.store.paths.home)
+    of_instance = park(place, 5, alive)
+    of_snapshot = park(place, 6, alive, pool=place.snapshot_id)
+    act: dict[str, Callable[[str], object]] = {
+        "exec": lambda name: host.exec(name, ["true"]),
+        "standby": host.standby,
+        "restore": host.restore,
+        "console": host.console_socket,
+    }
+    for one, source in ((of_instance, "web"), (of_snapshot, f"snapshot:{place.snapshot_id}")):
+        with pytest.raises(StateError) as caught:
+            act[verb](one.id)
+        assert f"`ramet fork {source} --from-pool` claims one" in str(caught.value.hint)
+
+
+def test_what_holds_a_snapshot_from_a_pool_is_said(place: Place, alive: VmmProcess) -> None:
+    park(place, 5, alive, pool=place.snapshot_id)
+    with pytest.raises(InUseError, match=f"waits in the pool of snapshot:{place.snapshot_id}") as caught:
+        Host(place.store.paths.home).snapshot_remove(place.snapshot_id)
+    assert f"`ramet pool snapshot:{place.snapshot_id} --size 0`" in str(caught.value.hint)
+
+
+def test_a_record_that_knows_no_source_is_stale_and_keeps_nobody_from_looking(place: Place, alive: VmmProcess) -> None:
+    one = park(place, 5, alive, pool=OTHER, lineage=())
+    assert Host(place.store.paths.home).get(one.id).stale
+    assert [found.source for found in pools.all_pools(place.store)] == [OTHER]
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_snapshot_that_only_lost_forks_share_is_there_until_others_were_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch, is_filled: bool
+) -> None:
+    """And nobody waits for the reading of it that is one's own (``COLLECT_TIMEOUT_S``)."""
+    one = park(place, 5, GONE, pool=place.snapshot_id, memory_policy=MemoryPolicy.SHARE)
+    Host(place.store.paths.home).remove("web")
+    assert place.snapshot.dir.is_dir(), "the lost one refers to it"
+    seen: list[bool] = []
+
+    def make(*_arguments: object) -> None:
+        seen.append(place.snapshot.dir.is_dir() and not place.store.paths.instance(one.id).dir.exists())
+        if not is_filled:
+            raise ConflictError("None can be made.")
+        park(place, 6, GONE, pool=place.snapshot_id)
+
+    monkeypatch.setattr(fork, "from_published", make)
+    began = time.monotonic()
+    with nullcontext() if is_filled else pytest.raises(ConflictError):
+        pool.fill(place.store, f"snapshot:{place.snapshot_id}", size=1, memory_policy=MemoryPolicy.SHARE)
+    assert seen == [True]
+    assert time.monotonic() - began < 2
+    assert place.snapshot.dir.is_dir() == is_filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -128,3 +129,24 @@ def test_a_guest_that_was_stopped_while_it_was_copied_is_let_run(
         taking.take(instance, "fork", stack)
     assert full.left == [[]]
     assert full.runs
+
+
+def test_files_that_cannot_be_removed_hide_nothing(
+    place: Place, full: Monitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is broken, say: what ended the capture is told, and each file is tried."""
+    tried: list[str] = []
+
+    def broken(path: Path, *, missing_ok: bool = False) -> None:
+        assert missing_ok
+        tried.append(path.name)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    instance = Locked(place.store, place.record)
+    with taking.begun(instance, full, guest_waits=False) as work, monkeypatch.context() as patch:  # type: ignore[arg-type]
+        full.runs = False
+        patch.setattr(Path, "unlink", broken)
+        with pytest.raises(NoSpaceError):
+            taking.captured(instance, full, work)  # type: ignore[arg-type]
+    assert len(tried) == 3
+    assert "takes room while the guest runs on: Input/output error" in caplog.text

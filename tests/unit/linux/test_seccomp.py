@@ -9,8 +9,10 @@ import mmap
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,12 @@ def test_the_numbers_are_the_kernels() -> None:
     known = dict(re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text()))
     wanted = {name: str(number) for name, number in seccomp.REFUSED.items()}
     wanted |= {name: str(number) for name, (number, _) in seccomp.ALLOWED_ONLY_WITH.items()}
-    wanted |= {"socket": str(seccomp.SOCKET), "clone3": str(seccomp.CLONE3), "madvise": str(seccomp.MADVISE)}
+    wanted |= {
+        "socket": str(seccomp.SOCKET),
+        "clone3": str(seccomp.CLONE3),
+        "madvise": str(seccomp.MADVISE),
+        "rt_sigaction": str(seccomp.RT_SIGACTION),
+    }
     missing = {name for name in wanted if name not in known}
     assert missing <= NEWER_THAN_THE_HEADERS
     assert {name: known[name] for name in wanted if name not in missing} == {
@@ -113,6 +120,34 @@ def test_huge_pages_are_refused_for_the_memory_alone() -> None:
     assert filtered(refused, small_pages_of_bytes=guest) == "EPERM"
     assert filtered(lambda: advise(guest, mmap.MADV_DONTFORK), small_pages_of_bytes=guest) == guest
     assert filtered(lambda: advise(guest + 4096, seccomp.MADV_HUGEPAGE), small_pages_of_bytes=guest) == guest + 4096
+
+
+ENDS_AT_FILE_LIMIT = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+signal.signal(signal.SIGUSR1, lambda *_: print("others are handled", flush=True))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+try:
+    while True:
+        os.write(fd, b"on and on")
+except OSError as err:
+    print(err.strerror, flush=True)
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@requires("seccomp")
+def test_a_program_that_would_end_at_its_file_limit_runs_on(tmp_path: Path) -> None:
+    """Firecracker does, unless its handler of SIGXFSZ is not set: a guest that fills its console's log would end its VMM."""
+
+    def run() -> str:
+        argv = [sys.executable, "-c", ENDS_AT_FILE_LIMIT, str(tmp_path / "log")]
+        done = subprocess.run(argv, capture_output=True, text=True, restore_signals=False, check=False)
+        return done.stdout if done.returncode == 0 else str(done.returncode)
+
+    assert filtered(run) == "File too large\nothers are handled\n"
+    assert run() == str(-signal.SIGXFSZ)
 
 
 def test_another_machine_and_a_kernel_without_it_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 import pytest
 
-from ramet import process
+from ramet import helpers, process
 from ramet.errors import HostError, NoSpaceError, RejectedError, UnsupportedError, VmmError
 from ramet.model import PAGE_BYTES, Method, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
@@ -158,7 +158,7 @@ def test_a_whole_one_gives_back_its_pages_of_zeros(live: InstancePaths, into: Sn
 def test_without_fallocate_it_only_takes_more_room(
     live: InstancePaths, into: SnapshotPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "find_program", no_program)
+    monkeypatch.setattr(helpers, "find_program", no_program)
     captured(PlayedMonitor(live.dir), live, into, base=None, diff=False)
     assert into.memory.read_bytes() == bytes(DIRTY) + ONES + bytes(SIZE - DIRTY - PAGE_BYTES)
     assert "keeps its pages of zeros" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +18,9 @@ from ramet.verify.checks import CheckResult, Ledger, Strength, Verdict
 from ramet.verify.world import World
 
 LIMITS = {**looks.LIMITS, **looks.LIMITS_OF_A_USER}
-GOOD = evidence.Privileges(user=0x7000_0001, capabilities=0, no_new_privileges=True, filters=2, limits=LIMITS)
+GOOD = evidence.Privileges(
+    user=0x7000_0001, capabilities=0, no_new_privileges=True, filters=2, mergeable_bytes=0, limits=LIMITS
+)
 
 
 @dataclass
@@ -41,8 +43,7 @@ def looked(monkeypatch: pytest.MonkeyPatch, found: evidence.Privileges, **world:
 
 
 def but(**changed: Any) -> evidence.Privileges:
-    known = {name: getattr(GOOD, name) for name in ("user", "capabilities", "no_new_privileges", "filters", "limits")}
-    return evidence.Privileges(**(known | changed))
+    return replace(GOOD, **changed)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,7 @@ def test_a_confined_one_is_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (but(no_new_privileges=False), {}, "no no_new_privs"),
         (but(filters=1), {}, "1 filters of system calls"),
+        (but(mergeable_bytes=1 << 21), {}, "may be merged with other processes' memory"),
         (but(capabilities=1 << 21), {}, "has capabilities"),
         (but(user=os.geteuid()), {}, "as we do"),
         (but(limits={**LIMITS, "Max open files": 2049}), {}, "no limit of 2048, but of 2049: max open files"),
@@ -105,6 +107,7 @@ def test_a_process_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     found = evidence.privileges(os.getpid())
     assert found.user == os.geteuid()
     assert not found.no_new_privileges
+    assert found.mergeable_bytes == 0
     assert bool(found.capabilities) == (os.geteuid() == 0)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert found.limits["Max open files"] == (None if most == resource.RLIM_INFINITY else most)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ramet import phases, process
+from ramet import helpers, phases
 from ramet.bench import floor, hand, peers
 from ramet.bench.results import Figure, Role, Row, Target, ratio
 from ramet.bench.samples import Sample, Side, alternate, watch
@@ -142,7 +142,7 @@ def _copy(source: Source, peer: str) -> Sample:
     made = _targets(source)
     clock = watch()
     for src, dst in made:
-        process.run([program, option, str(src), str(dst)], timeout_s=COPY_S)
+        helpers.run([program, option, str(src), str(dst)], timeout_s=COPY_S)
     return {COPIES[peer]: _removed(made, clock.total())}
 
 

@@ -98,7 +98,7 @@ def _own(source: Source, info: InstanceInfo) -> Sample:
         directories.append(Path(info.snapshot.dir))
     return {
         "guest": float(guest),
-        "vmm": float(used["Anonymous"] + used.get("Swap", 0) - guest),
+        "vmm": float(procfs.own_memory_bytes(used) - guest),
         "cached": in_ram([info]),
         "pss": float(used["Pss"]),
         "disk": float(_exclusive(directories)),

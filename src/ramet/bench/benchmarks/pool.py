@@ -54,7 +54,7 @@ def _claimed(source: Source) -> Sample:
     parked = source.host.pool(source.name, size=PARKED, memory_policy=source.memory_policy).parked
     pids = [source.host.get(one).pid for one in parked]
     with host_errors("look at the memory of parked forks"):
-        own = max(procfs.smaps_rollup(pid)["Anonymous"] for pid in pids if pid is not None)
+        own = max(procfs.own_memory_bytes(procfs.smaps_rollup(pid)) for pid in pids if pid is not None)
     clock = watch()
     (made,) = source.host.fork(source.name, from_pool=True).instances
     try:

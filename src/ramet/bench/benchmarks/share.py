@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ramet import process
+from ramet import helpers
 from ramet.bench.results import Figure, Row, Target, Unit
 from ramet.bench.samples import Sample, alternate, watch
 from ramet.bench.source import READ_ALL, Source
@@ -121,11 +121,11 @@ def _read_bytes(counter: Path | None) -> float:
 
 def in_ram(forks: Sequence[InstanceInfo]) -> float:
     """What is in RAM of all files that are guests' memories, whether they have a name or not; each file once."""
-    fincore = process.find_program("fincore", package="util-linux")
+    fincore = helpers.find_program("fincore", package="util-linux")
     found = {}
     for info in forks:
         assert info.mapped_memory is not None
-        told = process.run(
+        told = helpers.run(
             [fincore, "--bytes", "--noheadings", "--output", "RES", info.mapped_memory.path], timeout_s=60
         )
         found[info.mapped_memory.dev, info.mapped_memory.ino] = float(told.stdout)
@@ -135,8 +135,7 @@ def in_ram(forks: Sequence[InstanceInfo]) -> float:
 def _own(info: InstanceInfo) -> float:
     assert info.pid is not None
     with host_errors(f"look at the memory of {info.name}"):
-        used = procfs.smaps_rollup(info.pid)
-    return float(used["Anonymous"] + used.get("Swap", 0))
+        return float(procfs.own_memory_bytes(procfs.smaps_rollup(info.pid)))
 
 
 BENCHMARK = Benchmark(

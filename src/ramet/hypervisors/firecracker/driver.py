@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ramet import process
+from ramet import helpers, process
 from ramet.errors import UnsupportedError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
@@ -54,7 +54,7 @@ def program() -> str:
     Raises:
         UnsupportedError: if there is none.
     """
-    return process.find_program("firecracker", hint=GET_IT, variable="RAMET_FIRECRACKER")
+    return helpers.find_program("firecracker", hint=GET_IT, variable="RAMET_FIRECRACKER")
 
 
 def version(path: str) -> tuple[int, int, str]:
@@ -69,7 +69,7 @@ def version(path: str) -> tuple[int, int, str]:
 
 @functools.cache
 def _version_of(path: str, mtime_ns: int, size: int) -> tuple[int, int, str]:
-    out = process.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
+    out = helpers.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
     match = _VERSION.search(out)
     if match is None:
         raise UnsupportedError(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ramet import process
+from ramet import helpers, process
 from ramet.errors import UnsupportedError, VmmError, host_errors
 from ramet.hypervisors import confinement, kvm
 from ramet.hypervisors.base import DirtySince, Hardware, LaunchSpec
@@ -45,12 +45,12 @@ def program() -> str:
     Raises:
         UnsupportedError: if there is none.
     """
-    return process.find_program("qemu-system-x86_64", package=PACKAGE, variable="RAMET_QEMU")
+    return helpers.find_program("qemu-system-x86_64", package=PACKAGE, variable="RAMET_QEMU")
 
 
 @functools.cache
 def _version_of(path: str, mtime_ns: int, size: int) -> tuple[str, tuple[int, int]]:
-    out = process.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
+    out = helpers.run([path, "--version"], timeout_s=20).stdout.decode(errors="replace")
     match = _VERSION.search(out)
     if match is None:
         raise UnsupportedError(

@@ -35,7 +35,6 @@ def run_base(world: World) -> None:
         world.write_sentinels("fork", new)
         world.fill("fork", seed=2, size_bytes=min(REFILL_BYTES, world.fill_bytes))
         world.note_memory_sum("fork")
-    world.reach(Point.FORK_DIVERGED)
     looks.live_vmm(world, "fork", ["source"], at="fork diverged")
     looks.source_unchanged(world, "fork diverged")
     with world.step("taking the fork's diff snapshot"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, UnsupportedError
 from ramet.verify import looks
 from ramet.verify.scenarios import counting
@@ -36,8 +36,8 @@ def _look_at_the_disk(world: World, role: str) -> None:
     """The fork's published disk by itself, before anything mounts or replays it."""
     claim, disk = "live-disk-clean", world.snapshot_dir(role) / "disk.raw"
     try:
-        e2fsck = process.find_program("e2fsck", package="e2fsprogs")
-        done = process.run([e2fsck, "-f", "-n", str(disk)], timeout_s=E2FSCK_S, env={**os.environ, "LC_ALL": "C"})
+        e2fsck = helpers.find_program("e2fsck", package="e2fsprogs")
+        done = helpers.run([e2fsck, "-f", "-n", str(disk)], timeout_s=E2FSCK_S, env={**os.environ, "LC_ALL": "C"})
     except UnsupportedError as err:
         world.ledger.undecided(claim, err.message, required=True)
         return

@@ -27,7 +27,6 @@ def run_reverse(world: World) -> None:
         world.write_sentinels("source", new)
         world.fill("source", seed=2, size_bytes=world.fill_bytes)
         world.note_memory_sum("source")
-    world.reach(Point.SOURCE_DIVERGED)
     looks.sleeper_unchanged(world, "source diverged")
     with world.step("putting the source to standby again"):
         world.host.standby(source)

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ramet import process
+from ramet import helpers
 from ramet.errors import CommandError, RametError
 from ramet.signals import signals_held
 from ramet.verify import looks
@@ -37,7 +37,7 @@ class _Command:
         time.sleep(self.delay_s)
         self.began_s = time.monotonic()
         try:
-            process.run(self.argv, timeout_s=COMMAND_S)
+            helpers.run(self.argv, timeout_s=COMMAND_S)
         except CommandError as err:
             self.refused = err.stderr_tail.strip()
             self.error = None if err.status in BUSY_STATUSES else err

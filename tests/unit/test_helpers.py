@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet import process
+from ramet import helpers, process
 from ramet.errors import CommandError, HostError, UnsupportedError
 from ramet.signals import ENDING_SIGNALS, signals_held
 from tests.unit.children import exit_codes, fork, identity, own_descriptors, run_in_child
@@ -19,30 +19,30 @@ SLEEPER = ["sleep", "600"]
 
 
 def test_run_gives_both_outputs_and_feeds_stdin() -> None:
-    done = process.run(["sh", "-c", "cat; echo oops >&2"], timeout_s=20, stdin=b"\0binary\xff")
+    done = helpers.run(["sh", "-c", "cat; echo oops >&2"], timeout_s=20, stdin=b"\0binary\xff")
     assert (done.stdout, done.stderr) == (b"\0binary\xff", "oops\n")
-    assert process.run(["cat"], timeout_s=20).stdout == b"", "stdin is /dev/null"
+    assert helpers.run(["cat"], timeout_s=20).stdout == b"", "stdin is /dev/null"
 
 
 def test_run_takes_directory_and_environment(tmp_path: Path) -> None:
-    done = process.run(["sh", "-c", "pwd; echo $MARK"], timeout_s=20, cwd=tmp_path, env={"MARK": "m"})
+    done = helpers.run(["sh", "-c", "pwd; echo $MARK"], timeout_s=20, cwd=tmp_path, env={"MARK": "m"})
     assert done.stdout.decode().split() == [str(tmp_path), "m"]
 
 
 def test_a_failed_helper_tells_status_command_and_the_tail_of_its_stderr() -> None:
     script = "seq 1 5000 >&2; echo 'the reason \xff' >&2; exit 3"
     with pytest.raises(CommandError) as caught:
-        process.run(["sh", "-c", script], timeout_s=20)
+        helpers.run(["sh", "-c", script], timeout_s=20)
     err = caught.value
     assert (err.status, err.argv) == (3, ("sh", "-c", script))
     assert err.stderr_tail.endswith("5000\nthe reason \xff\n")
-    assert len(err.stderr_tail) <= process.STDERR_TAIL_BYTES
+    assert len(err.stderr_tail) <= helpers.STDERR_TAIL_BYTES
     assert "the reason" in err.message
 
 
 def test_a_helper_that_a_signal_ended_has_a_negative_status() -> None:
     with pytest.raises(CommandError) as caught:
-        process.run(["sh", "-c", "kill -SEGV $$"], timeout_s=20)
+        helpers.run(["sh", "-c", "kill -SEGV $$"], timeout_s=20)
     assert caught.value.status == -signal.SIGSEGV
 
 
@@ -51,7 +51,7 @@ def test_no_failure_is_taken_for_success_where_the_kernel_gives_no_status() -> N
     old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with pytest.raises(HostError, match="ignores SIGCHLD"):
-            process.run(["false"], timeout_s=20)
+            helpers.run(["false"], timeout_s=20)
     finally:
         signal.signal(signal.SIGCHLD, old)
 
@@ -61,15 +61,15 @@ def test_a_missing_program_and_a_missing_directory_are_told_apart(
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an unreadable directory in it would be EACCES
     with pytest.raises(UnsupportedError, match="'ramet-no-such-program': it does not exist"):
-        process.run(["ramet-no-such-program"], timeout_s=20)
+        helpers.run(["ramet-no-such-program"], timeout_s=20)
     with pytest.raises(HostError, match="there is no directory"):
-        process.run(["true"], timeout_s=20, cwd=tmp_path / "missing")
+        helpers.run(["true"], timeout_s=20, cwd=tmp_path / "missing")
 
 
 def test_a_file_that_cannot_be_executed_is_a_host_error(tmp_path: Path) -> None:
     (tmp_path / "program").write_text("data")
     with pytest.raises(HostError, match="Permission denied"):
-        process.run([str(tmp_path / "program")], timeout_s=20)
+        helpers.run([str(tmp_path / "program")], timeout_s=20)
 
 
 def test_a_helper_that_takes_too_long_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_helper_that_takes_too_long_is_killed_with_all_that_it_started(tmp_pat
     before = own_descriptors()
     script = f"sleep 600 & echo $! >{tmp_path}/pid; wait"
     with pytest.raises(HostError, match=r"did not end within 0\.3 s and was killed"):
-        process.run(["sh", "-c", script], timeout_s=0.3)
+        helpers.run(["sh", "-c", script], timeout_s=0.3)
     grandchild = int((tmp_path / "pid").read_text())
     process.wait_until(lambda: process.start_time_ticks(grandchild) is None, 20, what="the grandchild's end")
     assert own_descriptors() == before
@@ -93,13 +93,13 @@ def test_ctrl_c_ends_the_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        process.run(SLEEPER, timeout_s=20)
+        helpers.run(SLEEPER, timeout_s=20)
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 
 
 def test_a_helper_dies_with_us(tmp_path: Path) -> None:
     script = f"echo $$ >{tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid; exec sleep 600"
-    pid = fork(lambda: process.run(["sh", "-c", script], timeout_s=600))
+    pid = fork(lambda: helpers.run(["sh", "-c", script], timeout_s=600))
     process.wait_until((tmp_path / "pid").exists, 20, what="the helper")
     helper = identity(int((tmp_path / "pid").read_text()))
     os.kill(pid, signal.SIGKILL)
@@ -109,8 +109,8 @@ def test_a_helper_dies_with_us(tmp_path: Path) -> None:
 
 def test_a_helper_whose_parent_died_before_it_could_ask_to_die_with_it_does_not_start() -> None:
     """PR_SET_PDEATHSIG does not look back."""
-    assert run_in_child(lambda: process._die_with_parent(os.getpid())) == 1
-    assert run_in_child(lambda: process._die_with_parent(os.getppid())) == 0
+    assert run_in_child(lambda: helpers._die_with_parent(os.getpid())) == 1
+    assert run_in_child(lambda: helpers._die_with_parent(os.getppid())) == 0
 
 
 # -- find_program ------------------------------------------------------------------------------------------------------
@@ -121,16 +121,16 @@ def test_programs_are_found_absolutely(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text("#!/bin/sh\n")
     program.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert process.find_program("mkfs.test", package="p") == str(program)
+    assert helpers.find_program("mkfs.test", package="p") == str(program)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", ".")
-    assert process.find_program("mkfs.test", package="p") == str(program)
+    assert helpers.find_program("mkfs.test", package="p") == str(program)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert process.find_program("mkfs.ext4", package="e2fsprogs").endswith("sbin/mkfs.ext4"), (
+    assert helpers.find_program("mkfs.ext4", package="e2fsprogs").endswith("sbin/mkfs.ext4"), (
         "users have no sbin in PATH"
     )
     with pytest.raises(UnsupportedError, match=r"'mkfs\.test' is not on this host") as caught:
-        process.find_program("mkfs.test", package="testfsprogs")
+        helpers.find_program("mkfs.test", package="testfsprogs")
     assert caught.value.hint == "Install it: apt-get install testfsprogs"
 
 
@@ -156,10 +156,10 @@ def test_wait_until_passes_what_the_fact_raises() -> None:
 
 INTERRUPTED_FORK = """
 import os, signal
-from ramet import process
+from ramet import helpers
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 try:
-    process.run(["sleep", "600"], timeout_s=30)
+    helpers.run(["sleep", "600"], timeout_s=30)
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -186,7 +186,7 @@ def test_held_signals_leave_handlers_masks_and_children_as_they_were() -> None:
     try:
         with signals_held(), signals_held():
             os.kill(os.getpid(), signal.SIGHUP)
-            status = process.run(["cat", "/proc/self/status"], timeout_s=20).stdout.decode()
+            status = helpers.run(["cat", "/proc/self/status"], timeout_s=20).stdout.decode()
     finally:
         signal.signal(signal.SIGHUP, old)
     assert "\nSigBlk:\t0000000000000000\n" in status

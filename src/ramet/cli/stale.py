@@ -1,0 +1,53 @@
+"""Telling that a verb has made parked forks stale: nobody can claim them any more, and each keeps a VMM's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ramet.instances.host import Host
+    from ramet.model import InstanceInfo, PoolInfo
+
+
+def after_move(host: Host, info: InstanceInfo) -> str | None:
+    """Of an instance that has woken or gone to sleep: what became of its pool, if forks in it are stale."""
+    found = next((pool for pool in host.pools() if pool.source_id == info.id and pool.stale), None)
+    if found is None:
+        return None
+    count = len(found.stale)
+    said = f"{info.name}: {_forks(count)} in its pool cannot be claimed (stale): "
+    replaces = f"`ramet pool {info.name} --size {count}` replaces"
+    if found.why is None:
+        return f"{said}of an earlier snapshot; {replaces} {'it' if count == 1 else 'them'}"
+    return (
+        f"{said}{found.why}; once it sleeps, {replaces} {'it' if count == 1 else 'them'}, and --size 0 empties the pool"
+    )
+
+
+def watched(host: Host) -> Callable[[str], str]:
+    """To be called before something is removed. What it returns is called afterwards, with the name of that, and tells of the
+    pools that went stale meanwhile.
+    """
+    before = {pool.source_id: set(pool.stale) for pool in host.pools()}
+
+    def after(name: str) -> str:
+        return lines(
+            *(_gone(name, pool) for pool in host.pools() if set(pool.stale) - before.get(pool.source_id, set()))
+        )
+
+    return after
+
+
+def _gone(name: str, pool: PoolInfo) -> str:
+    empties = f"`ramet pool {pool.source} --size 0` empties the pool"
+    return f"{name}: {_forks(len(pool.stale))} in its pool cannot be claimed any more: {pool.why}; {empties}"
+
+
+def _forks(count: int) -> str:
+    return f"{count} parked fork{'' if count == 1 else 's'}"
+
+
+def lines(*said: str | None) -> str:
+    """Those that say something."""
+    return "\n".join(one for one in said if one)

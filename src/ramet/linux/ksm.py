@@ -1,0 +1,51 @@
+"""Kernel same-page merging (Documentation/admin-guide/mm/ksm.rst): whether a process lets it, and forbidding it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from ramet.linux.libc import prctl
+
+PR_SET_MEMORY_MERGE = 67
+PR_GET_MEMORY_MERGE = 68
+
+
+def is_wanted() -> bool:
+    """Whether all of this process's memory may be merged, and that of what it starts: fork(2) and execve(2) keep it
+    (``PR_SET_MEMORY_MERGE``, Linux 6.4; systemd's ``MemoryKSM=``). False where the kernel has nothing of that.
+
+    Raises:
+        OSError: if the kernel refuses to say.
+    """
+    try:
+        return prctl(PR_GET_MEMORY_MERGE) == 1
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        return False
+
+
+def forbid() -> None:
+    """No page of this process, nor of what it starts, is merged from now on, unless one of them asks for it.
+
+    Raises:
+        OSError: if the kernel refuses: EINVAL, where it has nothing of that.
+    """
+    prctl(PR_SET_MEMORY_MERGE, 0)
+
+
+def mergeable_bytes(pid: int) -> int:
+    """What of a process's memory the kernel may merge with equal pages of others, whoever asked for it: the sizes of its
+    mappings with the flag ``mg`` (proc(5), /proc/PID/smaps).
+
+    Raises:
+        OSError: if the process has ended, or is not ours to look at.
+    """
+    found = size = 0
+    for line in Path(f"/proc/{pid}/smaps").read_bytes().splitlines():
+        if line.startswith(b"Size:"):
+            size = int(line.split()[1]) * 1024
+        elif line.startswith(b"VmFlags:") and b"mg" in line.split():
+            found += size
+    return found
