@@ -140,6 +140,7 @@ def test_the_benchmarks_are_listed(runs: list[dict[str, object]], capsys: pytest
         "idle",
         "share",
         "sleep",
+        "writes",
         "scatter",
         "sizes",
     }

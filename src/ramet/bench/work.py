@@ -29,6 +29,8 @@ class Plan:
     """Written before a sleep."""
     sleeps: Sequence[int]
     """After so many sleeps it is looked what forks cost."""
+    writes: int
+    """Sleeps after which what the device was given is counted."""
     sizes_mib: Sequence[int]
     """Of dirtied memory."""
 
@@ -41,6 +43,7 @@ QUICK = Plan(
     sharers=4,
     dirty_mib=(1, 64),
     sleeps=(1, 10),
+    writes=5,
     sizes_mib=(256, 512),
 )
 FULL = Plan(
@@ -51,6 +54,7 @@ FULL = Plan(
     sharers=25,
     dirty_mib=(1, 16, 64),
     sleeps=(1, 10, 25, 50),
+    writes=25,
     sizes_mib=(256, 512, 1024, 2048, 4096),
 )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet import spelling
-from ramet.bench.benchmarks import fork, idle, many, pause, pool, restore, save, scatter, share, sizes, sleep
+from ramet.bench.benchmarks import fork, idle, many, pause, pool, restore, save, scatter, share, sizes, sleep, writes
 from ramet.bench.work import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     one.BENCHMARK.name: one.BENCHMARK
-    for one in (save, fork, pool, pause, restore, many, idle, share, sleep, scatter, sizes)
+    for one in (save, fork, pool, pause, restore, many, idle, share, sleep, writes, scatter, sizes)
 }
 
 

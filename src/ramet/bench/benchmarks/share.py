@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ramet import helpers
+from ramet.bench.device import Device, device_of
 from ramet.bench.results import Figure, Row, Target, Unit
 from ramet.bench.samples import Sample, alternate, watch
 from ramet.bench.source import READ_ALL, Source
@@ -16,7 +17,6 @@ from ramet.errors import host_errors
 from ramet.linux import procfs
 from ramet.model import InstanceInfo, MemoryPolicy
 
-SECTOR_BYTES = 512
 DECISIVE_COUNT = 20
 """Of fewer forks the factor that is promised cannot be expected."""
 FACTOR = 10.0
@@ -36,10 +36,10 @@ def measure(work: Work) -> list[Figure]:
     """
     source, count = work.sleeper(), work.plan.sharers
     work.say(f"share: {count} forks that read their memory, by either policy")
-    counter = _counter(source.host.home)
+    device = device_of(source.host.home)
 
     def side(policy: MemoryPolicy) -> Sample:
-        return {f"{policy}-{what}": value for what, value in _forked(source, count, policy, counter).items()}
+        return {f"{policy}-{what}": value for what, value in _forked(source, count, policy, device).items()}
 
     found = alternate([lambda: side(MemoryPolicy.CLONE), lambda: side(MemoryPolicy.SHARE)], rounds=1)
     rows = [
@@ -65,7 +65,7 @@ def measure(work: Work) -> list[Figure]:
         if count >= DECISIVE_COUNT and f"clone-{what}" in found
     ]
     notes = ["Own: what each VMM has in no file, its program's included."]
-    if counter is None:
+    if device is None:
         notes.append("What is read from disk is not known: the file system is on no block device of its own.")
     else:
         notes.append("Read: by the device that the store is on, whoever else uses it.")
@@ -85,17 +85,17 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def _forked(source: Source, count: int, policy: MemoryPolicy, counter: Path | None) -> Sample:
+def _forked(source: Source, count: int, policy: MemoryPolicy, device: Device | None) -> Sample:
     os.sync()
     _forget(source.snapshot_dir())
-    before = _read_bytes(counter)
+    before = device.read_bytes() if device is not None else 0.0
     clock = watch()
     forks = source.host.fork(source.name, count=count, start=True, memory_policy=policy).instances
     try:
         for info in forks:
             source.host.exec(info.name, READ_ALL)
         found = {"wall": clock.total(), "cached": in_ram(forks), "own": _median([_own(info) for info in forks])}
-        return found if counter is None else {**found, "read": _read_bytes(counter) - before}
+        return found if device is None else {**found, "read": device.read_bytes() - before}
     finally:
         for info in forks:
             source.host.remove(info.name, force=True)
@@ -106,17 +106,6 @@ def _forget(directory: Path) -> None:
     for path in directory.iterdir():
         with host_errors(f"read {path}"), path.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _counter(place: Path) -> Path | None:
-    """Where the kernel counts what the device of a file system has read (sysfs, block/*/stat); None if it has none."""
-    device = place.stat().st_dev
-    found = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    return found if found.exists() else None
-
-
-def _read_bytes(counter: Path | None) -> float:
-    return float(counter.read_text().split()[2]) * SECTOR_BYTES if counter is not None else 0.0
 
 
 def in_ram(forks: Sequence[InstanceInfo]) -> float:

@@ -13,7 +13,7 @@ from ramet.bench.source import AGAIN, Source
 from ramet.bench.work import Benchmark, Work
 from ramet.errors import host_errors
 from ramet.linux import pagemap, procfs
-from ramet.model import MIB, Hypervisor
+from ramet.model import MIB, Hypervisor, InstanceInfo
 
 LIMIT = 1.05
 
@@ -87,17 +87,12 @@ def _accounted(source: Source, mib: int, seed: int) -> Sample:
     host.restore(source.name)
     source.fill(AGAIN, mib, seed)
     info = host.pause(source.name)
-    assert info.pid is not None
+    dirty = dirty_bytes(info)
     assert info.mapped_memory is not None
     assert info.live_disk is not None
-    memory = Path(info.mapped_memory.path)
-    with host_errors(f"look at the memory of {source.name}"):
-        dirty = sum(
-            region.end - region.start
-            for mapping in procfs.mappings_of_file(info.pid, memory)
-            for region in pagemap.written_regions(info.pid, mapping.start, mapping.end)
-        )
-        copied = sum(path.stat().st_blocks * 512 for path in (memory, Path(info.live_disk)))
+    with host_errors(f"look at the files of {source.name}"):
+        files = (Path(info.mapped_memory.path), Path(info.live_disk))
+        copied = sum(path.stat().st_blocks * 512 for path in files)
     before = procfs.bytes_written(os.getpid())
     slept = host.standby(source.name)
     wrote = procfs.bytes_written(os.getpid()) - before
@@ -105,6 +100,22 @@ def _accounted(source: Source, mib: int, seed: int) -> Sample:
         assert slept.snapshot is not None
         wrote = slept.snapshot.written_bytes
     return {f"dirty-{mib}": float(dirty), f"wrote-{mib}": float(wrote), f"copied-{mib}": float(copied)}
+
+
+def dirty_bytes(info: InstanceInfo) -> int:
+    """Of a paused instance: what its guest has written since it woke, in whole pages.
+
+    Raises:
+        HostError: if its VMM cannot be looked at.
+    """
+    assert info.pid is not None
+    assert info.mapped_memory is not None
+    with host_errors(f"look at the memory of {info.name}"):
+        return sum(
+            region.end - region.start
+            for mapping in procfs.mappings_of_file(info.pid, Path(info.mapped_memory.path))
+            for region in pagemap.written_regions(info.pid, mapping.start, mapping.end)
+        )
 
 
 BENCHMARK = Benchmark(name="sleep", summary="what a later sleep writes, and how long it takes", measure=measure)
