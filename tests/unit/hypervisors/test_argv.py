@@ -34,6 +34,8 @@ def test_guest_memory_is_private_and_neither_merged_nor_dumped() -> None:
     """H06, H76."""
     memory = next(word for word in build() if word.startswith("memory-backend-file"))
     assert {"share=off", "merge=off", "dump=off"} <= set(memory.split(","))
+    for words in (build(), build(boot=True)):  # the guest's other blocks: 2 MiB of ACPI tables, say
+        assert words[words.index("-machine") + 1] == "mem-merge=off,dump-guest-core=off"
 
 
 def test_memory_is_opened_read_only_where_qemu_can() -> None:

@@ -106,6 +106,8 @@ def build_argv(
     for port, fd in enumerate(sockets.agents):
         argv += ["-chardev", f"socket,id=agent{port},fd={fd},server=on,wait=off"]
     argv += hardware_argv(hardware)
+    # Of the blocks that are not the backend's, such as the ACPI tables; no part of what a device state depends on.
+    argv += ["-machine", "mem-merge=off,dump-guest-core=off"]
     return [*argv, "-S", *(_boot_argv(boot, tsc_khz) if boot else ("-incoming", "defer"))]
 
 
