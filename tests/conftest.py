@@ -1,4 +1,4 @@
-"""The fixture ladder (file_system > store_home > host > running > standby), and what a test that needs something meets.
+"""The fixture ladder (file_system > store_home > host > standby > running), and what a test that needs something meets.
 
 A test says what it needs with ``@requires(…)`` (capabilities.py); the header prints each capability with yes or no and why.
 ``--require=all`` (the default where $CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
@@ -16,7 +16,9 @@ from ramet import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
 from tests import artifacts, guest_images, in_lab
+from tests import kept as kept_guests
 from tests.capabilities import NEVER_REQUIRED, PROBES, needs, why_missing, why_no_kvm_here
+from tests.kept import Kept
 from tools import loopfs
 
 STATE_DIR = Path(__file__).parent.parent / ".state"
@@ -117,19 +119,31 @@ def host(ramet_host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
     _empty(ramet_host)
 
 
+@pytest.fixture(scope="session")
+def kept(store_home: Path) -> Kept:
+    """A guest that has booted and sleeps, beside the store."""
+    return kept_guests.keep(store_home.parent / "kept")
+
+
 @pytest.fixture
-def running(host: Host) -> InstanceInfo:
-    """``web``, booted, with a mark on its disk and one in its memory."""
-    info = host.create("web", disk_bytes=64 << 20)
-    result = host.exec("web", ["sh", "-c", "echo disk-source >/data/mark; echo ram-source >/ram/mark; sync"])
+def booted(host: Host) -> InstanceInfo:
+    """``web``, with a mark on its disk and one in its memory, which has never slept."""
+    info = host.create("web", disk_bytes=kept_guests.DISK_BYTES)
+    result = host.exec("web", ["sh", "-c", kept_guests.MARKS])
     assert result.exit_status == 0
     return info
 
 
 @pytest.fixture
-def standby(host: Host, running: InstanceInfo) -> InstanceInfo:
-    """``web``, asleep."""
-    return host.standby(running.name)
+def standby(host: Host, kept: Kept) -> InstanceInfo:
+    """``web``, asleep on its first snapshot, with a mark on its disk and one in its memory."""
+    return kept.put_into(host)
+
+
+@pytest.fixture
+def running(host: Host, standby: InstanceInfo) -> InstanceInfo:
+    """``web``, awake."""
+    return host.restore(standby.name)
 
 
 def _empty(host: Host) -> None:
