@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in VM_DIRECTORIES or needs(item) & {"qemu", "kvm"}:
             item.add_marker(pytest.mark.vm)
-        if "kvm" in needs(item) or item.path.parent.name == "lab":
+        if "kvm" in needs(item):
             item.add_marker(pytest.mark.lab)
 
 
