@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     reports_fd = os.environ.pop(in_lab.REPORTS_FD, None)
     if reports_fd is not None:
         config.pluginmanager.register(in_lab.Reporting(config, int(reports_fd)), "lab-reporting")
+        config.pluginmanager.register(in_lab.Asked(int(os.environ.pop(in_lab.REQUESTS_FD))), "lab-asked")
     elif not artifacts.in_the_lab():
         config.pluginmanager.register(in_lab.LabRunner(config), "lab-runner")
 

@@ -1,4 +1,4 @@
-"""What a test in the lab reports arrives outside as it was sent."""
+"""In the lab: tests run when they are asked for, and what they report arrives outside as it was sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.in_lab import Reporting, received
+from tests.in_lab import Asked, Reporting, received
 
 pytest_plugins = ["pytester"]
 
@@ -46,6 +46,43 @@ def test_reports_arrive_as_they_were_sent(pytester: pytest.Pytester) -> None:
         "test_fails",
         "test_is_skipped",
     ]
+
+
+SHARED = """
+import pytest
+
+done = []
+
+@pytest.fixture(scope="session")
+def store():
+    done.append("made")
+    yield
+    print("\\nDONE", *done, "gone")
+
+@pytest.fixture
+def host(store):
+    done.append("begun")
+    yield
+    done.append("ended")
+
+@pytest.mark.parametrize("name", "abc")
+def test_of(host, name):
+    done.append(name)
+"""
+
+
+def test_what_is_asked_for_runs_and_shares_what_lasts_for_the_session(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = pytester.makepyfile(SHARED)
+    out_of, into = os.pipe()
+    with os.fdopen(into, "w") as stream:
+        stream.writelines(f"{path.name}::test_of[{name}]\n" for name in "cba")
+    recorder = pytester.inline_run("-s", plugins=[Asked(out_of)])
+    recorder.assertoutcome(passed=3)
+    said = capfd.readouterr().out.splitlines()
+    (line,) = [line for line in said if line.startswith("DONE")]
+    assert line == "DONE made begun c ended begun b ended begun a ended gone"
 
 
 class _Configured:
