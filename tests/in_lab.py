@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pytest
 
@@ -64,10 +64,9 @@ class Asked:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         for line in self._stream:
-            item = items[line.rstrip("\n")]
-            others = sorted((one for one in session.items if one is not item), key=lambda one: one.path != item.path)
-            # What it is told to be the next one keeps what they have in common, such as the store, until then.
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=others[0] if others else None)
+            # What comes next is not known. What is kept until then is what belongs to the session, such as the store.
+            item, then = items[line.rstrip("\n")], cast(pytest.Item, session)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=then)
         return True
 
     def pytest_unconfigure(self) -> None:

@@ -48,7 +48,7 @@ def test_reports_arrive_as_they_were_sent(pytester: pytest.Pytester) -> None:
     ]
 
 
-SHARED = """
+LADDER = """
 import pytest
 
 done = []
@@ -62,27 +62,36 @@ def store():
 @pytest.fixture
 def host(store):
     done.append("begun")
-    yield
+    yield done.append
     done.append("ended")
+"""
+IN_TWO_PLACES = """
+import pytest
 
-@pytest.mark.parametrize("name", "abc")
+@pytest.mark.parametrize("name", ["a", "b"])
 def test_of(host, name):
-    done.append(name)
+    host(name)
 """
 
 
 def test_what_is_asked_for_runs_and_shares_what_lasts_for_the_session(
     pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = pytester.makepyfile(SHARED)
+    pytester.makeconftest(LADDER)
+    for place in ("one", "other"):
+        pytester.mkpydir(place).joinpath(f"test_{place}.py").write_text(IN_TWO_PLACES)
     out_of, into = os.pipe()
     with os.fdopen(into, "w") as stream:
-        stream.writelines(f"{path.name}::test_of[{name}]\n" for name in "cba")
+        for asked in (
+            "other/test_other.py::test_of[a]",
+            "one/test_one.py::test_of[b]",
+            "other/test_other.py::test_of[b]",
+        ):
+            stream.write(f"{asked}\n")
     recorder = pytester.inline_run("-s", plugins=[Asked(out_of)])
     recorder.assertoutcome(passed=3)
-    said = capfd.readouterr().out.splitlines()
-    (line,) = [line for line in said if line.startswith("DONE")]
-    assert line == "DONE made begun c ended begun b ended begun a ended gone"
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("DONE")]
+    assert line == "DONE made begun a ended begun b ended begun b ended gone"
 
 
 class _Configured:
