@@ -1,4 +1,4 @@
-"""The fixture ladder (file_system > store_home > host > running > standby), and what a test that needs something meets.
+"""The fixture ladder (file_system > store_home > host > standby > running), and what a test that needs something meets.
 
 A test says what it needs with ``@requires(…)`` (capabilities.py); the header prints each capability with yes or no and why.
 ``--require=all`` (the default where $CI is set), or ``--require=qemu,xfs``, turns a skip for lack of it into a failure.
@@ -16,8 +16,10 @@ from ramet import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import InstanceInfo
 from tests import artifacts, guest_images, in_lab
+from tests import kept as kept_guests
 from tests.capabilities import NEVER_REQUIRED, PROBES, needs, why_missing, why_no_kvm_here
 from tests.heeding import heeded
+from tests.kept import Kept
 from tools import loopfs
 
 STATE_DIR = Path(__file__).parent.parent / ".state"
@@ -39,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     reports_fd = os.environ.pop(in_lab.REPORTS_FD, None)
     if reports_fd is not None:
         config.pluginmanager.register(in_lab.Reporting(config, int(reports_fd)), "lab-reporting")
+        config.pluginmanager.register(in_lab.Asked(int(os.environ.pop(in_lab.REQUESTS_FD))), "lab-asked")
     elif not artifacts.in_the_lab():
         config.pluginmanager.register(in_lab.LabRunner(config), "lab-runner")
 
@@ -67,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in VM_DIRECTORIES or needs(item) & {"qemu", "kvm"}:
             item.add_marker(pytest.mark.vm)
-        if "kvm" in needs(item) or item.path.parent.name == "lab":
+        if "kvm" in needs(item):
             item.add_marker(pytest.mark.lab)
 
 
@@ -118,19 +121,31 @@ def host(ramet_host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
     _empty(ramet_host)
 
 
+@pytest.fixture(scope="session")
+def kept(store_home: Path) -> Kept:
+    """A guest that has booted and sleeps, beside the store."""
+    return kept_guests.keep(store_home.parent / "kept")
+
+
 @pytest.fixture
-def running(host: Host) -> InstanceInfo:
-    """``web``, booted, with a mark on its disk and one in its memory."""
-    info = host.create("web", disk_bytes=64 << 20)
-    result = host.exec("web", ["sh", "-c", "echo disk-source >/data/mark; echo ram-source >/ram/mark; sync"])
+def booted(host: Host) -> InstanceInfo:
+    """``web``, with a mark on its disk and one in its memory, which has never slept."""
+    info = host.create("web", disk_bytes=kept_guests.DISK_BYTES)
+    result = host.exec("web", ["sh", "-c", kept_guests.MARKS])
     assert result.exit_status == 0
     return info
 
 
 @pytest.fixture
-def standby(host: Host, running: InstanceInfo) -> InstanceInfo:
-    """``web``, asleep."""
-    return host.standby(running.name)
+def standby(host: Host, kept: Kept) -> InstanceInfo:
+    """``web``, asleep on its first snapshot, with a mark on its disk and one in its memory."""
+    return kept.put_into(host)
+
+
+@pytest.fixture
+def running(host: Host, standby: InstanceInfo) -> InstanceInfo:
+    """``web``, awake."""
+    return host.restore(standby.name)
 
 
 def _empty(host: Host) -> None:

@@ -1,7 +1,8 @@
 """Tests that need KVM, on a host that has none: they run in the lab, and report here as if they ran here.
 
-One lab per kind of file system, with one pytest in it, started when its first test's turn has come; those tests come last,
-so that nothing else runs beside the lab. On a host with usable KVM this does nothing.
+One lab per kind of file system and process that runs tests, with one pytest in it, started when its first test's turn has come.
+It runs what it is asked for, one test after the other: where several processes share the tests, who runs which is known only
+then. Those tests come last. On a host with usable KVM this does nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pytest
 
 from tests import guest_images
 from tests.capabilities import needs, why_missing, why_no_kvm_here
+from tests.file_systems import WHOLE
 
 ROOT = Path(__file__).parent.parent
 DISK = Path("/run/lab/disk")
 DISK_SIZE = "16G"
-MEMORY_MIB = 10 * 1024
+MEMORY_MIB = 10 * 1024 if WHOLE else 6 * 1024
 LAB_ENDS_AFTER_S = 120 * 60
 SILENCE_S = 1260.0
 """Longer than any test's own limit, which tells more: a lab that says nothing for so long hangs."""
-REPORTS_FD = "RAMET_TEST_REPORTS_FD"
+ENDS_WITHIN_S = 60.0
+REPORTS_FD, REQUESTS_FD = "RAMET_TEST_REPORTS_FD", "RAMET_TEST_REQUESTS_FD"
 TAIL_LINES = 40
 
 
@@ -52,6 +55,24 @@ class Reporting:
         self._stream.close()
 
 
+class Asked:
+    """In the lab: run each test when the pytest outside asks for it: a line with its id."""
+
+    def __init__(self, fd: int) -> None:
+        self._stream = os.fdopen(fd)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        for line in self._stream:
+            # What comes next is not known. What is kept until then is what belongs to the session, such as the store.
+            item, then = items[line.rstrip("\n")], cast(pytest.Item, session)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=then)
+        return True
+
+    def pytest_unconfigure(self) -> None:
+        self._stream.close()
+
+
 def received(config: pytest.Config, message: dict[str, Any]) -> pytest.TestReport:
     """The report that ``Reporting`` sent."""
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=message)
@@ -68,10 +89,23 @@ class _Lab:
         scratch = f"--basetemp={DISK / 'tmp'}"  # a memory file needs a file system with real holes
         inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", scratch, *options, *nodeids]
         argv = [sys.executable, "-m", "lab", "--disk", f"{kind}:{DISK_SIZE}", "--memory", str(MEMORY_MIB)]
-        argv += ["--timeout", str(LAB_ENDS_AFTER_S), "--", "sh", "-c", 'exec "$@" 3>&1 1>&2', "sh", *inner]
-        env = {**os.environ, REPORTS_FD: "3", guest_images.VARIABLE: str(guest_images.built())}
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT, env=env)
+        argv += ["--timeout", str(LAB_ENDS_AFTER_S), "--", "sh", "-c", 'exec "$@" 3>&1 1>&2 4<&0', "sh", *inner]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST_")}
+        env |= {REPORTS_FD: "3", REQUESTS_FD: "4", guest_images.VARIABLE: str(guest_images.built())}
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT, env=env
+        )
         self._buffer = b""
+
+    def ask(self, nodeid: str) -> None:
+        """Have a test run; its reports are among the next messages.
+
+        Raises:
+            BrokenPipeError: if the lab has ended.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{nodeid}\n".encode())
+        self._process.stdin.flush()
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the pytest inside says, until it ends.
@@ -94,6 +128,23 @@ class _Lab:
                 return
             self._buffer += data
 
+    def finish(self) -> None:
+        """Let it end: nothing more is asked for.
+
+        Raises:
+            RuntimeError: if it does not, or if what it has to do at its end fails.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(ENDS_WITHIN_S)
+            if self._process.poll() not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                raise RuntimeError(self.last_words())
+        finally:
+            self.end()
+
     def end(self) -> None:
         if self._process.poll() is None:
             self._process.terminate()
@@ -101,8 +152,10 @@ class _Lab:
                 self._process.wait(30)
             self._process.kill()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def last_words(self) -> str:
         self._log.seek(0)
@@ -117,7 +170,7 @@ class LabRunner:
         self._config = config
         self._labs: dict[str, _Lab] = {}
         self._ours: set[str] = set()
-        self._waiting: dict[str, list[str]] = {}
+        self._of_kind: dict[str, list[str]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -126,7 +179,7 @@ class LabRunner:
         self._ours = {item.nodeid for item in ours}
         for item in ours:
             item.add_marker(pytest.mark.timeout(0))  # the pytest inside has the limit
-            self._waiting.setdefault(_kind_of(item), []).append(item.nodeid)
+            self._of_kind.setdefault(_kind_of(item), []).append(item.nodeid)
         items[:] = [item for item in items if item.nodeid not in self._ours] + ours
 
     @pytest.hookimpl(tryfirst=True)
@@ -140,28 +193,28 @@ class LabRunner:
         return True
 
     def pytest_sessionfinish(self) -> None:
-        for lab in self._labs.values():
-            lab.end()
+        while self._labs:
+            self._labs.popitem()[1].finish()
 
     def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         """What came of a test in the lab; the next test gets a new lab if this one ended or hung."""
         kind = _kind_of(item)
         began = time.time()
-        waiting = self._waiting[kind]
         if kind not in self._labs:
-            for other in self._labs.values():
-                other.end()
-            self._labs[kind] = _Lab(kind, waiting[waiting.index(item.nodeid) :], self._options())
+            while self._labs:
+                self._labs.popitem()[1].finish()
+            self._labs[kind] = _Lab(kind, self._of_kind[kind], self._options())
         lab = self._labs[kind]
         reports: list[pytest.TestReport] = []
         try:
+            lab.ask(item.nodeid)
             for message in lab.messages():
                 if message.get("finished") == item.nodeid:
                     return reports
                 if message.get("nodeid") == item.nodeid:
                     reports.append(received(self._config, message))
             why = "the lab ended before this test did"
-        except (TimeoutError, ValueError) as err:
+        except (TimeoutError, BrokenPipeError, ValueError) as err:
             why = str(err)
         self._labs.pop(kind).end()
         failure = pytest.TestReport(

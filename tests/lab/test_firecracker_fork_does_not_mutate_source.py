@@ -18,6 +18,7 @@ from ramet.store.derive import probe_reflink
 from ramet.verify.fingerprints import Fingerprint, fingerprint, fingerprints
 from tests.capabilities import requires
 from tests.file_systems import WHOLE, on_xfs
+from tests.kept import Kept
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
@@ -192,9 +193,10 @@ def test_a_fork_of_a_fork_outlives_the_middle_and_the_source(host: Host) -> None
         assert marks(host, name) == (f"ram-{depth}", f"disk-{depth}")
 
 
-def test_forks_that_share_its_memory_do_not_either(host: Host) -> None:
+def test_forks_that_share_its_memory_do_not_either(host: Host, kept: Kept) -> None:
     """All map the published file, read-only, until each has slept; the source wakes from it too, at the same time."""
-    create(host, "source")
+    kept.put_into(host, "source")
+    host.restore("source")
     set_marks(host, "source", "ram-old", "disk-old")
     host.standby("source")
     directory = snapshot_dir(host, "source")

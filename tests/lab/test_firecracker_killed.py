@@ -1,5 +1,6 @@
-"""SIGKILL between steps of the verbs that capture with Firecracker, whose dirty pages are lost with a capture that is: the next
-one lacks nothing (H12, H66). A few of each, since a guest in the lab is slow; all, with QEMU, are in ``tests/vm/test_killed.py``.
+"""SIGKILL between steps of the verbs that capture with Firecracker, whose dirty pages are lost with a capture that is: the
+next one lacks nothing (H12, H66). A few of each, since a guest in the lab is slow; all, with QEMU, are in
+``tests/vm/test_cut_short.py``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from ramet import Host
-from ramet.model import MIB, Hypervisor
 from tests.artifacts import TOLD
 from tests.capabilities import requires
 from tests.file_systems import WHOLE
+from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import MARKS, RAMET, VMMS, kill_before, sleep_and_wake
-from tests.vm.guests import sh
+from tests.vm.cut_short import RAMET, VERBS, VMMS, kill_before, sleep_and_wake, steps_of
 
-VERBS = ("standby", "fork one", "snapshot create", "restore")
+KILLED = ("standby", "fork one", "snapshot create", "restore")
 SAMPLE = 8
 pytestmark = [
     pytest.mark.skipif(not WHOLE, reason="in make test-all: a step takes the lab ten seconds"),
@@ -33,11 +33,11 @@ def spread(count: int) -> Sequence[int]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("whom", [RAMET, VMMS])
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", KILLED)
 def test_a_verb_that_is_killed(
-    host: Host, name: str, whom: str, record_property: Callable[[str, object], None]
+    host: Host, kept: Kept, name: str, whom: str, record_property: Callable[[str, object], None]
 ) -> None:
-    host.create("web", memory_mib=128, disk_bytes=64 * MIB, hypervisor=Hypervisor.FIRECRACKER)
-    sh(host, "web", MARKS)
-    told = kill_before(host, CommandLine(host.home), name, whom, spread, then=sleep_and_wake)
+    command = CommandLine(host.home)
+    steps = steps_of(host, command, kept, VERBS[name])
+    told = kill_before(host, command, kept, name, whom, steps, spread(len(steps)), then=sleep_and_wake)
     record_property(TOLD, f"Firecracker, {told}")

@@ -14,6 +14,7 @@ from ramet.hypervisors.qemu import driver as qemu
 from ramet.model import MIB, Accelerator, Failure, Hypervisor, InstanceInfo, State
 from ramet.process import wait_until
 from tests.capabilities import requires
+from tests.kept import Kept
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
@@ -24,8 +25,9 @@ FIRECRACKER = Hypervisor.FIRECRACKER
 
 
 @pytest.fixture
-def web(host: Host) -> InstanceInfo:
-    info = host.create("web", memory_mib=128, disk_bytes=32 * MIB, hypervisor=FIRECRACKER)
+def web(host: Host, kept: Kept) -> InstanceInfo:
+    kept.put_into(host)
+    info = host.restore("web")
     set_marks(host, "web", "ram", "disk")
     return info
 

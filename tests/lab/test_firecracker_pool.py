@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ramet import Host
-from ramet.model import MIB, Hypervisor, State
+from ramet.model import State
 from tests.capabilities import requires
+from tests.kept import Kept
 from tests.vm.guests import marks, set_marks, sh
 
 pytestmark = [
@@ -15,8 +16,9 @@ pytestmark = [
 ]
 
 
-def test_parked_forks_are_claimed_and_diverge(host: Host) -> None:
-    host.create("web", memory_mib=128, disk_bytes=32 * MIB, hypervisor=Hypervisor.FIRECRACKER)
+def test_parked_forks_are_claimed_and_diverge(host: Host, kept: Kept) -> None:
+    kept.put_into(host)
+    host.restore("web")
     set_marks(host, "web", "ram", "disk")
     host.exec("web", ["sh", "-c", "while :; do printf x >>/ram/ticks; usleep 20000; done"], detach=True)
     sh(host, "web", "echo 'wc -c </ram/ticks >>/run/seen' | sed '1i #!/bin/sh' >/etc/ramet/resume.d/10-look")

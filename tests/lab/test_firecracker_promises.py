@@ -22,6 +22,8 @@ from ramet.store.derive import ANY_METHOD, derive, probe_reflink
 from ramet.verify.fingerprints import fingerprint
 from tests.capabilities import requires
 from tests.file_systems import WHOLE, on_xfs
+from tests.kept import Kept
+from tests.lab.conftest import SMALL_MIB
 from tests.vm.disk_space import take_all_but
 from tests.vm.guests import marks, set_marks, sh
 
@@ -30,7 +32,6 @@ pytestmark = [
     on_xfs,
 ]
 
-SMALL_MIB = 128
 LARGE_MIB = 3600
 """More than Firecracker puts below the gap at the end of the first four GiB."""
 USED_BYTES = 2 + 8
@@ -39,17 +40,18 @@ RESTORES = 100 if WHOLE else 25
 
 
 @pytest.fixture
-def web(host: Host) -> InstanceInfo:
-    info = host.create("web", memory_mib=SMALL_MIB, disk_bytes=32 * MIB, hypervisor=Hypervisor.FIRECRACKER)
-    set_marks(host, "web", "ram-1", "disk-1")
-    return info
+def booted(host: Host) -> InstanceInfo:
+    """``web``, which has never slept."""
+    return host.create("web", memory_mib=SMALL_MIB, disk_bytes=32 * MIB, hypervisor=Hypervisor.FIRECRACKER)
 
 
 @pytest.fixture
-def woken(host: Host, web: InstanceInfo) -> InstanceInfo:
-    """Restored from its first snapshot."""
-    host.standby("web")
-    return host.restore("web")
+def woken(host: Host, kept: Kept) -> InstanceInfo:
+    """``web``, restored from its first snapshot."""
+    kept.put_into(host)
+    info = host.restore("web")
+    set_marks(host, "web", "ram-1", "disk-1")
+    return info
 
 
 def memory_of(host: Host, name: str) -> Path:
@@ -83,7 +85,7 @@ def test_the_memory_file_is_mapped_privately_by_a_descriptor_that_cannot_write(h
     assert not woken.mapped_memory.writable
 
 
-def test_a_running_guest_and_its_diff_write_nothing_to_the_base(host: Host, web: InstanceInfo) -> None:
+def test_a_running_guest_and_its_diff_write_nothing_to_the_base(host: Host, woken: InstanceInfo) -> None:
     host.standby("web")
     host.snapshot_create("web", "kept")  # it would go with the last instance that needs it
     base = memory_of(host, "web")
@@ -123,7 +125,7 @@ def test_memory_in_two_mappings_is_captured_and_woken_whole(host: Host) -> None:
 # -- dirty tracking -----------------------------------------------------------------------------------------------
 
 
-def test_the_third_generation_of_diffs_equals_a_full_snapshot_page_by_page(host: Host, web: InstanceInfo) -> None:
+def test_the_third_generation_of_diffs_equals_a_full_snapshot_page_by_page(host: Host, woken: InstanceInfo) -> None:
     """H15, H10: dirty tracking is kept across loads, and a page that the guest zeroed is written as zeros.
 
     One page may differ: with a vsock device each snapshot writes the event that resets its transport into the guest's memory.
@@ -282,7 +284,7 @@ def test_the_base_of_the_next_diff_is_removed_meanwhile(host: Host, woken: Insta
     host.snapshot_remove("three")
 
 
-def test_live_captures_in_a_row_each_hold_their_own_moment(host: Host, web: InstanceInfo) -> None:
+def test_live_captures_in_a_row_each_hold_their_own_moment(host: Host, booted: InstanceInfo) -> None:
     """Each is a diff onto the one before, of a guest that never slept."""
     for number in (1, 2, 3):
         set_marks(host, "web", f"ram-{number}", f"disk-{number}")
@@ -301,7 +303,7 @@ def test_live_captures_in_a_row_each_hold_their_own_moment(host: Host, web: Inst
 # -- the agent ----------------------------------------------------------------------------------------------------
 
 
-def test_every_restore_is_answered_by_its_first_command(host: Host, web: InstanceInfo) -> None:
+def test_every_restore_is_answered_by_its_first_command(host: Host, woken: InstanceInfo) -> None:
     """The transport is reset by each load; a connection that is made at once may die of it."""
     asleep = host.standby("web")
     assert asleep.snapshot is not None

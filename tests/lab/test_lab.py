@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 LAB = [sys.executable, "-m", "lab"]
 ENDS_WITHIN_S = 500.0
 LAB_FAILED = 125
+MARK = "RAMET_TEST_LAB"
+"""In the environment of what these tests start: the process that runs them."""
 
 EVERYTHING = """
 import fcntl, os, sys
@@ -54,12 +56,15 @@ def run(*options: str, command: Sequence[str], stdin: str = "", **env: str) -> s
 
 
 def labs() -> set[int]:
-    """The lab's QEMUs that run on this host."""
+    """The lab's QEMUs that this process's tests have started: others run labs meanwhile."""
+    mark = f"{MARK}={os.getpid()}".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if b"ramet-lab" in (entry / "cmdline").read_bytes():
+                if b"ramet-lab" in (entry / "cmdline").read_bytes() and mark in (entry / "environ").read_bytes().split(
+                    b"\0"
+                ):
                     found.add(int(entry.name))
             except OSError:
                 continue
@@ -67,11 +72,12 @@ def labs() -> set[int]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(MARK, str(os.getpid()))
     files = names_in_var_tmp()
-    before = labs()
+    assert labs() == set()
     yield
-    wait_until(lambda: labs() <= before, 10, what="the lab to be gone")
+    wait_until(lambda: not labs(), 10, what="the lab to be gone")
     assert names_in_var_tmp() <= files
 
 
@@ -158,9 +164,8 @@ def test_one_signal_ends_a_lab_whose_command_ignores_it() -> None:
 @requires("qemu", "gcc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_comes_up(number: signal.Signals) -> None:
-    before = labs()
     with subprocess.Popen([*LAB, "--", "true"], stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
-        wait_until(lambda: labs() > before, 30, what="QEMU")
+        wait_until(labs, 30, what="QEMU")
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, "lab: interrupted\n")

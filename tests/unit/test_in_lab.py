@@ -1,4 +1,4 @@
-"""What a test in the lab reports arrives outside as it was sent."""
+"""In the lab: tests run when they are asked for, and what they report arrives outside as it was sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.in_lab import Reporting, received
+from tests.in_lab import Asked, Reporting, received
 
 pytest_plugins = ["pytester"]
 
@@ -46,6 +46,52 @@ def test_reports_arrive_as_they_were_sent(pytester: pytest.Pytester) -> None:
         "test_fails",
         "test_is_skipped",
     ]
+
+
+LADDER = """
+import pytest
+
+done = []
+
+@pytest.fixture(scope="session")
+def store():
+    done.append("made")
+    yield
+    print("\\nDONE", *done, "gone")
+
+@pytest.fixture
+def host(store):
+    done.append("begun")
+    yield done.append
+    done.append("ended")
+"""
+IN_TWO_PLACES = """
+import pytest
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_of(host, name):
+    host(name)
+"""
+
+
+def test_what_is_asked_for_runs_and_shares_what_lasts_for_the_session(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytester.makeconftest(LADDER)
+    for place in ("one", "other"):
+        pytester.mkpydir(place).joinpath(f"test_{place}.py").write_text(IN_TWO_PLACES)
+    out_of, into = os.pipe()
+    with os.fdopen(into, "w") as stream:
+        for asked in (
+            "other/test_other.py::test_of[a]",
+            "one/test_one.py::test_of[b]",
+            "other/test_other.py::test_of[b]",
+        ):
+            stream.write(f"{asked}\n")
+    recorder = pytester.inline_run("-s", plugins=[Asked(out_of)])
+    recorder.assertoutcome(passed=3)
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("DONE")]
+    assert line == "DONE made begun a ended begun b ended begun b ended gone"
 
 
 class _Configured:

@@ -7,20 +7,19 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ramet import Host
 from ramet.errors import RametError
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB, State
+from ramet.model import State
 from ramet.process import wait_until
 from tests import artifacts
 from tests.file_systems import WHOLE
+from tests.kept import Kept
+from tests.vm import preloaded
 from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.guests import sh
 
@@ -29,6 +28,7 @@ RAMET, VMMS, DISK = "ramet", "VMMs", "disk"
 ALL, KILLED, NOTHING = frozenset({RAMET, VMMS, DISK}), frozenset({RAMET}), frozenset[str]()
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
+ERRORS = ("ENOSPC", "EIO")
 ENDS_WITHIN_S = 90.0
 APART_ON_XFS = 1 if os.environ.get("RAMET_TEST_XFS") == "whole" else 5
 REPEATED = 5
@@ -128,11 +128,12 @@ VERBS = {
 """Those of images are in ``test_killed_images.py``."""
 
 
-def tried(kind: str) -> list[str]:
-    """The verbs of which ``kind`` is tried."""
+def tried(name: str) -> list[str]:
+    """How a verb is cut short."""
+    verb = VERBS[name]
     return [
-        name
-        for name, verb in VERBS.items()
+        kind
+        for kind in (RAMET, VMMS, DISK)
         if (WHOLE or kind in verb.sample) and not (kind == VMMS and has_no_vmm(verb))
     ]
 
@@ -143,13 +144,12 @@ def has_no_vmm(verb: Verb) -> bool:
     return verb.before in at_rest and verb.after in at_rest and "--start" not in verb.argv
 
 
-def chosen(host: Host, count: int, *, apart: int, sample: int) -> range:
-    """Which of ``count`` steps are tried: with RAMET_TEST_ALL=1 one of ``apart``, and of those one of five where files are
-    reflinked; else ``sample`` of them, as far apart as can be.
+def chosen(host: Host, count: int, *, apart: int) -> range:
+    """Which of ``count`` steps are tried: the middle one; with RAMET_TEST_ALL=1 one of ``apart``, and of those one of five where
+    files are reflinked.
     """
     if not WHOLE:
-        apart = max(count // sample, 1)
-        return range(apart // 2, count, apart)
+        return range(count // 2, count // 2 + 1)
     if file_system_of(host.home) == "xfs":
         apart *= APART_ON_XFS
     return range(apart // 2, count, apart)
@@ -159,28 +159,32 @@ def state_of(host: Host, name: str) -> State | None:
     return host.get(name).state if host.exists(name) else None
 
 
-def bring_to(host: Host, state: State | None) -> None:
-    """Make ``web`` what the verb starts from, with its marks."""
+def bring_to(host: Host, kept: Kept, state: State | None) -> None:
+    """Make ``web`` what the verb starts from, with its marks. Nothing boots: one that has no memory any more is taken away, and
+    the one that is ``kept`` put in its place.
+    """
     now = state_of(host, "web")
     if state is now:
         return
-    if state is None:
+    if now in (State.STOPPED, State.FAILED) or state is None:
         host.remove("web", force=True)
+        now = None
+    if state is None:
         return
     if now is None:
-        host.create("web", disk_bytes=64 * MIB)
+        kept.put_into(host)
+        host.restore("web")
         sh(host, "web", MARKS)
-        bring_to(host, state)
-    elif state is State.RUNNING:
-        {State.STANDBY: host.restore, State.PAUSED: host.resume}.get(now, host.start)("web")
-        if now is State.STOPPED:
-            sh(host, "web", MARKS)
-    elif state in (State.STANDBY, State.PAUSED):
-        bring_to(host, State.RUNNING)
-        (host.standby if state is State.STANDBY else host.pause)("web")
-    else:
-        bring_to(host, State.RUNNING)
-        host.stop("web")
+    elif now is State.STANDBY:
+        host.restore("web")
+    elif now is State.PAUSED:
+        host.resume("web")
+    if state is State.PAUSED:
+        host.pause("web")
+    elif state in (State.STANDBY, State.STOPPED):
+        host.standby("web")
+    if state is State.STOPPED:
+        host.stop("web", discard_memory=True)
 
 
 def use_once_more(host: Host, command: CommandLine, verb: Verb) -> None:
@@ -202,12 +206,12 @@ def check_owners(host: Host) -> None:
     assert artifacts.vmm_pids(f"{host.home}/") == {info.pid for info in infos if info.pid is not None}
 
 
-def check_guest(host: Host, name: str, *, has_marks: bool = True) -> None:
-    """It answers, and its workload and its disk are not frozen."""
-    script = "cat /sys/fs/cgroup/workload/cgroup.freeze; date >/data/written; sync"
-    assert sh(host, name, script) == "0"
-    if has_marks:
-        assert sh(host, name, "cat /ram/mark /data/mark") == "ram\ndisk"
+def check_guest(host: Host, name: str, *, has_memory: bool = True, has_disk: bool = True) -> None:
+    """It answers, its workload and its disk are not frozen, and its marks are there: in memory, on disk."""
+    marks = [f"/{place}/mark" for place, there in (("ram", has_memory), ("data", has_disk)) if there]
+    script = f"cat /sys/fs/cgroup/workload/cgroup.freeze {' '.join(marks)}; date >/data/written; {MARKS}"
+    expected = ["0", *(["ram"] if has_memory else []), *(["disk"] if has_disk else [])]
+    assert sh(host, name, script).split() == expected
 
 
 def is_settled(host: Host) -> bool:
@@ -221,14 +225,12 @@ def is_settled(host: Host) -> bool:
         return False
 
 
-def prepare(host: Host, command: CommandLine, verb: Verb) -> None:
+def prepare(host: Host, command: CommandLine, kept: Kept, verb: Verb) -> None:
     """All that the verb starts from, and nothing else."""
     for info in host.list():
         if info.name != "web":
             host.remove(info.name, force=True)
-    bring_to(host, verb.before)
-    if verb.before is State.RUNNING:
-        sh(host, "web", MARKS)
+    bring_to(host, kept, verb.before)
     for snapshot in host.snapshots():
         for name in snapshot.names:
             host.snapshot_remove(name)
@@ -254,16 +256,11 @@ def cut_short(command: CommandLine, verb: Verb, *, at: int | None = None, option
     for path in (listed, struck):
         path.unlink(missing_ok=True)
     where = ["--at", str(at)] if at is not None else []
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.vm.killing", *where, *options),
-            *("--steps", str(listed), "--struck", str(struck), "--", *verb.argv),
-        ],
-        cwd=Path(__file__).parents[2],
-        env=command.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=ENDS_WITHIN_S,
-        check=False,
+    done = preloaded.run(
+        "killing",
+        [*where, *options, "--steps", str(listed), "--struck", str(struck), "--", *verb.argv],
+        env=command.environment(),
+        timeout_s=ENDS_WITHIN_S,
     )
     err = done.stderr.decode()
     assert done.returncode != INTERNAL_STATUS, err
@@ -326,26 +323,31 @@ def sleep_and_wake(host: Host, verb: Verb) -> None:
     check_guest(host, "web")
 
 
+def steps_of(host: Host, command: CommandLine, kept: Kept, verb: Verb) -> list[str]:
+    """What the verb is seen to do, from its start to its end."""
+    prepare(host, command, kept, verb)
+    done = cut_short(command, verb)
+    assert done.status == 0, done
+    return done.steps
+
+
 def kill_before(
     host: Host,
     command: CommandLine,
+    kept: Kept,
     name: str,
     whom: str,
-    choose: Callable[[int], Sequence[int]],
+    steps: Sequence[str],
+    points: Sequence[int],
     *,
     then: Callable[[Host, Verb], object] = lambda _host, _verb: None,
 ) -> str:
-    """Kill a verb, or the VMMs, before each of those of its steps that ``choose`` chooses, and see what comes of it: told."""
+    """Kill a verb, or the VMMs, before each of those of its steps, and see what comes of it: told."""
     verb = VERBS[name]
-    prepare(host, command, verb)
-    done = cut_short(command, verb)
-    assert done.status == 0, done
-    steps = done.steps
     outcomes: Counter[str] = Counter()
     hit = 0
-    points = choose(len(steps))
     for count, at in enumerate(points):
-        prepare(host, command, verb)
+        prepare(host, command, kept, verb)
         killed = cut_short(command, verb, at=at, options=["--vmms"] if whom == VMMS else [])
         print(f"{name}: {whom} killed before step {at} ({steps[at]}): status {killed.status}")
         hit += killed.struck
@@ -356,25 +358,53 @@ def kill_before(
         became = check_after(host, command, verb, then=lambda: then(host, verb), repair=whom == VMMS)
         outcomes[became] += 1
         if count % REPEATED == 0 and (WHOLE or whom == RAMET):
-            prepare(host, command, verb)
+            prepare(host, command, kept, verb)
             command.text(*verb.argv)
             assert check_after(host, command, verb) == (verb.after or "absent")
     assert hit >= len(points) * 0.8, "most were struck"
-    told = ", ".join(f"{state} {times}" for state, times in outcomes.items())
-    return f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told}"
+    return f"{name}: {len(steps)} steps, {whom} killed before {len(points)} of them: {told(outcomes)}"
+
+
+def fail_disk_at(
+    host: Host, command: CommandLine, kept: Kept, name: str, steps: Sequence[str], points: Sequence[int]
+) -> str:
+    """Let the disk fail at each of those of a verb's writing steps (``killing.writing``), and see what comes of it: told."""
+    verb = VERBS[name]
+    outcomes: Counter[str] = Counter()
+    hit = 0
+    for count, at in enumerate(points):
+        error = ERRORS[count % 2]
+        prepare(host, command, kept, verb)
+        failed = cut_short(command, verb, at=at, options=["--errno", error])
+        print(f"{name}: {error} at step {at} ({steps[at]}): status {failed.status}: {failed.stderr.strip()}")
+        hit += failed.struck
+        if failed.status != 0:
+            check_told(failed, error)
+        became = check_after(host, command, verb, then=lambda: sleep_and_wake(host, verb), repair=True)
+        expected = verb.after if failed.status == 0 else verb.before
+        assert became == (expected.value if expected else "absent") or is_half_way(verb, became), became
+        outcomes[f"{'done all the same' if failed.status == 0 else 'not done'}, {became}"] += 1
+    assert hit >= len(points) * 0.8, "most were struck"
+    return f"{name}: {len(steps)} writing steps, the disk failed at {len(points)} of them: {told(outcomes)}"
+
+
+def told(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{state} {times}" for state, times in outcomes.items())
+
+
+def is_half_way(verb: Verb, became: str) -> bool:
+    """What a verb cannot take back: a guest that was told to go down, a live VM that was given up, a removal, which goes on."""
+    return (verb.argv[0] in ("stop", "rm") or "--discard-disk" in verb.argv) and became in ("stopped", "absent")
 
 
 def recover(host: Host, verb: Verb) -> None:
-    """Have it run, by what a user would type, and look into its guest."""
+    """Have it run, by what a user would type, and look into its guest. It has its marks afterwards, even if it has booted."""
     info = host.get("web")
     has_memory = info.state in WITH_MEMORY and verb.before in WITH_MEMORY
     bring_back(host, info.state)
     host.pause("web")
     host.resume("web")
-    check_guest(host, "web", has_marks=has_memory)
-    if verb.before is not None:
-        assert sh(host, "web", "cat /data/mark") == "disk"
-    sh(host, "web", MARKS)  # it may have booted
+    check_guest(host, "web", has_memory=has_memory, has_disk=verb.before is not None)
 
 
 def bring_back(host: Host, state: State) -> None:
@@ -390,8 +420,7 @@ def check_fork(host: Host, name: str, *, boots: bool) -> None:
     if state is State.STOPPED:
         if boots:
             host.start(name)
-            check_guest(host, name, has_marks=False)
-            assert sh(host, name, "cat /data/mark") == "disk"
+            check_guest(host, name, has_memory=False)
         return
     if state is State.PARKED:
         (claimed,) = host.fork("snapshot:golden", ["checked"], from_pool=True).instances

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,15 @@ def is_a_piece(name: str) -> bool:
     return name.partition(" ")[0] in ("write", "copy", "send") or name.startswith(
         ("remove agent", "remove instances/ID/run/")
     )
+
+
+def writing(steps: Sequence[str]) -> list[str]:
+    """Those that a disk can make fail, as they are counted where it does: what is one step then may be several of all steps."""
+    found: list[str] = []
+    for name in filter(is_writing, steps):
+        if name not in found[-1:] or not is_a_piece(name):
+            found.append(name)
+    return found
 
 
 def is_writing(name: str) -> bool:

@@ -20,6 +20,7 @@ from ramet import Host
 from ramet.model import InstanceInfo, State
 from ramet.process import wait_until
 from tests.file_systems import WHOLE
+from tests.kept import Kept
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import (
     MARKS,
@@ -110,14 +111,14 @@ def signal_after(process: subprocess.Popen[bytes], moment_ms: int, number: signa
 
 @pytest.mark.timeout(1800 if WHOLE else 300)
 @pytest.mark.parametrize("names", SEQUENCES, ids=", ".join)
-def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, names: tuple[str, ...]) -> None:
+def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, kept: Kept, names: tuple[str, ...]) -> None:
     for name in names:
         verb = VERBS[name]
         grid = MOMENTS[name]
         moments: Iterable[int] = itertools.count(0, grid.step_ms) if WHOLE else grid.sample_ms
         statuses = []
         for moment_ms, number in zip(moments, itertools.cycle(SIGNALS), strict=False):
-            bring_to(host, verb.before)
+            bring_to(host, kept, verb.before)
             if verb.before is State.RUNNING:
                 sh(host, "web", MARKS)  # it may be what the verb before this one has left
             statuses.append(interrupt(command, verb.argv, moment_ms, number))
@@ -148,7 +149,8 @@ def check_after(host: Host, command: CommandLine, verb: Verb) -> None:
     assert len(forks) in (0, 3), forks
     check_owners(host)
     if state is State.RUNNING:
-        check_guest(host, "web", has_marks=verb.before in (State.RUNNING, State.STANDBY))
+        has_memory = verb.before in (State.RUNNING, State.STANDBY)
+        check_guest(host, "web", has_memory=has_memory, has_disk=verb.before is not None)
     for fork in forks:
         if listed[fork] == "running":
             check_guest(host, fork)

@@ -125,7 +125,7 @@ def test_many_forks_get_free_names_and_a_taken_one_makes_none(host: Host, standb
 
 @pytest.mark.parametrize("at", ["capture", "second fork"])
 def test_a_failed_fork_leaves_the_source_running(
-    host: Host, running: InstanceInfo, monkeypatch: pytest.MonkeyPatch, at: str
+    host: Host, booted: InstanceInfo, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """H43, H71: whether it fails while the source is frozen or later, it runs on, neither paused nor frozen; H44: the fork made
     first is gone.

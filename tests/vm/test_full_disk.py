@@ -12,6 +12,7 @@ from ramet import Host
 from ramet.errors import NoSpaceError
 from ramet.linux.mounts import file_system_of
 from ramet.model import MIB, State
+from tests import guest_images
 from tests.capabilities import requires
 from tests.vm.guests import sh
 from tools.loopfs import loopfs
@@ -24,8 +25,7 @@ ROOM_LEFT_BYTES = 24 * MIB
 @pytest.fixture(scope="module", params=["ext4", "xfs"])
 def small_host(request: pytest.FixtureRequest) -> Iterator[Host]:
     with loopfs(request.param, size_mib=SIZE_MIB) as mount:
-        host = Host(mount / "home")
-        host.image_build("micro")
+        host = Host(guest_images.give(mount / "home"))
         yield host
         for info in host.list():
             host.remove(info.name, force=True)

@@ -134,7 +134,7 @@ def test_a_rollback_killed_when_it_had_happened_keeps_its_disk(host: Host, runni
 
 
 def test_a_sleep_whose_record_cannot_be_written_did_not_happen(
-    host: Host, running: InstanceInfo, monkeypatch: pytest.MonkeyPatch
+    host: Host, booted: InstanceInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = atomic.write_json
 

@@ -39,6 +39,12 @@ def newer_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMET_VMM_READS", str(STATE_DIR))
 
 
+@pytest.fixture
+def standby(host: Host, booted: InstanceInfo) -> InstanceInfo:
+    """The one that is kept for all tests was saved by another QEMU."""
+    return host.standby(booted.name)
+
+
 def test_a_vmm_maps_its_own_snapshot_and_cannot_write_it(host: Host, standby: InstanceInfo) -> None:
     """H06, H68: no descriptor that can write, no clone, on any file system; and the guest has writable RAM all the same."""
     assert standby.snapshot is not None
@@ -85,7 +91,7 @@ def test_forks_that_share_map_the_published_file_which_is_no_vmms_own(host: Host
 @on_ext4
 def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
     """Without reflinks an older QEMU writes to the file that it maps, and is told of as held, not enforced."""
-    report = run(host.home, scenarios=["base"])
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, scenarios=["base"])
     assert report.verdict is Verdict.PASS, render(report)
     results = {result.claim.id: result for result in report.results}
     assert results["vmm-maps-privately"].strength is Strength.ENFORCED
@@ -93,7 +99,7 @@ def test_verify_says_that_the_kernel_enforces_it(host: Host) -> None:
 
 @on_ext4
 def test_so_it_is_where_forks_share_the_published_file(host: Host) -> None:
-    report = run(host.home, memory_policy=MemoryPolicy.SHARE, scenarios=["base"])
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, memory_policy=MemoryPolicy.SHARE, scenarios=["base"])
     assert report.verdict is Verdict.PASS, render(report)
     results = {result.claim.id: result for result in report.results}
     assert results["vmm-maps-privately"].strength is Strength.ENFORCED

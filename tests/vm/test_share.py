@@ -42,8 +42,9 @@ def require_refused(path: Path) -> None:
         os.close(fd)
 
 
-def test_forks_map_one_memory_and_diverge(host: Host, standby: InstanceInfo) -> None:
+def test_forks_map_one_memory_and_diverge(host: Host, booted: InstanceInfo) -> None:
     """On ext4 too, where clones would be copies: no file of any fork's memory is made before its first sleep."""
+    standby = host.standby(booted.name)
     assert standby.snapshot is not None
     source = Path(standby.snapshot.dir)
     before = fingerprints(source)

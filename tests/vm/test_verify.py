@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 
 from ramet import Host
 from ramet.linux.mounts import file_system_of
-from ramet.model import MIB, Hypervisor, MemoryPolicy
+from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy
 from ramet.process import wait_until
-from ramet.verify import evidence, run, run_all_sabotages, sabotage_names
+from ramet.verify import evidence, run, run_all_sabotages, sabotage, sabotage_names
 from ramet.verify.checks import Verdict
 from ramet.verify.claims import CLAIMS
 from ramet.verify.needs import lacks
@@ -24,16 +25,19 @@ from ramet.verify.reports.conversion import document, encode
 from ramet.verify.reports.results import Report
 from ramet.verify.reports.text import render
 from ramet.verify.runner import MEMORY_MIN_MIB
-from ramet.verify.sabotage import SABOTAGES
+from ramet.verify.sabotage import SABOTAGES, Sabotage
 from ramet.verify.scenarios.catalogue import SCENARIOS
+from ramet.verify.world import DISK_BYTES, Point, World
 from tests import guest_images
 from tests.browser import browser
 from tests.capabilities import requires
 from tests.file_systems import WHOLE, on_xfs
+from tests.kept import Kept, keep
 from tools import loopfs
 
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork", "torn-pair")
 """The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
+IN_REVERSE = ("late-write-to-a-fork", "lost-source-diff")
 SHARE = MemoryPolicy.SHARE
 SAMPLED_UNDER_SHARE = (
     "unsealed-copy",
@@ -46,9 +50,35 @@ SAMPLED_UNDER_SHARE = (
 """What is another thing there; the rest in `make test-all`."""
 
 
-def test_a_sound_system_passes(host: Host) -> None:
-    whole = WHOLE or file_system_of(host.home) == "xfs"
-    report = run(host.home, scenarios=() if whole else ("base", "reverse"))
+WOKEN = ("base", "reverse", "siblings", "live")
+"""What begins, in `make test`, with a source that has booted for another test and slept since (but for one run whole); a run with
+nothing wrong passes on such a one too.
+"""
+
+
+@pytest.fixture(scope="session")
+def kept_small(store_home: Path) -> Kept:
+    return keep(store_home.parent / "kept-small", memory_mib=MEMORY_MIN_MIB)
+
+
+@pytest.fixture
+def wake_sources(kept_small: Kept, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Sources are put into the store asleep, and wake, where they would boot."""
+
+    def create(host: Host, name: str, *, memory_mib: int, disk_bytes: int, hypervisor: Hypervisor) -> InstanceInfo:
+        assert (memory_mib, disk_bytes, hypervisor) == (MEMORY_MIN_MIB, DISK_BYTES, Hypervisor.QEMU)
+        kept_small.put_into(host, name)
+        return host.restore(name)
+
+    return lambda: monkeypatch.setattr(Host, "create", create)
+
+
+def test_a_sound_system_passes(host: Host, wake_sources: Callable[[], None]) -> None:
+    if WHOLE or file_system_of(host.home) == "xfs":
+        report = run(host.home)
+    else:
+        wake_sources()
+        report = run(host.home, memory_mib=MEMORY_MIN_MIB, scenarios=("base", "reverse"))
     assert report.verdict is Verdict.PASS, render(report)
     assert report.exit_status == 0
     usage = next(result for result in report.results if result.claim.id == "fork-disk-usage")
@@ -63,6 +93,7 @@ def test_a_sound_system_passes(host: Host) -> None:
     assert host.list() == []
     assert [path.name for path in host.home.iterdir() if "verify" in path.name] == []
     _figures_tell_what_happened(report, reflinks=file_system_of(host.home) == "xfs")
+    _is_whole_for_people_and_for_machines(report)
 
 
 def _figures_tell_what_happened(report: Report, *, reflinks: bool) -> None:
@@ -94,8 +125,10 @@ def _figures_tell_what_happened(report: Report, *, reflinks: bool) -> None:
 
 
 @on_xfs
-def test_a_sound_system_passes_where_forks_share_memory(host: Host) -> None:
-    report = run(host.home, memory_policy=SHARE, scenarios=() if WHOLE else ("base", "reverse", "siblings", "live"))
+def test_a_sound_system_passes_where_forks_share_memory(host: Host, wake_sources: Callable[[], None]) -> None:
+    if not WHOLE:
+        wake_sources()
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, memory_policy=SHARE, scenarios=() if WHOLE else WOKEN)
     assert report.verdict is Verdict.PASS, render(report)
     assert report.host["forks"] == "memory policy share"
     shown = {result.claim.id: result for result in report.results}
@@ -105,8 +138,9 @@ def test_a_sound_system_passes_where_forks_share_memory(host: Host) -> None:
 
 @on_xfs
 @requires("browser")
-def test_a_browser_shows_a_real_report(host: Host, tmp_path: Path) -> None:
-    report = run(host.home, scenarios=["siblings"])
+def test_a_browser_shows_a_real_report(host: Host, wake_sources: Callable[[], None], tmp_path: Path) -> None:
+    wake_sources()
+    report = run(host.home, memory_mib=MEMORY_MIN_MIB, scenarios=["siblings"])
     path = tmp_path / "report.html"
     path.write_bytes(page.encode(document(report)))
     with browser() as opened:
@@ -124,26 +158,55 @@ def test_a_browser_shows_a_real_report(host: Host, tmp_path: Path) -> None:
         assert opened.ask("document.querySelectorAll('rect').length") > 40
 
 
-def test_the_report_is_whole_for_people_and_for_machines(host: Host) -> None:
-    report = run(host.home, scenarios=["reverse"])
+def _is_whole_for_people_and_for_machines(report: Report) -> None:
     value = json.loads(encode(report))
     assert value["verdict"] == "PASS"
     assert {"id", "title", "verdict", "evidence"} <= set(value["checks"][0])
-    assert all(check["evidence"] for check in value["checks"])
+    assert all(
+        check["evidence"] or (check["verdict"] == "INCONCLUSIVE" and check["reason"]) for check in value["checks"]
+    )
     assert value["host"]["kernel"].startswith(os.uname().release)
     text = render(report, width=90)
     assert max(map(len, text.splitlines())) <= 90
     assert all(result.claim.title in text for result in report.results)
 
 
+@pytest.fixture
+def sound_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has failed when a sabotage first strikes."""
+    strike_of = sabotage.strike_of
+
+    def checked(broken: Sabotage | None, *, stop_when_caught: bool) -> Callable[[World, Point], None]:
+        assert broken is not None
+        strike, first = strike_of(broken, stop_when_caught=stop_when_caught), True
+
+        def look_and_strike(world: World, point: Point) -> None:
+            nonlocal first
+            if first and point in broken.strikes:
+                first = False
+                assert world.ledger.failed() == []
+            strike(world, point)
+
+        return look_and_strike
+
+    monkeypatch.setattr(sabotage, "strike_of", checked)
+
+
+@pytest.mark.usefixtures("sound_before")
 @pytest.mark.parametrize("name", SABOTAGES)
-def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Host) -> None:
+def test_each_sabotage_is_caught_by_the_check_that_names_it(
+    name: str, host: Host, wake_sources: Callable[[], None]
+) -> None:
     on_ext4 = file_system_of(host.home) == "ext4"
     why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host, Hypervisor.QEMU))
     if why_not is not None:
         pytest.skip(why_not)
     if on_ext4 and not WHOLE and name not in SAMPLED_ON_EXT4:
         pytest.skip("on ext4 only in make test-all")
+    if name in IN_REVERSE and not WHOLE:
+        pytest.skip("one of those that are run at once, below")
+    if SABOTAGES[name].scenario in WOKEN and not WHOLE:
+        wake_sources()
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, sabotage=name, stop_when_caught=not WHOLE)
     assert report.verdict is Verdict.FAIL
     assert report.exit_status == 1
@@ -152,17 +215,19 @@ def test_each_sabotage_is_caught_by_the_check_that_names_it(name: str, host: Hos
 
 
 @on_xfs
+@pytest.mark.usefixtures("sound_before")
 @pytest.mark.parametrize("name", SABOTAGES if WHOLE else SAMPLED_UNDER_SHARE)
-def test_so_it_is_where_forks_share_memory(name: str, host: Host) -> None:
+def test_so_it_is_where_forks_share_memory(name: str, host: Host, wake_sources: Callable[[], None]) -> None:
     why_not = SABOTAGES[name].why_not(Hypervisor.QEMU, lacks(host, Hypervisor.QEMU), SHARE)
     if why_not is not None:
         pytest.skip(why_not)
+    if SABOTAGES[name].scenario in WOKEN and not WHOLE:
+        wake_sources()
     report = run(host.home, memory_mib=MEMORY_MIN_MIB, memory_policy=SHARE, sabotage=name, stop_when_caught=not WHOLE)
     assert set(SABOTAGES[name].caught_by) <= set(report.failed()), render(report)
     assert host.list() == []
 
 
-IN_REVERSE = ("late-write-to-a-fork", "lost-source-diff")
 MATRIX = f"""
 import sys
 from contextlib import suppress
@@ -181,7 +246,7 @@ if __name__ == "__main__":
 
 @on_xfs
 def test_the_matrix_is_of_runs_at_once(host: Host) -> None:
-    """Each in a process of its own; that all are caught is for the tests above."""
+    """Each in a process of its own; that the others are caught is for the tests above."""
     matrix = run_all_sabotages(host.home, memory_mib=MEMORY_MIN_MIB, names=IN_REVERSE)
     assert {row.sabotage: row.caught for row in matrix.rows} == dict.fromkeys(IN_REVERSE, True), render(matrix)
     assert host.list() == []
