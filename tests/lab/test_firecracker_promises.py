@@ -36,7 +36,7 @@ LARGE_MIB = 3600
 """More than Firecracker puts below the gap at the end of the first four GiB."""
 USED_BYTES = 2 + 8
 """What one event adds to a used ring: its index, and one element of an id and a length (virtio 1.2, 2.7.8)."""
-RESTORES = 100 if WHOLE else 25
+RESTORES = 100 if WHOLE else 12
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ def test_one_signal_ends_a_lab_whose_command_ignores_it() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_comes_up(number: signal.Signals) -> None:
     with subprocess.Popen([*LAB, "--", "true"], stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
-        wait_until(labs, 30, what="QEMU")
+        wait_until(lambda: len(labs()) > 0, 30, what="QEMU")
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, "lab: interrupted\n")
