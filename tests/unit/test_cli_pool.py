@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ramet.cli.main import run
+from ramet.errors import HostError
 from ramet.model import MemoryPolicy, PoolInfo, State
 from tests.unit import fake_host
 from tests.unit.fake_host import FakeHost, instance, pool_of
@@ -140,6 +141,38 @@ def test_what_is_removed_says_whose_pool_it_leaves(
     empties = f"`ramet pool {left.source} --size 0` empties the pool"
     said = f"{name}: 1 parked fork in its pool cannot be claimed any more: {left.why}; {empties}"
     assert capsys.readouterr().out.splitlines() == [f"{name}: deleted", said]
+
+
+def _unreadable(_host: FakeHost) -> None:
+    raise HostError("Could not read instance.json: Input/output error.")
+
+
+@pytest.mark.parametrize("verb", ["restore", "standby", "stop", "start", "rm"])
+def test_pools_that_cannot_be_looked_at_fail_no_verb(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """It has done what it was to do, and does the rest of it."""
+    monkeypatch.setattr(FakeHost, "pools", _unreadable)
+    assert run([verb, "web", "db"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines()] == ["web", "db"]
+    assert "Input/output error" in err
+
+
+def test_of_many_that_are_removed_the_pools_are_looked_at_once_each(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[FakeHost] = []
+
+    def look(found: FakeHost) -> tuple[PoolInfo, ...]:
+        looks.append(found)
+        return ()
+
+    monkeypatch.setattr(FakeHost, "pools", look)
+    assert run(["rm", "web", "db"]) == 0
+    assert len(looks) == 3, "once before, and once after each"
+    assert run(["rm", "web", "db", "--json"]) == 0
+    assert len(looks) == 3, "an array says nothing of it"
 
 
 def test_a_stale_fork_is_told_from_one_that_can_be_claimed(

@@ -35,13 +35,13 @@ def rm(app: App, names: tuple[str, ...], force: bool, everything: bool, dry_run:
         return each(app, names, doing="Looking at", action=host.removal_plan, show=lambda _, plan: in_words(plan))
 
     notes: dict[str, str] = {}
+    went_stale = None if app.json else stale.watched(host)
 
     def action(name: str) -> dict[str, object]:
         if force and not app.json:
             output.line(in_words(host.removal_plan(name)))
-        went_stale = stale.watched(host)
         host.remove(name, force=force)
-        notes[name] = went_stale(name)
+        notes[name] = went_stale(name) if went_stale is not None else ""
         return {"name": name, "deleted": True}
 
     def said(name: str, _result: dict[str, object]) -> str:

@@ -141,12 +141,13 @@ def rm(app: App, snapshots: tuple[str, ...]) -> int:
     """
     host = app.host()
     notes: dict[str, tuple[str, str]] = {}
+    went_stale = None if app.json else stale.watched(host)
 
     def action(name: str) -> dict[str, object]:
-        went_stale = stale.watched(host)
         host.snapshot_remove(name)
-        notes[name] = (host.last_note or "deleted", went_stale(name))
-        return {"name": name, "deleted": True, "note": host.last_note}
+        note = host.last_note
+        notes[name] = (note or "deleted", went_stale(name) if went_stale is not None else "")
+        return {"name": name, "deleted": True, "note": note}
 
     def said(name: str, _result: dict[str, object]) -> str:
         note, pools = notes[name]

@@ -1,9 +1,15 @@
-"""Telling that a verb has made parked forks stale: nobody can claim them any more, and each keeps a VMM's memory."""
+"""Telling that a verb has made parked forks stale: nobody can claim them any more, and each keeps a VMM's memory.
+
+The verb is done by then: pools that cannot be looked at are a warning, and never its failure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from ramet.cli import failures
+from ramet.errors import RametError
 
 if TYPE_CHECKING:
     from ramet.instances.host import Host
@@ -12,7 +18,7 @@ if TYPE_CHECKING:
 
 def after_move(host: Host, info: InstanceInfo) -> str | None:
     """Of an instance that has woken or gone to sleep: what became of its pool, if forks in it are stale."""
-    found = next((pool for pool in host.pools() if pool.source_id == info.id and pool.stale), None)
+    found = next((pool for pool in _pools(host) or () if pool.source_id == info.id and pool.stale), None)
     if found is None:
         return None
     count = len(found.stale)
@@ -26,17 +32,33 @@ def after_move(host: Host, info: InstanceInfo) -> str | None:
 
 
 def watched(host: Host) -> Callable[[str], str]:
-    """To be called before something is removed. What it returns is called afterwards, with the name of that, and tells of the
-    pools that went stale meanwhile.
+    """To be called before anything is removed. What it returns is called after each removal, with the name of that, and tells of
+    the pools that went stale since it was asked last.
     """
-    before = {pool.source_id: set(pool.stale) for pool in host.pools()}
+    known = _stale(_pools(host))
 
     def after(name: str) -> str:
-        return lines(
-            *(_gone(name, pool) for pool in host.pools() if set(pool.stale) - before.get(pool.source_id, set()))
-        )
+        nonlocal known
+        found = _pools(host)
+        before, known = known, _stale(found)
+        if found is None or before is None:  # of what was not seen, nobody knows whether it is new
+            return ""
+        return lines(*(_gone(name, pool) for pool in found if set(pool.stale) - before.get(pool.source_id, set())))
 
     return after
+
+
+def _pools(host: Host) -> Sequence[PoolInfo] | None:
+    """All pools; None, and a warning, if they cannot be looked at."""
+    try:
+        return host.pools()
+    except RametError as err:
+        failures.warn(f"whether a pool went stale is not known: {err.message}")
+        return None
+
+
+def _stale(found: Sequence[PoolInfo] | None) -> dict[str, set[str]] | None:
+    return None if found is None else {pool.source_id: set(pool.stale) for pool in found}
 
 
 def _gone(name: str, pool: PoolInfo) -> str:
