@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ramet.errors import host_errors
 
+SYSFS = Path("/sys/dev/block")
 SECTOR_BYTES = 512
 READ_FIELD, WRITTEN_FIELD = 2, 6
+IOSTATS = "queue/iostats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,15 @@ class Device:
 
 
 def device_of(place: Path) -> Device | None:
-    """The device of the file system of ``place``; None if that is on no block device of its own, as a btrfs or a tmpfs is."""
+    """The device of the file system of ``place``; None if that is on no block device of its own, as a btrfs or a tmpfs is, or on
+    one that does not count (its ``queue/iostats`` is 0): what it has read and written would seem to be nothing.
+    """
     with host_errors(f"look at {place}"):
         number = place.stat().st_dev
-    stat = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
-    return Device(stat) if stat.exists() else None
+        one = (SYSFS / f"{os.major(number)}:{os.minor(number)}").resolve()
+        stat = one / "stat"
+        if not stat.exists():
+            return None
+        # A partition has no queue: that of its disk is above it.
+        counts = next((path for path in (one / IOSTATS, one.parent / IOSTATS) if path.exists()), None)
+        return Device(stat) if counts is not None and counts.read_text().strip() != "0" else None

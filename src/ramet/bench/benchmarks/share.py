@@ -66,7 +66,9 @@ def measure(work: Work) -> list[Figure]:
     ]
     notes = ["Own: what each VMM has in no file, its program's included."]
     if device is None:
-        notes.append("What is read from disk is not known: the file system is on no block device of its own.")
+        notes.append(
+            "What is read from disk is not known: the file system is on no block device of its own, or that does not count."
+        )
     else:
         notes.append("Read: by the device that the store is on, whoever else uses it.")
     return [

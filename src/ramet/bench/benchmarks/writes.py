@@ -29,8 +29,8 @@ def measure(work: Work) -> list[Figure]:
         raise UnsupportedError(
             "What sleeps give a device to write is counted by none here.",
             capability="device statistics",
-            why="the store's file system is on no block device of its own",
-            hint="Keep RAMET_HOME on XFS, on a device or on a loop device.",
+            why="the store's file system is on no block device of its own, or that does not count (queue/iostats is 0)",
+            hint="Keep RAMET_HOME on XFS, on a device or on a loop device, whose queue/iostats in sysfs is 1.",
         )
     if source.place.why_no_reflinks is not None:
         raise UnsupportedError(
