@@ -56,6 +56,18 @@ def test_the_generation_changes_and_hooks_run_before_the_thaw(host: Host, runnin
         assert host.ping(name).generation == before + 1
 
 
+def test_an_identity_is_written_to_a_file_that_is_kept_in_data(host: Host, running: InstanceInfo) -> None:
+    """The file system of /data is frozen in the snapshot: it is thawed first, or the agent would wait for itself."""
+    sh(host, "web", "cp /etc/machine-id /data && mount --bind /data/machine-id /etc/machine-id")
+    host.standby("web")
+    host.fork("web", ["other"], start=True)
+    host.restore("web")
+    for name in ("web", "other"):
+        own, seen = sh(host, name, "cat /data/machine-id /etc/machine-id").split()
+        assert own == seen
+    assert sh(host, "web", "cat /data/machine-id") != sh(host, "other", "cat /data/machine-id")
+
+
 def ticks(host: Host) -> int:
     """What the workload of ``web`` has said on its console."""
     return host.logs("web")["console"].read_bytes().count(b"tick")

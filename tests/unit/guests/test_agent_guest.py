@@ -278,6 +278,15 @@ def test_identity_is_written_over_files_that_are_plainly_ours_and_replaces_other
         assert elsewhere.read_text() == "untouched\n"
 
 
+def test_data_is_thawed_before_an_identity_is_written(own_agent: NativeAgent) -> None:
+    """A file that is a mount of one in /data would be waited for for ever."""
+    with own_agent.mounted_data(), own_agent.fake("FITHAW", errno.EIO):
+        error = refusal_of(lambda: give_identity(own_agent))
+    assert "thaw /data" in str(error)
+    for name in ("etc/hostname", "etc/machine-id", "run/ramet/generation"):
+        assert not (own_agent.root / name).exists()
+
+
 @pytest.mark.parametrize("name", ["etc/hostname", "etc/machine-id", "run/ramet/generation"])
 def test_identity_file_that_cannot_be_written(own_agent: NativeAgent, name: str) -> None:
     (own_agent.root / name).mkdir()

@@ -235,6 +235,10 @@ static int become(const struct identity *id, const char **step)
     *step = "set the host name";
     if (sethostname(id->hostname, strlen(id->hostname)) < 0)
         return errno;
+    *step = "thaw /data"; /* for the hooks, and for files below that are mounts of ones there: a write to those would wait for ever */
+    if ((error = thaw_file_system()))
+        return error;
+    *step = "set the host name";
     if ((error = set_line("/etc/hostname", id->hostname)))
         return error;
     *step = "set the machine-id";
@@ -244,8 +248,7 @@ static int become(const struct identity *id, const char **step)
     if ((error = set_line("/run/ramet/generation", number)))
         return error;
     __atomic_store_n(&generation, id->generation, __ATOMIC_RELAXED);
-    *step = "thaw /data for the resume hooks";
-    return thaw_file_system();
+    return 0;
 }
 
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* identities, whole */
