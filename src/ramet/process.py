@@ -136,6 +136,9 @@ def spawn(
                 resource.prlimit(child.pid, resource.RLIMIT_CORE, (limits.get(resource.RLIMIT_CORE, 1),) * 2)
     except OSError as err:
         raise LaunchError(f"Could not start {argv[0]}: {err.strerror}.", argv=argv, status=None, log_tail="") from err
+    except subprocess.SubprocessError as err:  # what went wrong before exec is told in that process alone, in its log
+        why = "it could not be prepared (signals, or its memory is to be merged and the kernel does not undo that)"
+        raise LaunchError(f"Could not start {argv[0]}: {why}.", argv=argv, status=None, log_tail="") from err
     stat = _stat(child.pid)
     assert stat is not None, "a child is there, if only as a zombie, until we reap it"
     vmm = VmmProcess(pid=child.pid, start_time_ticks=stat.start_time_ticks, boot_id=boot_id())

@@ -201,6 +201,21 @@ def test_nobody_merges_the_memory_of_a_vmm(tmp_path: Path) -> None:
     assert run_in_child(start_one_where_all_is_merged) == 0
 
 
+def test_a_vmm_that_cannot_be_kept_from_merging_is_not_started(
+    spawned: Callable[..., VmmProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel may have no memory to undo what it has merged (prctl(2), mm/ksm.c)."""
+
+    def refuse() -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(ksm, "is_wanted", lambda: True)
+    monkeypatch.setattr(ksm, "forbid", refuse)
+    with pytest.raises(LaunchError, match="could not be prepared"):
+        spawned(["touch", str(tmp_path / "started")])
+    assert not (tmp_path / "started").exists()
+
+
 @pytest.mark.parametrize("of_files", [signal.SIG_IGN, signal.SIG_DFL], ids=["as in Python", "as in an application"])
 def test_a_vmm_starts_with_signals_at_their_defaults(
     spawned: Callable[..., VmmProcess], of_files: signal.Handlers
