@@ -33,12 +33,12 @@ class _Listener(logging.Handler):
             self._found[name] = self._found.get(name, 0.0) + seconds
 
 
-_listening = threading.Lock()
+_listening = threading.RLock()
 
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Yields what the phases of the block took, of all threads: seconds by name, those of one name added up. One at a time."""
+    """Yields what the phases of the block took, of all threads: seconds by name, added up. One thread measures at a time."""
     found: dict[str, float] = {}
     listener = _Listener(found)
     with _listening:

@@ -30,7 +30,7 @@ AUDIT_ARCH_X86_64: Final = 0xC000003E
 X32_SYSCALL_BIT: Final = 0x40000000
 BPF_LD_W_ABS, BPF_AND, BPF_JEQ, BPF_JGE, BPF_RET = 0x20, 0x54, 0x15, 0x35, 0x06
 NR_OFFSET, ARCH_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
-"""In struct seccomp_data; of an argument the lower half is looked at."""
+"""In struct seccomp_data. Of an argument the lower half comes first."""
 ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")
 
 NEW_NAMESPACES: Final = 0x7E020000
@@ -41,16 +41,17 @@ SOCKET_TYPE: Final = 0xF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Test:
-    """``argument & mask == value``, of the argument's lower half."""
+    """``argument & mask == value``, of the argument's lower half, or of its ``upper`` one."""
 
     argument: int
     value: int
     mask: int = 0xFFFFFFFF
+    upper: bool = False
 
     def code(self, *, otherwise_skip: int) -> list[bytes]:
         """Instructions that skip some if it is not so."""
         return [
-            _instruction(BPF_LD_W_ABS, value=ARGUMENTS_OFFSET + 8 * self.argument),
+            _instruction(BPF_LD_W_ABS, value=ARGUMENTS_OFFSET + 8 * self.argument + 4 * self.upper),
             _instruction(BPF_AND, value=self.mask),
             _instruction(BPF_JEQ, value=self.value, otherwise_skip=otherwise_skip),
         ]
@@ -225,9 +226,14 @@ def assemble(*, but: Collection[str] = (), small_pages_of_bytes: int | None = No
     check = [*unix, *stream, allow]
     code += [_instruction(BPF_JEQ, value=SOCKET, otherwise_skip=len(check) + 1), *check, refuse]
     if small_pages_of_bytes is not None:
-        advised = Test(argument=2, value=MADV_HUGEPAGE).code(otherwise_skip=4)
-        its_size = Test(argument=1, value=small_pages_of_bytes & 0xFFFFFFFF).code(otherwise_skip=1)
-        check = [*advised, *its_size, refuse, allow]
+        upper, lower = divmod(small_pages_of_bytes, 1 << 32)
+        check = [
+            *Test(argument=2, value=MADV_HUGEPAGE).code(otherwise_skip=7),
+            *Test(argument=1, value=upper, upper=True).code(otherwise_skip=4),
+            *Test(argument=1, value=lower).code(otherwise_skip=1),
+            refuse,
+            allow,
+        ]
         code += [_instruction(BPF_JEQ, value=MADVISE, otherwise_skip=len(check)), *check]
     absent = _instruction(BPF_RET, value=SECCOMP_RET_ERRNO | errno.ENOSYS)
     code += [_instruction(BPF_JEQ, value=CLONE3, otherwise_skip=1), absent]

@@ -118,6 +118,7 @@ def test_huge_pages_are_refused_for_the_memory_alone() -> None:
     refused = functools.partial(advise, guest, seccomp.MADV_HUGEPAGE)
     assert filtered(refused) == guest
     assert filtered(refused, small_pages_of_bytes=guest) == "EPERM"
+    assert filtered(refused, small_pages_of_bytes=guest + (4 << 30)) == guest
     assert filtered(lambda: advise(guest, mmap.MADV_DONTFORK), small_pages_of_bytes=guest) == guest
     assert filtered(lambda: advise(guest + 4096, seccomp.MADV_HUGEPAGE), small_pages_of_bytes=guest) == guest + 4096
 
