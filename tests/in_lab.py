@@ -1,8 +1,8 @@
 """Tests that need KVM, on a host that has none: they run in the lab, and report here as if they ran here.
 
 One lab per kind of file system and process that runs tests, with one pytest in it, started when its first test's turn has come.
-It runs what it is asked for, one test after the other: where several processes share the tests, who runs which is known only
-then. Those tests come last. On a host with usable KVM this does nothing.
+It runs what it is asked for, one test after the other, and is told which comes next: where several processes share the tests,
+more is not known. Those tests come last. On a host with usable KVM this does nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Reporting:
 
 
 class Asked:
-    """In the lab: run each test when the pytest outside asks for it: a line with its id."""
+    """In the lab: run each test when the pytest outside asks for it: a line of JSON with its id, and that of the next or null."""
 
     def __init__(self, fd: int) -> None:
         self._stream = os.fdopen(fd)
@@ -64,9 +64,10 @@ class Asked:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         for line in self._stream:
-            # What comes next is not known. What is kept until then is what belongs to the session, such as the store.
-            item, then = items[line.rstrip("\n")], cast(pytest.Item, session)
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=then)
+            nodeid, next_nodeid = json.loads(line)
+            # Where nothing is known to come next, what belongs to the session, such as the store, is kept all the same.
+            then = items[next_nodeid] if next_nodeid is not None else cast(pytest.Item, session)
+            items[nodeid].config.hook.pytest_runtest_protocol(item=items[nodeid], nextitem=then)
         return True
 
     def pytest_unconfigure(self) -> None:
@@ -97,14 +98,14 @@ class _Lab:
         )
         self._buffer = b""
 
-    def ask(self, nodeid: str) -> None:
-        """Have a test run; its reports are among the next messages.
+    def ask(self, nodeid: str, next_nodeid: str | None) -> None:
+        """Have a test run; its reports are among the next messages. The next one is asked for next, if it is known.
 
         Raises:
             BrokenPipeError: if the lab has ended.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{nodeid}\n".encode())
+        self._process.stdin.write(json.dumps([nodeid, next_nodeid]).encode() + b"\n")
         self._process.stdin.flush()
 
     def messages(self) -> Iterator[dict[str, Any]]:
@@ -183,11 +184,11 @@ class LabRunner:
         items[:] = [item for item in items if item.nodeid not in self._ours] + ours
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if item.nodeid not in self._ours:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports(item):
+        for report in self._reports(item, nextitem):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
@@ -196,7 +197,7 @@ class LabRunner:
         while self._labs:
             self._labs.popitem()[1].finish()
 
-    def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+    def _reports(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
         """What came of a test in the lab; the next test gets a new lab if this one ended or hung."""
         kind = _kind_of(item)
         began = time.time()
@@ -207,7 +208,8 @@ class LabRunner:
         lab = self._labs[kind]
         reports: list[pytest.TestReport] = []
         try:
-            lab.ask(item.nodeid)
+            follows = nextitem is not None and nextitem.nodeid in self._of_kind[kind]
+            lab.ask(item.nodeid, nextitem.nodeid if nextitem is not None and follows else None)
             for message in lab.messages():
                 if message.get("finished") == item.nodeid:
                     return reports

@@ -59,6 +59,10 @@ def store():
     yield
     print("\\nDONE", *done, "gone")
 
+@pytest.fixture(scope="session")
+def host_log(store):
+    return done.append
+
 @pytest.fixture
 def host(store):
     done.append("begun")
@@ -68,13 +72,19 @@ def host(store):
 IN_TWO_PLACES = """
 import pytest
 
+@pytest.fixture(scope="module")
+def guest(host_log):
+    host_log("boots")
+    yield
+    host_log("stops")
+
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_of(host, name):
+def test_of(guest, host, name):
     host(name)
 """
 
 
-def test_what_is_asked_for_runs_and_shares_what_lasts_for_the_session(
+def test_what_is_asked_for_runs_and_shares_what_lasts_until_the_next(
     pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytester.makeconftest(LADDER)
@@ -83,15 +93,17 @@ def test_what_is_asked_for_runs_and_shares_what_lasts_for_the_session(
     out_of, into = os.pipe()
     with os.fdopen(into, "w") as stream:
         for asked in (
-            "other/test_other.py::test_of[a]",
-            "one/test_one.py::test_of[b]",
-            "other/test_other.py::test_of[b]",
+            ("other/test_other.py::test_of[a]", "other/test_other.py::test_of[b]"),
+            ("other/test_other.py::test_of[b]", "one/test_one.py::test_of[b]"),
+            ("one/test_one.py::test_of[b]", None),
+            ("one/test_one.py::test_of[a]", None),
         ):
-            stream.write(f"{asked}\n")
+            stream.write(f"{json.dumps(asked)}\n")
     recorder = pytester.inline_run("-s", plugins=[Asked(out_of)])
-    recorder.assertoutcome(passed=3)
+    recorder.assertoutcome(passed=4)
     (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("DONE")]
-    assert line == "DONE made begun a ended begun b ended begun b ended gone"
+    others, own = "boots begun a ended begun b ended stops", "boots begun {} ended stops"
+    assert line == f"DONE made {others} {own.format('b')} {own.format('a')} gone"
 
 
 class _Configured:
