@@ -34,6 +34,7 @@ Starter = Callable[[Callable[[], Child], Callable[[Child], None]], Child]
 
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
+PROC = Path("/proc")
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1 & 0xFFFFFFFFFFFFFFFF
@@ -41,6 +42,9 @@ POLL_S = 0.002
 PAUSE_MAX_S = 0.1
 AGAIN_S = 0.5
 """For a process that a SIGKILL has not reached yet."""
+EXEC_ENDS_WITHIN_S = 0.2
+VSIZE, ENV_END = 23, 51
+"""Fields of /proc/PID/stat (proc(5))."""
 NO_CORE_DUMPS: Mapping[int, int] = {resource.RLIMIT_CORE: 1}
 """One byte: too few for a file, and the kernel's sign not to pipe one to a program either, which 0 is not (fs/coredump.c)."""
 KEPT_IGNORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
@@ -177,11 +181,11 @@ def _mount_namespace(pid: int) -> str | None:
 
 def _marked() -> Iterator[tuple[Path, VmmProcess]]:
     begins = os.fsencode(f"{VMM_MARK}=")
-    for entry in Path("/proc").iterdir():
+    for entry in PROC.iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            environment = (entry / "environ").read_bytes()
+            environment = _environment(entry)
         except OSError:
             continue  # it ended meanwhile, or is another user's
         mark = next((line for line in environment.split(b"\0") if line.startswith(begins)), None)
@@ -189,6 +193,29 @@ def _marked() -> Iterator[tuple[Path, VmmProcess]]:
         if mark is not None and ticks is not None:
             vmm = VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id())
             yield Path(os.fsdecode(mark.removeprefix(begins))), vmm
+
+
+def _environment(entry: Path) -> bytes:
+    """Of a process, by its directory in /proc. One that has just begun to execute a program has none yet, and that is waited for:
+    execve(2) is seen to succeed, by a descriptor that it closes, before there is one (fs/proc/base.c, environ_read; fs/exec.c).
+
+    Raises:
+        OSError: if it has ended, or is not ours to look at.
+    """
+    ends_at = time.monotonic() + EXEC_ENDS_WITHIN_S
+    while True:
+        found = (entry / "environ").read_bytes()
+        if found or time.monotonic() > ends_at or not _is_in_exec(entry):
+            return found
+        time.sleep(0.001)
+
+
+def _is_in_exec(entry: Path) -> bool:
+    """Whether a process has an address space, as kernel threads have not, and no environment in it: not even an empty one."""
+    line = (entry / "stat").read_bytes()
+    fields = line[line.rindex(b")") + 2 :].split()
+    vsize, env_end = int(fields[VSIZE - 3]), int(fields[ENV_END - 3])
+    return vsize > 0 and env_end == 0
 
 
 def limit(child: Child, limits: Mapping[int, int], argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -442,6 +443,28 @@ def test_a_vmm_is_found_by_its_mark_alone(spawned: Callable[..., VmmProcess], tm
     assert process.find_marked(tmp_path.parent) == []
     process.kill_and_wait(vmm)
     assert process.find_marked(tmp_path) == []
+
+
+def test_one_that_has_just_begun_to_execute_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of the exec before there is an environment to be read: a moment, which is held here."""
+    proc = tmp_path / "proc"
+    one = proc / str(os.getpid())
+    one.mkdir(parents=True)
+    own = Path("/proc/self/stat").read_bytes()
+    fields = own[own.rindex(b")") + 2 :].split()
+    fields[process.ENV_END - 3] = b"0"
+    (one / "stat").write_bytes(own[: own.rindex(b")") + 2] + b" ".join(fields) + b"\n")
+    (one / "environ").touch()
+    later = threading.Timer(0.03, (one / "environ").write_bytes, [f"{process.VMM_MARK}={tmp_path}\0".encode()])
+    monkeypatch.setattr(process, "PROC", proc)
+    later.start()
+    assert [vmm.pid for vmm in process.find_marked(tmp_path)] == [os.getpid()]
+    later.join()
+    (one / "environ").write_bytes(b"")
+    (one / "stat").write_bytes(own)  # it has an environment, and that is empty
+    began = time.monotonic()
+    assert process.find_marked(tmp_path) == []
+    assert time.monotonic() - began < process.EXEC_ENDS_WITHIN_S
 
 
 def test_stdout_can_have_a_file_of_its_own(tmp_path: Path) -> None:
