@@ -160,16 +160,15 @@ def state_of(host: Host, name: str) -> State | None:
 
 
 def bring_to(host: Host, kept: Kept, state: State | None) -> None:
-    """Make ``web`` what the verb starts from, with its marks. Nothing boots: one that has no memory any more is taken away, and
-    the one that is ``kept`` put in its place.
+    """Make ``web`` what the verb starts from, with its marks. Nothing boots: one that has no memory any more, or that has booted
+    and so has no snapshot (a verb then has fewer steps), is taken away, and the one that is ``kept`` put in its place.
     """
     now = state_of(host, "web")
-    if state is now:
-        return
-    if now in (State.STOPPED, State.FAILED) or state is None:
+    has_booted = now in WITH_MEMORY and host.get("web").snapshot is None
+    if has_booted or (now is not state and (now in (State.STOPPED, State.FAILED) or state is None)):
         host.remove("web", force=True)
         now = None
-    if state is None:
+    if state is now:
         return
     if now is None:
         kept.put_into(host)

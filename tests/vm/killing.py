@@ -40,6 +40,7 @@ NAMES = (
 BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.posix_spawn"}
 FICLONE = 0x40049409
+END_WITHIN_S = 10.0
 WRITING = (
     "open",
     "rename",
@@ -181,10 +182,12 @@ def peer(sock: socket.socket) -> str:
 
 
 def end_vmms(home: Path) -> None:
-    """Kill every VMM of the store."""
-    for run_dir in (home / "instances").glob("*/run"):
-        for vmm in process.find_marked(run_dir):
-            os.kill(vmm.pid, signal.SIGKILL)
+    """Kill every VMM of the store, and wait until they have ended: what is seen next is what has become of their instances."""
+    found = [vmm for run_dir in (home / "instances").glob("*/run") for vmm in process.find_marked(run_dir)]
+    for vmm in found:
+        os.kill(vmm.pid, signal.SIGKILL)
+    for vmm in found:
+        process.wait_gone(vmm, END_WITHIN_S)
 
 
 def main() -> None:
