@@ -43,3 +43,7 @@ def test_nobody_is_told_afterwards(caplog: pytest.LogCaptureFixture) -> None:
     assert taken == {}
     assert not phases.log.isEnabledFor(logging.DEBUG)
     assert caplog.records == []
+    with measured() as others, phase("later"):
+        pass
+    assert taken == {}
+    assert set(others) == {"later"}

@@ -43,6 +43,11 @@ def test_a_short_run_measures_compares_and_leaves_nothing(command: CommandLine, 
     assert rows["ramet"].count == 5
     assert 0 < rows["floor"].median < rows["ramet"].max
     assert rows["ramet"].ratio == pytest.approx(rows["ramet"].median / rows["floor"].median, rel=0.001)
+    phases = [row for name, row in rows.items() if name.startswith("ramet-") and row.part]
+    assert {"ramet-start", "ramet-identity", "ramet-command"} <= {row.id for row in phases}
+    assert [sum(taken) for taken in zip(*(row.samples for row in phases), strict=True)] == pytest.approx(
+        rows["ramet"].samples, rel=0.001
+    ), "the phases of a fork are all of it"
     assert rows["cp-sparse"].role == "peer"
     assert ("cp-reflink" in rows) == (found.host.copy_method == "reflink")
     assert 0 < rows["guest-memory"].median < 16 << 20

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ramet import process
 from ramet.bench import libvirt
-from ramet.errors import LockedError, RametError, host_errors
+from ramet.errors import LockedError, RametError, UnsupportedError, host_errors
 from ramet.instances.host import Host
 from ramet.model import Image
 from ramet.signals import signals_held
@@ -44,6 +44,20 @@ class Place:
     def reflinks(self) -> bool:
         """Whether files can be derived without copying."""
         return self.why_no_reflinks is None
+
+    def require_reflinks(self, otherwise: str) -> None:
+        """Where a figure makes no sense without them; ``otherwise`` says why.
+
+        Raises:
+            UnsupportedError: if there are none.
+        """
+        if self.why_no_reflinks is not None:
+            raise UnsupportedError(
+                f"This file system has no reflinks. {otherwise}",
+                capability="reflink",
+                why=self.why_no_reflinks,
+                hint="Keep RAMET_HOME on XFS or btrfs.",
+            )
 
     def image(self) -> tuple[Path, Image]:
         """The guest image and the directory that it is in."""

@@ -345,6 +345,24 @@ def test_identity_again_while_one_is_under_way(own_agent: NativeAgent) -> None:
     assert own_agent.calls() == [*IDENTITY] * 3
 
 
+def test_identity_without_hooks_waits_for_one_that_runs_some(own_agent: NativeAgent) -> None:
+    gate, ran = own_agent.root / "gate", own_agent.root / "ran"
+    add_hook(own_agent, "hook", f"touch {ran}; while [ ! -e {gate} ]; do sleep 0.01; done")
+    first = threading.Thread(target=give_identity, args=(own_agent,), kwargs={"generation": 8})
+    second = threading.Thread(target=give_identity, args=(own_agent,), kwargs={"generation": 9})
+    first.start()
+    wait_until(ran.exists, DEADLINE_S, what="the hook")
+    (own_agent.root / "etc/ramet/resume.d/hook").unlink()
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    assert own_agent.calls() == [*IDENTITY]
+    gate.touch()
+    for thread in (first, second):
+        thread.join(DEADLINE_S)
+    assert own_agent.calls() == [*IDENTITY] * 2
+
+
 # -- shutdown -------------------------------------------------------------------------------------------------------
 
 

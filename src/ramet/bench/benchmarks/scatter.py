@@ -11,7 +11,7 @@ from ramet.bench.results import Curve, Figure, Plot, Row, Target, Unit, ratio
 from ramet.bench.samples import Samples, watch
 from ramet.bench.source import BULK, Source
 from ramet.bench.work import Benchmark, Work
-from ramet.errors import UnsupportedError, host_errors
+from ramet.errors import host_errors
 from ramet.linux import extents
 from ramet.model import PAGE_BYTES
 
@@ -26,14 +26,7 @@ def measure(work: Work) -> list[Figure]:
     Raises:
         UnsupportedError: without reflinks.
     """
-    why = work.place.why_no_reflinks
-    if why is not None:
-        raise UnsupportedError(
-            "Without reflinks each sleep writes the memory file anew, and nothing is ever scattered.",
-            capability="reflink",
-            why=why,
-            hint="Keep RAMET_HOME on XFS or btrfs.",
-        )
+    work.place.require_reflinks("Without them each sleep writes the memory file anew, and nothing is ever scattered.")
     source, sleeps = work.sleeper(), work.plan.sleeps
     found = Samples()
     slept: list[float] = []

@@ -32,13 +32,7 @@ def measure(work: Work) -> list[Figure]:
             why="the store's file system is on no block device of its own, or that does not count (queue/iostats is 0)",
             hint="Keep RAMET_HOME on XFS, on a device or on a loop device, whose queue/iostats in sysfs is 1.",
         )
-    if source.place.why_no_reflinks is not None:
-        raise UnsupportedError(
-            "Without reflinks each sleep writes the memory file anew.",
-            capability="reflink",
-            why=source.place.why_no_reflinks,
-            hint="Keep RAMET_HOME on XFS or btrfs.",
-        )
+    source.place.require_reflinks("Without them each sleep writes the memory file anew.")
     found = Samples()
     for number in range(1, count + 1):
         if number == 1 or number % 5 == 0:
