@@ -167,7 +167,7 @@ class Store:
         before anything does, the snapshot goes; ``may_be_unneeded``: also if the block ends well and nothing does.
         """
         is_needed = False
-        with self.even_if_killed(Kind.COLLECT, snapshot_id):
+        with self.even_if_killed(Kind.COLLECT, snapshot_id) as chore:
             self._publishing.add(snapshot_id)
             try:
                 with locked(self.paths.locks, f"snapshot-{snapshot_id}", exclusive=False):
@@ -177,7 +177,7 @@ class Store:
                 self._publishing.discard(snapshot_id)
                 if not is_needed:
                     with signals_held():
-                        self.collect(snapshot_id)
+                        self.collect(snapshot_id, chore=chore)
 
     def referrers(self, records: Sequence[InstanceRecord]) -> dict[str, Referrers]:
         """Who depends on each snapshot: those of these that sleep on it, map it, or diff against it; and its names."""
@@ -259,19 +259,19 @@ class Store:
     def collecting(self, record: InstanceRecord) -> Iterator[None]:
         """When the block has ended, in whatever way, delete those snapshots of ``record`` that nothing references any more."""
         ids = record.references
-        with self.ended_if_killed(Kind.COLLECT, *ids):
+        with self.ended_if_killed(Kind.COLLECT, *ids) as chore:
             try:
                 yield
             finally:
                 with signals_held():
-                    self.collect(*ids)
+                    self.collect(*ids, chore=chore)
 
     @contextmanager
     def collecting_later(self, snapshot_id: str) -> Iterator[None]:
         """For a block that reads a snapshot, and gives up references to it: where it would be deleted, which would wait for that
         reading, it is left for the end of the block. It goes then if nothing refers to it.
         """
-        with self.ended_if_killed(Kind.COLLECT, snapshot_id):
+        with self.ended_if_killed(Kind.COLLECT, snapshot_id) as chore:
             self._publishing.add(snapshot_id)
             try:
                 yield
@@ -280,21 +280,22 @@ class Store:
                 if snapshot_id in self._collected_later:
                     self._collected_later.discard(snapshot_id)
                     with signals_held():
-                        self.collect(snapshot_id)
+                        self.collect(snapshot_id, chore=chore)
 
     def even_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore]:
         """If the block is killed, the next command does this for these, and for what is added to what it yields (``tidy.py``)."""
         return chores.noted(self.paths.locks, kind, *ids, durable=kind is Kind.REMOVE)
 
-    def ended_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[None]:
+    def ended_if_killed(self, kind: Kind, *ids: str | None) -> AbstractContextManager[Chore | None]:
         """The same for a block that removes them: a full disk keeps it from nothing; if it fails, the next command ends it."""
         return chores.noted_if_there_is_room(self.paths.locks, kind, *ids)
 
-    def collect(self, *snapshot_ids: str | None) -> None:
+    def collect(self, *snapshot_ids: str | None, chore: Chore | None) -> None:
         """Delete those snapshots that nothing references any more, and keep the others, and those in ``publishing`` here: that
         would wait for itself.
 
-        What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and stays in ``snapshot ls``.
+        What a verb has done is done: a snapshot that cannot be deleted now is left, with a warning, and the ``chore`` that it is
+        noted in with it: the next command tries again. None: there was no room for one, and it stays in ``snapshot ls``.
         """
         needed: Container[str] = ()
         with suppress(CorruptError, HostError):  # then it is seen below, one by one
@@ -311,7 +312,7 @@ class Store:
             except InUseError:
                 continue
             except (LockedError, CorruptError, HostError) as err:
-                log.warning("snapshot %s was left: %s", snapshot_id, err.message)
+                log.warning("snapshot %s was left: %s %s", snapshot_id, err.message, _leave(snapshot_id, chore))
 
 
 def _open(home: Path) -> StorePaths:
@@ -324,6 +325,15 @@ def _open(home: Path) -> StorePaths:
             hint=f"Make it (mkdir -p {shlex.quote(str(home.parent))}), or name another place for the store.",
         )
     return open_store(home)
+
+
+def _leave(snapshot_id: str, chore: Chore | None) -> str:
+    """Leave what could not be deleted to the next command, or to the user: says to whom."""
+    if chore is not None:
+        with suppress(HostError):  # it is told to whom it is left then
+            chore.leave(Kind.COLLECT, snapshot_id)
+            return "The next command tries again."
+    return f"`ramet snapshot rm {snapshot_id}` deletes it."
 
 
 def snapshot_of(record: InstanceRecord) -> str:

@@ -50,7 +50,7 @@ def restore(
             require(Verb.RESTORE, instance.record, name=name)  # its way to run is the claim
         chosen = _choose(store, instance, snapshot, discard_memory=discard_memory, discard_disk=discard_disk)
         before = instance.record
-        with _collecting(store, before, chosen), store.reading(chosen) as paths:
+        with collecting(store, before, chosen), store.reading(chosen) as paths:
             manifest = check(instance, paths)
             if verified and is_live(before):  # before it is given up for what may be damaged
                 snapshot_check.require_intact(paths, manifest)
@@ -62,18 +62,18 @@ def restore(
 
 
 @contextmanager
-def _collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[None]:
+def collecting(store: Store, before: InstanceRecord, chosen: str) -> Iterator[None]:
     """When the block has ended, in whatever way, delete those snapshots of ``before`` that nothing references any more. If it has
     failed, ``chosen`` stays: a live VM may have been given up for it, and it is all that is left.
     """
     needless = set(before.references) - {chosen}
-    with store.ended_if_killed(Kind.COLLECT, *needless):
+    with store.ended_if_killed(Kind.COLLECT, *needless) as chore:
         try:
             yield
             needless.add(chosen)
         finally:
             with signals_held():
-                store.collect(*needless)
+                store.collect(*needless, chore=chore)
 
 
 def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_memory: bool, discard_disk: bool) -> str:

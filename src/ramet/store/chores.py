@@ -42,6 +42,9 @@ class Chore:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._noted: set[tuple[Kind, str]] = set()
+        self.stays = False
+        """Whether it is left for the next command, though the block ends well."""
 
     def add(self, kind: Kind, *ids: str | None) -> None:
         """Note more.
@@ -52,6 +55,17 @@ class Chore:
         data = "".join(f"{kind} {one}\n" for one in filter(None, ids)).encode()
         with host_errors(f"note in {self._path} what to do if this is killed"):
             whole.write(self._fd, data)
+        self._noted |= {(kind, one) for one in ids if one}
+
+    def leave(self, kind: Kind, one: str) -> None:
+        """Leave this to the next command, with all else that is noted here.
+
+        Raises:
+            HostError: if it was not noted yet, and cannot be.
+        """
+        if (kind, one) not in self._noted:
+            self.add(kind, one)
+        self.stays = True
 
 
 @contextmanager
@@ -63,15 +77,16 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
     """
     with host_errors(f"note in {locks_dir} what to do if this is killed"), signals_held():
         path, fd = _create(locks_dir)
+    chore = Chore(path, fd)
     try:
         try:
-            chore = Chore(path, fd)
             chore.add(kind, *ids)
             yield chore
         finally:
             with signals_held():
-                with host_errors(f"take {path} away"):
-                    path.unlink(missing_ok=True)
+                if not chore.stays:
+                    with host_errors(f"take {path} away"):
+                        path.unlink(missing_ok=True)
                 if durable:
                     _make_durable(locks_dir)
     finally:
@@ -92,21 +107,23 @@ def _make_durable(locks_dir: Path) -> None:
 
 
 @contextmanager
-def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Iterator[None]:
+def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Iterator[Chore | None]:
     """The same for what makes room, which a full disk must not keep from it: then there is none. If the block fails, the chore
     stays, and the next command tries to end it.
     """
     with ExitStack() as held:
-        path, fd = None, None
+        path, chore = None, None
         try:
             with host_errors("note what to do if this is killed"), signals_held():
                 path, fd = _create(locks_dir)
                 held.callback(os.close, fd)
-            Chore(path, fd).add(kind, *ids)
+            noting = Chore(path, fd)
+            noting.add(kind, *ids)
+            chore = noting
         except NoSpaceError:
             log.info("no room to note a chore; going on without")
-        yield
-        if path is not None:
+        yield chore
+        if path is not None and not (chore is not None and chore.stays):
             path.unlink(missing_ok=True)
 
 

@@ -66,7 +66,7 @@ def test_what_is_needed_is_not_waited_for(store: Store, caplog: pytest.LogCaptur
     store.paths.snapshot(SNAPSHOT).dir.mkdir()
     with locked(store.paths.locks, f"snapshot-{SNAPSHOT}", exclusive=False):
         began = time.monotonic()
-        store.collect(SNAPSHOT)
+        store.collect(SNAPSHOT, chore=None)
         assert time.monotonic() - began < COLLECT_TIMEOUT_S
     assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
     assert caplog.records == []
@@ -76,9 +76,10 @@ def test_a_damaged_name_keeps_all_and_is_no_error_of_the_verb(store: Store, capl
     """What has been done is done: a collection warns, and leaves what it cannot judge."""
     (store.paths.snapshot_names / "strange").write_bytes(b"\xff")
     store.paths.snapshot(SNAPSHOT).dir.mkdir()
-    store.collect(SNAPSHOT)
+    store.collect(SNAPSHOT, chore=None)
     assert store.paths.snapshot(SNAPSHOT).dir.is_dir()
     assert "was left" in caplog.text
+    assert f"`ramet snapshot rm {SNAPSHOT}` deletes it." in caplog.text
 
 
 def test_whatever_a_record_needs_has_it_among_its_referrers(place: Place) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from ramet import Host
 from ramet.errors import HostError, NoSpaceError
-from ramet.instances import birth, tidy
+from ramet.instances import birth, restore, tidy
 from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away
 from ramet.model import State
@@ -199,6 +201,50 @@ def test_a_full_disk_does_not_keep_from_making_room(store: Store, monkeypatch: p
         take_away(Locked(store, RECORD))
     assert list(store.paths.instances.iterdir()) == []
     assert list(store.paths.snapshots.iterdir()) == []
+    assert noted(store) == []
+
+
+@pytest.mark.parametrize("held", ["collecting", "collecting_later", "publishing", "restore"])
+def test_a_snapshot_that_cannot_be_deleted_is_left_to_the_next_command(
+    store: Store, held: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The verb has happened all the same. No two ways to give a snapshot up may differ in that."""
+    blocks: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+        "collecting": lambda: store.collecting(RECORD),
+        "collecting_later": lambda: store.collecting_later(SNAPSHOT),
+        "publishing": lambda: store.publishing(SNAPSHOT, may_be_unneeded=True),
+        "restore": lambda: restore.collecting(store, record(id=INSTANCE), SNAPSHOT),
+    }
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise HostError("The disk is gone.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "delete_snapshot", fail)
+        with blocks[held]():
+            if held == "collecting_later":
+                store.collect(SNAPSHOT, chore=None)
+    assert f"snapshot {SNAPSHOT} was left: The disk is gone. The next command tries again." in caplog.text
+    assert is_there(store, Kind.COLLECT)
+    tidy.tidy(store)
+    assert not is_there(store, Kind.COLLECT)
+    assert noted(store) == []
+
+
+def test_where_it_cannot_be_noted_either_the_user_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+
+    def fail(*_arguments: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with store.ended_if_killed(Kind.COLLECT) as chore, monkeypatch.context() as patched:
+        patched.setattr(os, "write", fail)
+        patched.setattr(atomic, "fsync_directory", fail)
+        store.collect(SNAPSHOT, chore=chore)
+    assert f"`ramet snapshot rm {SNAPSHOT}` deletes it." in caplog.text
     assert noted(store) == []
 
 
