@@ -22,6 +22,7 @@ from types import FrameType
 from ramet.signals import signals_held
 
 PREFIX = "ramet-loopfs-"
+PLACE = Path("/var/tmp")
 MKFS = {
     "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
     "btrfs": ("mkfs.btrfs", "-q"),
@@ -51,7 +52,7 @@ def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB, sparse: bool = True) 
     to one.
     """
     sweep()
-    base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/var/tmp"))
+    base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=PLACE))
     image, mount = base / "image", base / "mnt"
     try:
         mount.mkdir()
@@ -68,10 +69,13 @@ def loopfs(kind: str, *, size_mib: int = DEFAULT_SIZE_MIB, sparse: bool = True) 
 
 def sweep() -> None:
     """Remove what a killed process left: the name says whose it is."""
-    for base in Path("/var/tmp").glob(f"{PREFIX}*"):
+    for base in PLACE.glob(f"{PREFIX}*"):
         owner = base.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _remove(base)
+            ours = base.with_name(f"{PREFIX}{os.getpid()}-{base.name.rpartition('-')[2]}")
+            with suppress(FileNotFoundError):  # another process is at it
+                base.rename(ours)
+                _remove(ours)
 
 
 def _remove(base: Path) -> None:

@@ -87,3 +87,22 @@ def test_a_file_system_that_cannot_be_made_is_told_in_words(
     monkeypatch.setattr(loopfs, "loopfs", none)
     assert loopfs.main(["xfs", "--", "true"]) == 2
     assert "'false'" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_is_swept_by_one_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that sweep at once: whoever comes second finds nothing to do, and does not fail."""
+    left = tmp_path / f"{loopfs.PREFIX}999999999-x"
+    left.mkdir()
+    real = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        real(path, tmp_path / "the other's")
+        return real(path, target)
+
+    monkeypatch.setattr(loopfs, "PLACE", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", late)
+        loopfs.sweep()
+    real(tmp_path / "the other's", left)
+    loopfs.sweep()
+    assert list(tmp_path.iterdir()) == []

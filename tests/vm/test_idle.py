@@ -1,0 +1,52 @@
+"""A guest that does nothing costs its host nothing worth counting: hundreds of forks wait for work on a few cores."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ramet import Host
+from tests.file_systems import on_ext4
+from tests.kept import Kept
+from tests.vm.guests import sh
+
+WATCHED_S = 4.0
+WAKEUPS_PER_S_MAX = 25
+"""Some 8 were measured; the PIT alone makes 36, and kcompactd 4."""
+RUN_PIT = """
+printf '\\066' | dd of=/dev/port bs=1 seek=67
+printf '\\000' | dd of=/dev/port bs=1 seek=64
+printf '\\000' | dd of=/dev/port bs=1 seek=64
+"""
+"""Mode 3, which begins anew by itself, every 65,536 of its ticks: so it is after a reset."""
+pytestmark = on_ext4
+
+
+def test_the_vmm_of_a_guest_that_does_nothing_seldom_wakes_up(host: Host, kept: Kept) -> None:
+    kept.put_into(host)
+    host.restore("web")
+    sh(host, "web", "true")
+    pid = host.get("web").pid
+    assert pid is not None
+    assert wakeups_per_s(pid) < WAKEUPS_PER_S_MAX
+    sh(host, "web", RUN_PIT)
+    assert wakeups_per_s(pid) > WAKEUPS_PER_S_MAX, "it would be seen"
+
+
+def wakeups_per_s(pid: int) -> float:
+    """How often the threads of a process are woken up from a wait."""
+    time.sleep(1.0)  # for what the command before has left
+    before = waits(pid)
+    time.sleep(WATCHED_S)
+    return (waits(pid) - before) / WATCHED_S
+
+
+def waits(pid: int) -> int:
+    count = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with suppress(FileNotFoundError):  # a thread that has ended
+            found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)$", status.read_text(), re.MULTILINE)
+            count += int(found[1]) if found else 0
+    return count
