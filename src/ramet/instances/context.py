@@ -19,6 +19,7 @@ from ramet.errors import (
     InUseError,
     LockedError,
     NotFoundError,
+    RametError,
     host_errors,
 )
 from ramet.hypervisors.base import Driver, Hardware
@@ -401,9 +402,25 @@ class Locked:
             HostError: if it could not be written; the record is as it was.
         """
         with host_errors(f"record the state of {record.name!r}"):
-            atomic.write_json(self.paths.record, record, durable=durable)
+            try:
+                atomic.write_json(self.paths.record, record, durable=durable)
+            except OSError:
+                self._take_back()
+                raise
         self.record = record  # only what was written is believed
         return record
+
+    def _take_back(self) -> None:
+        """A write that failed in its last step, the fsync of the directory, has put the new record there all the same."""
+        try:
+            if self.store.read(self.record.id) != self.record:
+                atomic.write_json(self.paths.record, self.record)
+        except (OSError, RametError) as err:
+            log.warning(
+                "%s: its record may be the new one, though it could not be made durable, and not be put back: %s",
+                self.record.name,
+                err,
+            )
 
     @contextmanager
     def pending(self, verb: str) -> Iterator[None]:
