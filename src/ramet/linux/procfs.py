@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,19 @@ def own_memory_bytes(rollup: dict[str, int]) -> int:
     pages of files too that it alone maps.
     """
     return rollup["Anonymous"] + rollup.get("Swap", 0)
+
+
+def cpu_ns(pid: int) -> int:
+    """What the threads of a process that are there now have run on a CPU, in ns (Documentation/scheduler/sched-stats.rst).
+
+    Raises:
+        OSError: if there is no such process.
+    """
+    found = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found += int((thread / "schedstat").read_text().split()[0])
+    return found
 
 
 def descendants(pid: int) -> list[int]:

@@ -7,6 +7,8 @@ import fcntl
 import mmap
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -226,3 +228,24 @@ def test_anonymous_counts_the_written_pages_and_not_dirty_page_cache(tmp_path: P
     assert before["Rss"] >= pages * PAGE_BYTES
     grown = procfs.own_memory_bytes(after) - procfs.own_memory_bytes(before)
     assert abs(grown - pages // 2 * PAGE_BYTES) < 64 * PAGE_BYTES
+
+
+def test_what_all_threads_of_a_process_have_run() -> None:
+    """A busy thread that is not the first counts; a waiting one does not."""
+    ends = threading.Event()
+
+    def spin() -> None:
+        while not ends.is_set():
+            pass
+
+    busy = threading.Thread(target=spin)
+    before, since = procfs.cpu_ns(os.getpid()), time.process_time_ns()
+    busy.start()
+    time.sleep(0.3)
+    counted, took = procfs.cpu_ns(os.getpid()) - before, time.process_time_ns() - since
+    ends.set()
+    busy.join()
+    assert took > 0
+    assert counted == pytest.approx(took, rel=0.2)
+    with pytest.raises(OSError, match="No such"):
+        procfs.cpu_ns(2**22 + 1)

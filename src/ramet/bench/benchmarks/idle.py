@@ -1,9 +1,10 @@
-"""What a fork costs that has run one command and idles: its guest's own memory, its VMM's, and its disk."""
+"""What a fork costs that has run one command and idles: its guest's own memory, its VMM's, its disk, and CPU time."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from ramet.linux import extents, procfs
 from ramet.model import MIB, InstanceInfo
 
 FORKS = 3
+SETTLED_S, WATCHED_S = 2.0, 8.0
 OWN_MIB_MAX = 2.0
 CANNOT_TELL = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 """FIEMAP of a file system that has none, such as tmpfs."""
@@ -35,14 +37,17 @@ def measure(work: Work) -> list[Figure]:
             stack.callback(source.host.remove, name, force=True)
             source.host.exec(name, ["true"])
         os.sync()
-        for name in names:
-            found.add(_own(source, source.host.get(name)))
+        infos = [source.host.get(name) for name in names]
+        used = _cpu_per_second(infos)
+        for info in infos:
+            found.add({**_own(source, info), "cpu": used[info.id]})
     rows = [
         Row(id="guest-memory", label="the guest's own memory", values=found["guest"], unit=Unit.BYTES),
         Row(id="vmm-memory", label="the VMM's own memory, apart from that", values=found["vmm"], unit=Unit.BYTES),
         Row(id="cached", label="its memory file in RAM (page cache)", values=found["cached"], unit=Unit.BYTES),
         Row(id="pss", label="its share of all that it maps (Pss)", values=found["pss"], unit=Unit.BYTES),
         Row(id="disk", label="its own disk: blocks of its memory file and disk", values=found["disk"], unit=Unit.BYTES),
+        Row(id="cpu", label="CPU time that it takes in a second", values=found["cpu"]),
         Row(
             id="source-disk",
             label="what its source's files take, as a copy would",
@@ -105,6 +110,20 @@ def _own(source: Source, info: InstanceInfo) -> Sample:
     }
 
 
+def _cpu_per_second(infos: Sequence[InstanceInfo]) -> dict[str, float]:
+    """Seconds of CPU that the VMM of each takes in a second, by id, once what its last command has left is done."""
+    time.sleep(SETTLED_S)
+    before = {info.id: _cpu_s(info) for info in infos}
+    time.sleep(WATCHED_S)
+    return {info.id: (_cpu_s(info) - before[info.id]) / WATCHED_S for info in infos}
+
+
+def _cpu_s(info: InstanceInfo) -> float:
+    assert info.pid is not None
+    with host_errors(f"look at the threads of {info.name}"):
+        return procfs.cpu_ns(info.pid) / 1e9
+
+
 def _files(directories: Sequence[Path]) -> list[Path]:
     return [path for directory in directories for path in directory.iterdir() if path.is_file()]
 
@@ -127,4 +146,4 @@ def _exclusive(directories: Sequence[Path]) -> int:
     return found
 
 
-BENCHMARK = Benchmark(name="idle", summary="memory and disk that an idle fork has of its own", measure=measure)
+BENCHMARK = Benchmark(name="idle", summary="memory, disk and CPU time that an idle fork takes", measure=measure)

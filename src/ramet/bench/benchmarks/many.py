@@ -16,6 +16,7 @@ from ramet.bench.source import Source
 from ramet.bench.work import Benchmark, Work
 from ramet.errors import RametError
 from ramet.instances import fan_out
+from ramet.linux import procfs
 from ramet.model import MemoryPolicy
 
 RAMET, P50, P99 = "ramet", "ramet-p50", "ramet-p99"
@@ -113,7 +114,7 @@ def _cpu_by_hand(asleep: Asleep, scratch: Path) -> float:
     before = _cpu_of_ours()
     with floor.woken(asleep, scratch) as guest:
         guest.agent.run(["true"], raw.THAW)
-        return _cpu_of_ours() - before + _cpu_of(guest.pid)
+        return _cpu_of_ours() - before + procfs.cpu_ns(guest.pid) / 1e9
 
 
 def _all_by_hand(asleep: Asleep, scratch: Path, count: int) -> float:
@@ -131,12 +132,6 @@ def _all_by_hand(asleep: Asleep, scratch: Path, count: int) -> float:
 def _cpu_of_ours() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def _cpu_of(pid: int) -> float:
-    line = Path(f"/proc/{pid}/stat").read_text()
-    fields = line[line.rindex(")") + 2 :].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 BENCHMARK = Benchmark(name="many", summary="many forks at once, until each has answered a command", measure=measure)
