@@ -5,7 +5,7 @@ next one lacks nothing (H12, H66). A few of each, since a guest in the lab is sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.capabilities import requires
 from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import RAMET, VERBS, VMMS, kill_before, sleep_and_wake, steps_of
+from tests.vm.cut_short import RAMET, VERBS, VMMS, kill_before, sleep_and_wake, spread, steps_of
 
 KILLED = ("standby", "fork one", "snapshot create", "restore")
 SAMPLE = 8
@@ -26,11 +26,6 @@ pytestmark = [
 ]
 
 
-def spread(count: int) -> Sequence[int]:
-    apart = count // SAMPLE
-    return range(apart * 3 // 4, count, apart)
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("whom", [RAMET, VMMS])
 @pytest.mark.parametrize("name", KILLED)
@@ -39,5 +34,5 @@ def test_a_verb_that_is_killed(
 ) -> None:
     command = CommandLine(host.home)
     steps = steps_of(host, command, kept, VERBS[name])
-    told = kill_before(host, command, kept, name, whom, steps, spread(len(steps)), then=sleep_and_wake)
+    told = kill_before(host, command, kept, name, whom, steps, spread(len(steps), SAMPLE), then=sleep_and_wake)
     record_property(TOLD, f"Firecracker, {told}")

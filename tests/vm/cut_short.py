@@ -7,9 +7,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ramet import Host
 from ramet.errors import RametError
@@ -155,6 +157,12 @@ def chosen(host: Host, count: int, *, apart: int) -> range:
     return range(apart // 2, count, apart)
 
 
+def spread(count: int, sample: int) -> range:
+    """Which of ``count`` steps are tried where a step takes long: some ``sample`` of them, evenly."""
+    apart = max(count // sample, 1)
+    return range(apart * 3 // 4, count, apart)
+
+
 def state_of(host: Host, name: str) -> State | None:
     return host.get(name).state if host.exists(name) else None
 
@@ -250,22 +258,21 @@ class Interrupted:
 
 def cut_short(command: CommandLine, verb: Verb, *, at: int | None = None, options: Sequence[str] = ()) -> Interrupted:
     """Let the verb come to a step, and what ``options`` say happen there."""
-    listed = command.home.parent / "steps"
-    struck = command.home.parent / "struck"
-    for path in (listed, struck):
-        path.unlink(missing_ok=True)
     where = ["--at", str(at)] if at is not None else []
-    done = preloaded.run(
-        "killing",
-        [*where, *options, "--steps", str(listed), "--struck", str(struck), "--", *verb.argv],
-        env=command.environment(),
-        timeout_s=ENDS_WITHIN_S,
-    )
+    with tempfile.TemporaryDirectory(prefix="ramet-steps-") as place:
+        listed, struck = Path(place) / "steps", Path(place) / "struck"
+        done = preloaded.run(
+            "killing",
+            [*where, *options, "--steps", str(listed), "--struck", str(struck), "--", *verb.argv],
+            env=command.environment(),
+            timeout_s=ENDS_WITHIN_S,
+        )
+        steps = listed.read_text().splitlines() if listed.exists() else []
+        was_struck = struck.exists()
     err = done.stderr.decode()
     assert done.returncode != INTERNAL_STATUS, err
     assert "Traceback" not in err, err
-    steps = listed.read_text().splitlines() if listed.exists() else []
-    return Interrupted(status=done.returncode, stderr=err, steps=steps, struck=struck.exists())
+    return Interrupted(status=done.returncode, stderr=err, steps=steps, struck=was_struck)
 
 
 def check_after(

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import os
 import re
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ from typing import Any
 from ramet import process
 from ramet.cli.main import main as ramet
 from ramet.guests import kernel
+from ramet.model import VmmProcess
 from ramet.store import atomic
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -40,6 +43,9 @@ NAMES = (
 BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.posix_spawn"}
 FICLONE = 0x40049409
+FS_IOC_SHUTDOWN = 0x8004587D
+"""_IOR('X', 125, __u32), <linux/fs.h>; XFS_IOC_GOINGDOWN has the same number."""
+NO_LOG_FLUSH = struct.pack("=I", 2)
 END_WITHIN_S = 10.0
 WRITING = (
     "open",
@@ -181,9 +187,25 @@ def peer(sock: socket.socket) -> str:
         return "nobody"
 
 
+def cut_power(home: Path) -> None:
+    """The store's file system stops with what it has not made durable, and no VMM writes anything any more."""
+    found = vmms_of(home)
+    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.ioctl(fd, FS_IOC_SHUTDOWN, NO_LOG_FLUSH)
+    os.close(fd)
+    end(found)
+
+
 def end_vmms(home: Path) -> None:
     """Kill every VMM of the store, and wait until they have ended: what is seen next is what has become of their instances."""
-    found = [vmm for run_dir in (home / "instances").glob("*/run") for vmm in process.find_marked(run_dir)]
+    end(vmms_of(home))
+
+
+def vmms_of(home: Path) -> list[VmmProcess]:
+    return [vmm for run_dir in (home / "instances").glob("*/run") for vmm in process.find_marked(run_dir)]
+
+
+def end(found: Sequence[VmmProcess]) -> None:
     for vmm in found:
         os.kill(vmm.pid, signal.SIGKILL)
     for vmm in found:
@@ -194,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.vm.killing")
     parser.add_argument("--at", type=int, help="the number of the step; without it all are made")
     parser.add_argument("--vmms", action="store_true", help="kill the VMMs there, and let the command go on")
+    parser.add_argument("--power", action="store_true", help="cut the power there: see cut_power")
     parser.add_argument("--errno", choices=("ENOSPC", "EIO"), help="count writing steps alone, and let that one fail")
     parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
     parser.add_argument("--struck", type=Path, help="make this file when the step was reached")
@@ -212,9 +235,13 @@ def main() -> None:
     def act() -> None:
         if options.struck is not None:
             options.struck.touch()
-        if options.vmms:
+        if options.power:
+            cut_power(home)
+        elif options.vmms:
             end_vmms(home)
-        elif options.errno is None:
+        if options.vmms:
+            return
+        if options.errno is None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def strike() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,11 @@ from tests.capabilities import requires
 from tests.unit.children import run_in_child
 from tests.unit.snapshots.published import SNAPSHOT, fill
 from tests.unit.steps import Steps
+from tests.vm.killing import FS_IOC_SHUTDOWN, NO_LOG_FLUSH
 from tools import loopfs
 
 pytestmark = requires("loopfs")
 
-FS_IOC_SHUTDOWN = 0x8004587D
-"""_IOR('X', 125, __u32), <linux/fs.h>; XFS_IOC_GOINGDOWN has the same number."""
-NO_LOG_FLUSH = struct.pack("=I", 2)
 ANY = frozenset({Method.REFLINK, Method.COPY})
 OLD, NEW = b"old" * 100, b"new" * 100
 

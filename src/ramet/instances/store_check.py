@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from ramet.hypervisors.users import USERS, user_number
 from ramet.instances import damaged, live_files, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Manifest, Problem, State, StoreReport, VmmProcess
+from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.store import atomic, chores, names
 from ramet.store.layout import discard, is_id, is_work
@@ -262,18 +263,30 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     except CorruptError:  # a name that cannot be read may be its own; it is told of the name
         return found
     if not unreadable and snapshot_id not in referrers and snapshot_id not in chores.noted_ids(store.paths.locks):
-        is_orphan = not store.paths.instance(manifest.instance_id).dir.exists()
-        found.append(
-            _Found(
-                text="Nothing refers to it.",
-                mend="It is deleted: its instance is gone."
-                if is_orphan
-                else f"Go back to it (ramet restore {manifest.instance_name} --snapshot {snapshot_id}), or delete it "
-                f"(ramet snapshot rm {snapshot_id}).",
-                action=partial(discard, store.paths, paths.dir) if is_orphan else None,
-            )
-        )
+        found.append(_unneeded(store, paths, manifest, records))
     return found
+
+
+def _unneeded(store: Store, paths: SnapshotPaths, manifest: Manifest, records: Sequence[InstanceRecord]) -> _Found:
+    """A snapshot that nothing refers to. A power cut came before it was deleted, where its instance has something newer; else a
+    restore may have failed, and it is all that is left.
+    """
+    owner = next((record for record in records if record.id == manifest.instance_id), None)
+    text, action = "Nothing refers to it.", partial(discard, store.paths, paths.dir)
+    if not store.paths.instance(manifest.instance_id).dir.exists():
+        return _Found(text=text, mend="It is deleted: its instance is gone.", action=action)
+    back = f"ramet restore {manifest.instance_name} --snapshot {manifest.id}"
+    if owner and (observe.is_live(observe.observed(store, owner)) or _refers_to_newer(store, owner, manifest)):
+        return _Found(text=text, mend=f"It is deleted, unless you go back to it before: {back}", action=action)
+    return _Found(text=text, mend=f"Go back to it ({back}), or delete it (ramet snapshot rm {manifest.id}).")
+
+
+def _refers_to_newer(store: Store, record: InstanceRecord, manifest: Manifest) -> bool:
+    for snapshot_id in record.references:
+        with suppress(FileNotFoundError, RametError):  # it is told of that one
+            if manifests.load(store.paths.snapshot(snapshot_id)).created_at_unix_s > manifest.created_at_unix_s:
+                return True
+    return False
 
 
 def _is_shared(path: Path, manifest: Manifest | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from ramet import process
 from ramet.hypervisors.users import user_number
+from ramet.instances import observe
 from ramet.instances.delete import remove
 from ramet.instances.store_check import check
 from ramet.model import UNSEALED, State, VmmProcess
@@ -225,6 +227,32 @@ def test_what_a_live_vm_was_given_up_for_is_told_and_left(place: Place) -> None:
     assert problem.text == "Nothing refers to it."
     assert f"--snapshot {place.snapshot_id}" in problem.mend
     assert place.snapshot.dir.is_dir()
+
+
+def test_what_a_live_vm_has_left_behind_can_be_deleted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut takes the note of what was to be deleted with it."""
+    place.change(snapshot=None, state=State.RUNNING)
+    monkeypatch.setattr(observe, "observed", lambda _store, record: record)
+    found = place.problems(repair=True)
+    (problem,) = [one for one in found if one.text == "Nothing refers to it."]
+    assert problem.mended
+    assert f"--snapshot {place.snapshot_id}" in problem.mend
+    assert not place.snapshot.dir.exists()
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_of_two_snapshots_the_newer_may_be_all_that_is_left(place: Place, is_newer: bool) -> None:
+    """A standby that a power cut ended has published a snapshot that its instance does not refer to yet."""
+    other = place.store.paths.snapshot("b" * 12)
+    shutil.copytree(place.snapshot.dir, other.dir)
+    was = manifests.load(place.snapshot)
+    other.manifest.unlink()
+    created = was.created_at_unix_s + (9 if is_newer else -9)
+    manifests.write(other.manifest, msgspec.structs.replace(was, id="b" * 12, created_at_unix_s=created))
+    other.manifest.chmod(0o400)
+    found = [one for one in place.problems(repair=True) if one.text == "Nothing refers to it."]
+    assert [one.mended for one in found] == [not is_newer]
+    assert other.dir.exists() == is_newer
 
 
 @requires("root")
