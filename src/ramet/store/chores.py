@@ -1,8 +1,11 @@
-"""Chores: what the next command has to do for one that was killed.
+"""Chores: what the next command has to do for one that was killed, or whose host lost its power.
 
-A command that is about to make something which, half made, nothing else would lead to, notes it first: in a file under ``locks/``
-that it keeps locked while it works, and unlinks when it has ended, well or not. A chore that is there and not locked is one whose
-command was killed. Its unlinking is what makes a command's work final.
+A command that is about to make something which, half made, nothing else would lead to, notes it first: in the name of a file
+under ``locks/`` that it keeps locked while it works, and unlinks when it has ended, well or not. A chore that is there and not
+locked is one whose command was killed. Its unlinking is what makes a command's work final.
+
+It is in the name, and the file is empty: journals keep names in the order in which they were made (ext4, XFS), so that whoever
+finds, after a power cut, what was made later finds the chore, and nobody waits for a disk to note one.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from ramet.errors import NoSpaceError, host_errors
-from ramet.linux import ofdlock, whole
+from ramet.linux import ofdlock
 from ramet.signals import signals_held
 from ramet.store import atomic
 from ramet.store.layout import is_id
 
 log = logging.getLogger("ramet.store")
 PREFIX = "chore-"
+IDS_MAX = 16
+"""In one name, which has at most 255 bytes."""
 
 
 class Kind(StrEnum):
@@ -37,35 +42,48 @@ class Kind(StrEnum):
 
 
 class Chore:
-    """One that this process has noted."""
+    """One that this process has noted: one file that it has locked, with a name for every few ids, and one that says nothing."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self._path = path
-        self._fd = fd
-        self._noted: set[tuple[Kind, str]] = set()
-        self.stays = False
-        """Whether it is left for the next command, though the block ends well."""
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._names: dict[Path, set[tuple[Kind, str]]] = {}
+        self._left: set[tuple[Kind, str]] = set()
 
     def add(self, kind: Kind, *ids: str | None) -> None:
         """Note more.
 
         Raises:
-            HostError: if it cannot be written.
+            HostError: if it cannot be noted.
         """
-        data = "".join(f"{kind} {one}\n" for one in filter(None, ids)).encode()
-        with host_errors(f"note in {self._path} what to do if this is killed"):
-            whole.write(self._fd, data)
-        self._noted |= {(kind, one) for one in ids if one}
+        with host_errors(f"note in {self._base.parent} what to do if this is killed"):
+            for name, some in _named(self._base.name, kind, [one for one in ids if one]):
+                path = self._base.with_name(name)
+                path.hardlink_to(self._base)
+                self._names[path] = {(kind, one) for one in some}
 
     def leave(self, kind: Kind, one: str) -> None:
-        """Leave this to the next command, with all else that is noted here.
+        """Leave this to the next command, though the block ends well.
 
         Raises:
             HostError: if it was not noted yet, and cannot be.
         """
-        if (kind, one) not in self._noted:
+        if not any((kind, one) in noted for noted in self._names.values()):
             self.add(kind, one)
-        self.stays = True
+        self._left.add((kind, one))
+
+    def end(self) -> None:
+        """Take away what is not left to the next command."""
+        for path, noted in self._names.items():
+            if not noted & self._left:
+                path.unlink(missing_ok=True)
+        self._base.unlink(missing_ok=True)
+
+
+def _named(base: str, kind: Kind, ids: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """The names that note these, each with those that it notes."""
+    for first in range(0, len(ids), IDS_MAX):
+        some = ids[first : first + IDS_MAX]
+        yield "-".join([base, kind, *some]), some
 
 
 @contextmanager
@@ -76,17 +94,16 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
         HostError: if it cannot be written; the block was not begun.
     """
     with host_errors(f"note in {locks_dir} what to do if this is killed"), signals_held():
-        path, fd = _create(locks_dir)
-    chore = Chore(path, fd)
+        base, fd = _create(locks_dir)
+    chore = Chore(base)
     try:
         try:
             chore.add(kind, *ids)
             yield chore
         finally:
             with signals_held():
-                if not chore.stays:
-                    with host_errors(f"take {path} away"):
-                        path.unlink(missing_ok=True)
+                with host_errors(f"take {base} away"):
+                    chore.end()
                 if durable:
                     _make_durable(locks_dir)
     finally:
@@ -112,26 +129,28 @@ def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Ite
     stays, and the next command tries to end it.
     """
     with ExitStack() as held:
-        path, chore = None, None
+        chore = None
         try:
             with host_errors("note what to do if this is killed"), signals_held():
-                path, fd = _create(locks_dir)
-                held.callback(os.close, fd)
-            noting = Chore(path, fd)
-            noting.add(kind, *ids)
-            chore = noting
+                base, fd = _create(locks_dir)
+            held.callback(os.close, fd)
+            chore = Chore(base)
+            chore.add(kind, *ids)
         except NoSpaceError:
             log.info("no room to note a chore; going on without")
+            if chore is not None:
+                chore.end()
+            chore = None
         yield chore
-        if path is not None and not (chore is not None and chore.stays):
-            path.unlink(missing_ok=True)
+        if chore is not None:
+            chore.end()
 
 
 def _create(locks_dir: Path) -> tuple[Path, int]:
     """An empty file of our own, locked. Whoever finds it before it is locked takes it for one that has nothing to say."""
     while True:
         path = locks_dir / f"{PREFIX}{secrets.token_hex(6)}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         if ofdlock.try_lock(fd) and _is_at(fd, path):
             return path, fd
         os.close(fd)
@@ -143,7 +162,7 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
     leaves in the list stays noted, and all of it if the block fails.
     """
     try:  # never made anew: one that has ended in order would be there again, and free
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         yield []
         return
@@ -151,28 +170,22 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
         if not (ofdlock.try_lock(fd) and _is_at(fd, path)):
             yield []
             return
-        todo = list(_read(path))
+        todo = list(_said(path.name))
         count = len(todo)
         yield todo
         if 0 < len(todo) < count:
-            _note_again(path.parent, todo)
+            _note_again(path, todo)
         if not todo or len(todo) < count:
             path.unlink(missing_ok=True)
     finally:
         os.close(fd)
 
 
-def _note_again(locks_dir: Path, todo: Sequence[tuple[Kind, str]]) -> None:
-    """In a file of its own, which is nobody's: whatever cuts this short, what is to be done is noted somewhere."""
-    path, fd = _create(locks_dir)
-    try:
-        for kind, one in todo:
-            Chore(path, fd).add(kind, one)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
+def _note_again(path: Path, todo: Sequence[tuple[Kind, str]]) -> None:
+    """Under a name of what is left of it: whatever cuts this short, what is to be done is noted somewhere."""
+    (kind,) = {kind for kind, _ in todo}  # a name says but one
+    for name, _ in _named(f"{PREFIX}{secrets.token_hex(6)}", kind, [one for _, one in todo]):
+        path.with_name(name).hardlink_to(path)
 
 
 def noted_ids(locks_dir: Path) -> set[str]:
@@ -182,19 +195,14 @@ def noted_ids(locks_dir: Path) -> set[str]:
         HostError: if a chore cannot be read: what it names is not known.
     """
     with host_errors(f"read in {locks_dir} what other commands are at work on"):
-        while True:
-            found: set[str] = set()
-            has_ended = False
-            for path in locks_dir.glob(f"{PREFIX}*"):
-                try:
-                    found |= {one for _, one in _read(path)}
-                except FileNotFoundError:
-                    if path.is_symlink():
-                        raise  # to nowhere: it is not ours, and stays
-                    has_ended = True
-            if not has_ended:
-                return found
-            # What is left of one that has ended may be noted in another file by now, which was not listed.
+        names: set[str] | None = None
+        while names != (again := _names(locks_dir)):  # what is left of one may have got another name meanwhile
+            names = again
+    return {one for name in again for _, one in _said(name)}
+
+
+def _names(locks_dir: Path) -> set[str]:
+    return {path.name for path in locks_dir.iterdir() if path.name.startswith(PREFIX)}
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -204,10 +212,13 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> Iterator[tuple[Kind, str]]:
-    for line in path.read_bytes().decode("ascii", errors="replace").splitlines():
-        kind, _, one = line.partition(" ")
-        if kind in list(Kind) and is_id(one):
-            yield Kind(kind), one
-        else:
-            log.warning("%s: %r is no chore", path, line)
+def _said(name: str) -> Iterator[tuple[Kind, str]]:
+    """What the name of a chore says: none yet, if it is that by which it was made."""
+    token, *said = name.removeprefix(PREFIX).split("-")
+    if not said:
+        return
+    kind, *ids = said
+    if kind in list(Kind) and all(map(is_id, [token, *ids])):
+        yield from ((Kind(kind), one) for one in ids)
+    else:
+        log.warning("%s is no chore of ours", name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,8 @@ def test_a_claim_of_two_that_is_killed_leaves_no_name(place: Place, vmms: Vmms, 
     at[two.id] = lambda: os.kill(os.getpid(), signal.SIGKILL)
     assert run_in_child(lambda: take(place, "a", "b")) == -signal.SIGKILL
     paths = sorted(place.store.paths.locks.glob("chore-*"))
-    removal = next(path for path in paths if b"remove" in path.read_bytes())
-    with removal.open("ab") as stream:
-        stream.write(f"remove {two.id}\n".encode())
-    removal.rename(removal.with_name("chore-000000000000"))
+    removal = next(path for path in paths if "remove" in path.name)
+    removal.rename(removal.with_name(f"chore-000000000000-remove-{removal.name.rpartition('-')[2]}-{two.id}"))
     tidy.tidy(place.store)
     assert names_of(place) == {"web": INSTANCE}
     assert noted(place) == set()
@@ -101,7 +100,7 @@ def test_a_name_that_outlived_its_record_in_a_power_cut_is_freed(place: Place) -
     assert "blue" not in names_of(place)
     with place.store.even_if_killed(Kind.REMOVE, "6" * 12):
         pass
-    (place.store.paths.locks / "chore-000000000000").write_text(f"remove {'6' * 12}\n")
+    (place.store.paths.locks / f"chore-000000000000-remove-{'6' * 12}").touch()
     tidy.tidy(place.store)
     assert "green" not in names_of(place)
     (found,) = [problem for problem in place.problems() if "red" in problem.where]
@@ -297,22 +296,19 @@ def test_a_chore_that_moves_to_another_file_while_it_is_looked_for_is_found(
 ) -> None:
     """What a killed command has left is noted anew by the command that has done a part of it."""
     locks = place.store.paths.locks
-    old, new = locks / "chore-000000000000", locks / "chore-111111111111"
-    old.write_text(f"remove {INSTANCE}\n")
-    read = chores._read
-
-    def move_first(path: Path) -> Iterator[tuple[Kind, str]]:
-        if path == old:
-            old.rename(new)
-        return read(path)
-
-    monkeypatch.setattr(chores, "_read", move_first)
+    (locks / f"chore-000000000000-remove-{INSTANCE}").touch()
+    listings = iter(
+        [[], *[list(locks.iterdir())] * 2]
+    )  # in the first, the new name is not there yet, and the old no more
+    monkeypatch.setattr(Path, "iterdir", lambda _: next(listings))
     assert chores.noted_ids(locks) == {INSTANCE}
 
 
-def test_a_chore_that_cannot_be_read_lets_nothing_be_claimed(place: Place, vmms: Vmms) -> None:
+def test_chores_that_cannot_be_listed_let_nothing_be_claimed(
+    place: Place, vmms: Vmms, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it names is not known."""
     park(place, 5, vmms())
-    (place.store.paths.locks / "chore-nowhere").symlink_to("nowhere")
+    monkeypatch.setattr(chores, "_names", failing(OSError(errno.EIO, "Input/output error")))
     with pytest.raises(HostError, match="at work on"):
         take(place, "a")
