@@ -176,6 +176,7 @@ def _run_one(
         with signals_held():  # a second Ctrl-C waits until nothing is left
             vmms.unwrap_vmm(world)
             vmms.seal_again(world)
+            vmms.keep_from_merging(world)
             files.clear_what_was_left(world)
             if not keep:
                 say(f"{scenario.name}: removing what was made")

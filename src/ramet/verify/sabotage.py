@@ -125,6 +125,14 @@ SABOTAGES: dict[str, Sabotage] = {
             needs=Need.VMM_USERS,
         ),
         Sabotage(
+            name="mergeable-memory",
+            summary="the kernel may merge the memory of the fork's VMM with that of other processes (KSM)",
+            scenario="base",
+            caught_by=("vmm-confined",),
+            strikes={Point.FORK_RESTORING: vmms.let_memory_be_merged, Point.FORK_RESTORED: vmms.keep_from_merging},
+            needs=Need.INHERITED_MERGING,
+        ),
+        Sabotage(
             name="other-disk",
             summary="the fork gets a disk that is not the source's",
             scenario="base",

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ramet.errors import ConfigError
-from ramet.linux import landlock, memfd, seccomp
+from ramet.linux import ksm, landlock, memfd, seccomp
 from ramet.model import Hypervisor, MemoryPolicy
 from ramet.verify.world import World
 
@@ -147,6 +147,22 @@ def seal_again(world: World) -> None:
     """From here on copies are sealed as before."""
     if world.notes.pop("unsealed", None) is not None:
         patch.stopall()
+
+
+def let_memory_be_merged(world: World) -> None:
+    """VMMs inherit that all of their memory may be merged (KSM), as from a service with ``MemoryKSM=``, and nobody clears it."""
+    world.notes["merging"] = "yes" if ksm.is_wanted() else "no"
+    patch.object(ksm, "forbid", lambda: None).start()
+    ksm.allow()
+
+
+def keep_from_merging(world: World) -> None:
+    """Our memory may be merged if it might before; that of VMMs which start from here on may not."""
+    before = world.notes.pop("merging", None)
+    if before is not None:
+        patch.stopall()
+    if before == "no":
+        ksm.forbid()
 
 
 def stop_flight(world: World) -> None:
