@@ -75,7 +75,7 @@ class MemoryPolicy(StrEnum):
     CLONE = "clone"
     """Its own, from the moment that it is made."""
     SHARE = "share"
-    """Its source's published one, or a sealed copy of that in RAM, which all such forks map and the kernel lets none write."""
+    """Its source's published one, or a sealed copy in RAM of that, which all such forks map and the kernel lets none write."""
 
 
 class SnapshotKind(StrEnum):
@@ -118,8 +118,8 @@ class Ancestor(Value, frozen=True, kw_only=True):
     snapshot_id: str | None
 
 
-class Template(Value, frozen=True, kw_only=True):
-    """A sealed copy of a snapshot's memory in RAM, that Ramet made: a memfd, known by its device and inode."""
+class CopyInRam(Value, frozen=True, kw_only=True):
+    """A copy in RAM of a snapshot's memory, that Ramet made and sealed: a memfd, known by its device and inode."""
 
     snapshot_id: Id
     dev: int
@@ -155,8 +155,9 @@ class InstanceRecord(Value, frozen=True, kw_only=True):
     """The snapshot that the instance sleeps on (standby), or the last one it woke from or wrote (running, failed)."""
     mapped_snapshot: Id | None = None
     """The snapshot whose memory the live VMM maps."""
-    template: Template | None = None
-    """What it maps in the place of ``mapped_snapshot``'s file, if that is the snapshot that this is a copy of."""
+    copy_in_ram: CopyInRam | None = msgspec.field(default=None, name="template")
+    """What it maps in the place of ``mapped_snapshot``'s file, if that is the snapshot that this is a copy of. ``template`` is
+    its name on disk: what other versions read and write."""
     diff_base: Id | None = None
     """The snapshot that the VMM's next diff is relative to."""
     needs_full: bool = False
@@ -394,7 +395,7 @@ class Use(Value, frozen=True, kw_only=True):
     apparent_bytes: int
     own_memory_bytes: int | None = None
     """What its VMM has in no file, in RAM or in swap: what the guest has written, and the VMM's own; None if there is none. Of a
-    snapshot: the sealed copy of its memory that forks share.
+    snapshot: the copy in RAM of its memory that forks share.
     """
     pss_bytes: int | None = None
     """Its VMM's proportional set size: pages that several processes map are divided among them (proc(5), smaps_rollup)."""

@@ -31,7 +31,7 @@ from ramet.instances import birth, guest, sharing
 from ramet.instances.context import COLLECT_TIMEOUT_S, Store
 from ramet.linux import memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
-from ramet.snapshots import template as templates
+from ramet.snapshots import copies_in_ram
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 from tests.capabilities import requires
 from tests.model.machine import Words
@@ -43,10 +43,10 @@ WROTE = Words(ram=(1, 2, 3, 4), disk=(5, 6, 7), register=8)
 SHARE = MemoryPolicy.SHARE
 KINDS = {
     "read-only": (Hypervisor.QEMU, True),
-    "template": (Hypervisor.QEMU, False),
+    "copy-in-ram": (Hypervisor.QEMU, False),
     "last-capture": (Hypervisor.FIRECRACKER, True),
 }
-of_older_qemu = pytest.mark.parametrize("kind", ["template"])
+of_older_qemu = pytest.mark.parametrize("kind", ["copy-in-ram"])
 of_all = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -340,7 +340,7 @@ def test_what_somebody_can_write_is_not_shared(stage: PlayedStage) -> None:
 
 
 @of_older_qemu
-def test_there_is_one_template_as_long_as_somebody_maps_it(stage: PlayedStage) -> None:
+def test_there_is_one_copy_in_ram_as_long_as_somebody_maps_it(stage: PlayedStage) -> None:
     first, second = share(stage, 2)
     ino = mapped(first)
     stage.host.standby("web-1")
@@ -397,7 +397,9 @@ def test_du_counts_it_once_at_its_snapshot(stage: PlayedStage) -> None:
 
 
 @of_older_qemu
-def test_a_template_is_waited_for_as_long_as_it_may_take(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_in_ram_is_waited_for_as_long_as_it_may_take(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To be copied, and its first fork to wake, whose agent alone may take a minute and more."""
     waited: list[float] = []
 
@@ -415,13 +417,13 @@ def test_a_template_is_waited_for_as_long_as_it_may_take(stage: PlayedStage, mon
 @of_older_qemu
 def test_what_a_vmm_puts_in_its_place_is_not_passed_on(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
     first = share(stage, 1)[0]
-    monkeypatch.setattr(templates, "opened", lambda *_, **__: None)
+    monkeypatch.setattr(copies_in_ram, "opened", lambda *_, **__: None)
     share(stage, 1)
     assert mapped(stage.host.get("web-2")) != mapped(first)
 
 
 @of_older_qemu
-def test_without_room_for_a_template_nothing_is_left(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_for_a_copy_in_ram_nothing_is_left(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 1)
     with pytest.raises(RoomError, match="to share, and 0 MiB are free"):
         share(stage, 1)

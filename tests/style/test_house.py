@@ -13,7 +13,7 @@ from tests.style.sources import ROOT, SRC, name_of, python_files, tree_of
 FOLDERS = ["bench", "cli", "guests", "hypervisors", "instances", "linux", "snapshots", "store", "verify"]
 LINES_MAX = 500
 CODE = {".py", ".c", ".h"}
-ROOMS_WITHIN = ("bench/benchmarks", "verify/reports", "verify/scenarios")
+ROOMS_WITHIN = ("bench/benchmarks", "verify/reports", "verify/scenarios", "verify/strikes")
 PLACES = ("src", "tests", "bench", "lab", "tools")
 
 

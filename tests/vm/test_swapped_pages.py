@@ -16,8 +16,8 @@ from ramet.linux import pagemap, procfs
 from ramet.linux.pagemap import Method, Region
 from ramet.paths import SnapshotPaths
 from ramet.process import wait_until
-from ramet.snapshots import template as templates
-from ramet.snapshots.memory import SharedCopy
+from ramet.snapshots import copies_in_ram
+from ramet.snapshots.memory import OpenCopyInRam
 from ramet.snapshots.scatter import Scatter
 from ramet.verify import run
 from ramet.verify.checks import Verdict
@@ -85,7 +85,7 @@ def test_of_a_copy_in_ram_only_what_was_written_is_the_processs(tmp_path: Path, 
     """Its own pages go to swap too, and are the file's: what a fork shares is no part of what it has written."""
     paths = SnapshotPaths(dir=tmp_path)
     full_base(paths.memory)
-    with templates.made(paths) as (fd, _):
+    with copies_in_ram.made(paths) as (fd, _):
         shared = Path(f"/proc/self/fd/{fd}")
         with Mapper(shared) as child:
             child.write(4 * PAGE, os.urandom(8 * PAGE))
@@ -100,7 +100,7 @@ def test_of_a_copy_in_ram_only_what_was_written_is_the_processs(tmp_path: Path, 
                 mapped_file=shared,
                 into=tmp_path / "result",
                 base_is_empty=False,
-                template=SharedCopy(fd=fd, same=paths.memory),
+                copy_in_ram=OpenCopyInRam(fd=fd, same=paths.memory),
                 scatter=Scatter(),
             )
             assert (tmp_path / "result").read_bytes() == view

@@ -12,7 +12,7 @@ from ramet import process
 from ramet.errors import CorruptError, NotFoundError, RametError, VmmDiedError, host_errors
 from ramet.instances import observe, pools, snapshots
 from ramet.instances.context import Referrers, Store
-from ramet.instances.live_files import mapped_file, maps_template
+from ramet.instances.live_files import mapped_file, maps_copy_in_ram
 from ramet.linux import extents, memfd, procfs
 from ramet.model import Failure, Hypervisor, InstanceInfo, InstanceRecord, MappedMemory, State, Use
 from ramet.snapshots import manifest as manifests
@@ -131,7 +131,7 @@ def _mapped_memory(store: Store, record: InstanceRecord) -> MappedMemory | None:
         path = mapped_file(store.paths, record)
         mappings = procfs.mappings_of_file(record.vmm.pid, path)
         opened = procfs.descriptors_of_file(record.vmm.pid, path)
-        is_sealed = maps_template(record) and _is_sealed(path)
+        is_sealed = maps_copy_in_ram(record) and _is_sealed(path)
     except (OSError, VmmDiedError) as err:
         log.info("%s: what its VMM maps cannot be told: %s", record.name, err)
         return None
@@ -174,10 +174,10 @@ def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], InMemory]]:
         yield record.name, "instance", [*_files(paths.work), *_files(paths.logs)], in_memory
     copies: dict[str, int] = {}
     for one in records:
-        if one.template and maps_template(one) and one.template.snapshot_id not in copies:
+        if one.copy_in_ram and maps_copy_in_ram(one) and one.copy_in_ram.snapshot_id not in copies:
             taken = _copy_bytes(store, one)
             if taken is not None:  # else its VMM has ended, and another may have it
-                copies[one.template.snapshot_id] = taken
+                copies[one.copy_in_ram.snapshot_id] = taken
     for snapshot in snapshots.all_snapshots(store):
         label = ", ".join(snapshot.names) or f"{snapshot.id} (of {snapshot.instance_name})"
         yield label, "snapshot", _files(Path(snapshot.dir)), (copies.get(snapshot.id), None)
@@ -187,7 +187,7 @@ def _takers(store: Store) -> Iterator[tuple[str, str, list[Path], InMemory]]:
 
 
 def _copy_bytes(store: Store, record: InstanceRecord) -> int | None:
-    """What the sealed copy takes that a VMM maps; None if it has ended."""
+    """What the copy in RAM takes that a VMM maps; None if it has ended."""
     with suppress(VmmDiedError, OSError):
         return mapped_file(store.paths, record).stat().st_blocks * 512
     return None

@@ -7,20 +7,20 @@ from pathlib import Path
 from ramet.errors import VmmDiedError, host_errors
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths, StorePaths
-from ramet.snapshots import template as templates
+from ramet.snapshots import copies_in_ram
 from ramet.store import atomic
 
 
 def mapped_file(store: StorePaths, record: InstanceRecord) -> Path:
-    """The file that the VMM maps: the template of its snapshot, by the VMM's own descriptor; its own under ``work/``; or, where
-    that is not needed, its snapshot's.
+    """The file that the VMM maps: the copy in RAM of its snapshot, by the VMM's own descriptor; its own under ``work/``; or,
+    where that is not needed, its snapshot's.
 
     Raises:
-        VmmDiedError: if the VMM has no descriptor of the template: it has ended.
+        VmmDiedError: if the VMM has no descriptor of the copy: it has ended.
     """
-    if maps_template(record):
-        assert record.template is not None
-        found = templates.path_in(record.vmm, record.template) if record.vmm is not None else None
+    if maps_copy_in_ram(record):
+        assert record.copy_in_ram is not None
+        found = copies_in_ram.path_in(record.vmm, record.copy_in_ram) if record.vmm is not None else None
         if found is None:
             raise VmmDiedError(f"The VMM of {record.name!r} does not have its memory open any more.")
         return found
@@ -30,9 +30,9 @@ def mapped_file(store: StorePaths, record: InstanceRecord) -> Path:
     return store.snapshot(record.mapped_snapshot).memory
 
 
-def maps_template(record: InstanceRecord) -> bool:
-    """Whether what the VMM maps is the template of the snapshot that it woke from."""
-    return record.template is not None and record.template.snapshot_id == record.mapped_snapshot
+def maps_copy_in_ram(record: InstanceRecord) -> bool:
+    """Whether what the VMM maps is the copy in RAM of the snapshot that it woke from."""
+    return record.copy_in_ram is not None and record.copy_in_ram.snapshot_id == record.mapped_snapshot
 
 
 def clear(paths: InstancePaths, *, keep_disk: bool) -> None:

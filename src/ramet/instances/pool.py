@@ -17,7 +17,7 @@ from ramet.instances.batch import Batch, OnResult
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.delete import take_away
 from ramet.instances.pools import Source
-from ramet.model import InstanceRecord, Manifest, MemoryPolicy, PoolInfo, State, Template
+from ramet.model import CopyInRam, InstanceRecord, Manifest, MemoryPolicy, PoolInfo, State
 from ramet.paths import SnapshotPaths
 from ramet.snapshots import manifest as manifests
 from ramet.states import Verb, require
@@ -155,7 +155,7 @@ def park(store: Store, record: InstanceRecord) -> None:
                 restore.wake(instance, paths, manifest, then=_come_to_rest)
 
 
-def _come_to_rest(instance: Locked, manifest: Manifest, template: Template | None) -> None:
+def _come_to_rest(instance: Locked, manifest: Manifest, copy_in_ram: CopyInRam | None) -> None:
     """Two forks that run at all have drawn different randomness: an identity comes first here too. The claim gives another."""
     record, run_dir = instance.record, instance.paths.run
     generation = record.generation + 1
@@ -164,4 +164,4 @@ def _come_to_rest(instance: Locked, manifest: Manifest, template: Template | Non
         with guest.identified(run_dir, record, generation=generation) as agent:
             guest.rehearse(agent)
         monitor.stop_vcpus()
-    restore.note_woken(instance, manifest, template, state=State.PARKED, generation=generation, pool=record.pool)
+    restore.note_woken(instance, manifest, copy_in_ram, state=State.PARKED, generation=generation, pool=record.pool)

@@ -15,7 +15,7 @@ from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
 from ramet.instances.power import reached
-from ramet.model import Failure, InstanceRecord, Manifest, State, Template, VmmProcess
+from ramet.model import CopyInRam, Failure, InstanceRecord, Manifest, State, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.phases import phase
 from ramet.signals import signals_held
@@ -138,7 +138,7 @@ def _end_live(instance: Locked) -> None:
         live_files.clear(instance.paths, keep_disk=True)
 
 
-def let_run(instance: Locked, manifest: Manifest, template: Template | None) -> None:
+def let_run(instance: Locked, manifest: Manifest, copy_in_ram: CopyInRam | None) -> None:
     """Resume; identity acknowledged; record durable; and only then the thaw: no workload runs that a crash would forget.
 
     The verb is still marked as pending: the disk that a rollback had set aside is yet to go.
@@ -149,7 +149,7 @@ def let_run(instance: Locked, manifest: Manifest, template: Template | None) -> 
         monitor.resume_vcpus()
     with guest.identified(run_dir, record, generation=generation) as agent:
         with phase("record"):
-            note_woken(instance, manifest, template, state=State.RUNNING, generation=generation, pool=None)
+            note_woken(instance, manifest, copy_in_ram, state=State.RUNNING, generation=generation, pool=None)
         with phase("thaw"):
             agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
 
@@ -157,7 +157,7 @@ def let_run(instance: Locked, manifest: Manifest, template: Template | None) -> 
 def note_woken(
     instance: Locked,
     manifest: Manifest,
-    template: Template | None,
+    copy_in_ram: CopyInRam | None,
     *,
     state: State,
     generation: int,
@@ -174,7 +174,7 @@ def note_woken(
         failure_detail=None,
         snapshot=manifest.id,
         mapped_snapshot=manifest.id,
-        template=template,
+        copy_in_ram=copy_in_ram,
         diff_base=manifest.id,
         needs_full=False,
         generation=generation,
@@ -182,7 +182,7 @@ def note_woken(
     )
 
 
-Then = Callable[[Locked, Manifest, Template | None], None]
+Then = Callable[[Locked, Manifest, CopyInRam | None], None]
 """What is done with a VMM that has loaded its snapshot, and what is recorded of it."""
 
 
@@ -202,21 +202,21 @@ def wake(
     try:
         with phase("live files"):
             derive(snapshot.disk, paths.disk, allow=ANY_METHOD)
-        with _memory_to_map(instance, snapshot, manifest) as (memory, template):
+        with _memory_to_map(instance, snapshot, manifest) as (memory, copy_in_ram):
             spec = launch_spec(
                 instance,
                 memory=memory,
                 boot=None,
                 vmstate=snapshot.vmstate,
                 snapshot_of=manifest.instance_id if _is_anothers(instance, manifest) else None,
-                memory_is_sealed=template is not None,
+                memory_is_sealed=copy_in_ram is not None,
             )
             if not verified:
-                _load(instance, spec, manifest, template, before_run=lambda _vmm: None, then=then)
+                _load(instance, spec, manifest, copy_in_ram, before_run=lambda _vmm: None, then=then)
             else:
                 instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
                 with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
-                    _load(instance, spec, manifest, template, before_run=require_used, then=then)
+                    _load(instance, spec, manifest, copy_in_ram, before_run=require_used, then=then)
     except BaseException:
         with signals_held():
             live_files.clear(paths, keep_disk=False)
@@ -229,7 +229,7 @@ def _load(
     instance: Locked,
     spec: LaunchSpec,
     manifest: Manifest,
-    template: Template | None,
+    copy_in_ram: CopyInRam | None,
     *,
     before_run: Callable[[VmmProcess], None],
     then: Then,
@@ -240,7 +240,7 @@ def _load(
     try:
         instance.change(durable=False, vmm=vmm, console_offset_bytes=said_bytes)
         before_run(vmm)
-        then(instance, manifest, template)
+        then(instance, manifest, copy_in_ram)
     except BaseException:
         with signals_held():
             process.kill_and_wait(vmm)
@@ -255,14 +255,14 @@ def _is_anothers(instance: Locked, manifest: Manifest) -> bool:
 @contextmanager
 def _memory_to_map(
     instance: Locked, snapshot: SnapshotPaths, manifest: Manifest
-) -> Iterator[tuple[Path, Template | None]]:
-    """The memory file that the VMM maps; a template, if the snapshot is another's and the VMM would open it for writing."""
+) -> Iterator[tuple[Path, CopyInRam | None]]:
+    """The memory file that the VMM maps; a copy in RAM, if the snapshot is another's and the VMM would open it for writing."""
     if _is_anothers(instance, manifest):
         sharing.require_enforced(instance.store, instance.record.hypervisor)
     if not _is_anothers(instance, manifest) or instance.driver.opens_memory_read_only:
         yield _file_to_map(instance, snapshot), None
     else:
-        with sharing.template(instance.store, snapshot, manifest) as found:
+        with sharing.copy_in_ram(instance.store, snapshot, manifest) as found:
             yield found
 
 

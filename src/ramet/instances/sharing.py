@@ -19,14 +19,14 @@ from ramet.instances.choice import why_no_vmm_users
 from ramet.instances.context import Store
 from ramet.instances.room import KEPT_BYTES
 from ramet.linux import leases, memfd, memory
-from ramet.model import MIB, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Template
+from ramet.model import MIB, CopyInRam, Hypervisor, InstanceRecord, Manifest, MemoryPolicy
 from ramet.paths import SnapshotPaths
-from ramet.snapshots import template as templates
+from ramet.snapshots import copies_in_ram
 from ramet.store.locks import locked
 
 CAPABILITY = "memory policy share"
-TEMPLATE_TIMEOUT_S = 600.0
-"""How long a template in the making is waited for: a copy of many GiB from a slow disk, and then the wake of the first that maps
+COPY_IN_RAM_TIMEOUT_S = 600.0
+"""How long a copy in RAM that is being made is waited for: many GiB from a slow disk, and then the wake of the first that maps
 it. If that is killed, its lock goes with it."""
 
 
@@ -107,20 +107,20 @@ def open_to_forks(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> 
 
 
 @contextmanager
-def template(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> Iterator[tuple[Path, Template]]:
+def copy_in_ram(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> Iterator[tuple[Path, CopyInRam]]:
     """The sealed copy in RAM of a snapshot's memory, by a path that is good for the block: what a live fork maps, or a new one.
 
     A new one is found by others once the record says which it is; until the block ends they wait.
 
     Raises:
-        LockedError: if one is made for longer than ``TEMPLATE_TIMEOUT_S``.
+        LockedError: if one is made for longer than ``COPY_IN_RAM_TIMEOUT_S``.
         UnsupportedError: if this kernel cannot seal it.
         RoomError: if there is not enough memory for it.
     """
     with ExitStack() as stack:
         at_work = stack.enter_context(ExitStack())
-        key = f"snapshot-{manifest.id}-template"
-        at_work.enter_context(locked(store.paths.locks, key, timeout_s=TEMPLATE_TIMEOUT_S))
+        key = f"snapshot-{manifest.id}-template"  # as other versions call it: the lock is the same for all
+        at_work.enter_context(locked(store.paths.locks, key, timeout_s=COPY_IN_RAM_TIMEOUT_S))
         found = _of_a_live_fork(store, manifest)
         if found is not None:
             fd, one = found
@@ -128,16 +128,16 @@ def template(store: Store, snapshot: SnapshotPaths, manifest: Manifest) -> Itera
             at_work.close()
         else:
             _require_room(snapshot)
-            fd, one = stack.enter_context(templates.made(snapshot))
+            fd, one = stack.enter_context(copies_in_ram.made(snapshot))
         yield Path(f"/proc/self/fd/{fd}"), one
 
 
-def _of_a_live_fork(store: Store, manifest: Manifest) -> tuple[int, Template] | None:
+def _of_a_live_fork(store: Store, manifest: Manifest) -> tuple[int, CopyInRam] | None:
     for record in store.readable_records()[0]:
-        one, vmm = record.template, record.vmm
+        one, vmm = record.copy_in_ram, record.vmm
         if one is None or vmm is None or one.snapshot_id != manifest.id or not process.is_alive(vmm):
             continue
-        fd = templates.opened(one, vmm, size_bytes=manifest.memory.size_bytes)
+        fd = copies_in_ram.opened(one, vmm, size_bytes=manifest.memory.size_bytes)
         if fd is not None:
             return fd, one
     return None

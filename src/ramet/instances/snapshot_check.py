@@ -150,7 +150,7 @@ def _open(
 ) -> _Opened:
     """``name``: what it is called, whatever its path."""
     with host_errors(f"open {path}"):
-        # A template has no other path than a descriptor's, which is a link.
+        # A copy in RAM has no other path than a descriptor's, which is a link.
         following = os.O_NOFOLLOW if path.parent == Path("/proc/self/fd") else 0
         fd = _open_past_the_cache(path) if past_the_cache else os.open(path, READING & ~following)
         held.callback(os.close, fd)

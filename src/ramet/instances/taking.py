@@ -18,9 +18,9 @@ from ramet.model import MIB, InstanceRecord, Manifest, SnapshotKind, State, VmmP
 from ramet.paths import SnapshotPaths
 from ramet.signals import signals_held
 from ramet.snapshots import capture as captures
+from ramet.snapshots import copies_in_ram
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import memory as memories
-from ramet.snapshots import template as templates
 from ramet.snapshots.publish import add_sums, describe
 from ramet.snapshots.scatter import Scatter
 from ramet.store.layout import new_id, work_in_progress
@@ -100,13 +100,13 @@ def begun(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest_wa
 def _memory_ahead(instance: Locked, into: Path) -> memories.Begun:
     store, record = instance.store, instance.record
     vmm = vmm_of(record)
-    with _shared_copy(store, record, vmm) as template:
+    with _copy_in_ram(store, record, vmm) as copy_in_ram:
         return memories.begin(
             vmm,
             mapped_file=live_files.mapped_file(store.paths, record),
             into=into,
             scatter=_scatter(instance, record.mapped_snapshot, guest_waits=True),
-            template=template,
+            copy_in_ram=copy_in_ram,
             guest_runs=True,
         )
 
@@ -127,13 +127,13 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Wo
             result, base_id = _captured_by_vmm(instance, monitor, vmm, work.files, guest_waits=work.guest_waits)
         else:
             base_id = record.mapped_snapshot
-            with _shared_copy(store, record, vmm) as template:
+            with _copy_in_ram(store, record, vmm) as copy_in_ram:
                 result = captures.capture(
                     monitor,
                     vmm,
                     live=instance.paths,
                     mapped_file=live_files.mapped_file(store.paths, record),
-                    template=template,
+                    copy_in_ram=copy_in_ram,
                     into=work.files,
                     base_is_empty=base_id is None,
                     scatter=_scatter(instance, base_id, guest_waits=work.guest_waits),
@@ -169,26 +169,26 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _shared_copy(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Iterator[memories.SharedCopy | None]:
-    """The template that the VMM maps; None if it maps none.
+def _copy_in_ram(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Iterator[memories.OpenCopyInRam | None]:
+    """The copy in RAM that the VMM maps; None if it maps none.
 
     Raises:
         VmmDiedError: if the VMM has it open no more.
     """
-    one = record.template
-    if one is None or not live_files.maps_template(record):
+    one = record.copy_in_ram
+    if one is None or not live_files.maps_copy_in_ram(record):
         yield None
         return
     size_bytes = record.memory_mib * MIB
-    fd = templates.opened(one, vmm, size_bytes=size_bytes)
+    fd = copies_in_ram.opened(one, vmm, size_bytes=size_bytes)
     if fd is None:
         raise VmmDiedError(f"The VMM of {record.name!r} does not have its memory open any more.")
     try:
         memory = store.paths.snapshot(one.snapshot_id).memory
-        is_same = templates.is_unchanged(one, memory, size_bytes=size_bytes)
+        is_same = copies_in_ram.is_unchanged(one, memory, size_bytes=size_bytes)
         if not is_same:
             log.warning("%s was changed: the memory of %s is copied from RAM", memory, record.name)
-        yield memories.SharedCopy(fd=fd, same=memory if is_same else None)
+        yield memories.OpenCopyInRam(fd=fd, same=memory if is_same else None)
     finally:
         os.close(fd)
 

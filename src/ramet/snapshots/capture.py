@@ -22,7 +22,7 @@ from ramet.linux.extents import count_extents
 from ramet.model import PAGE_BYTES, Method, SnapshotFile, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.snapshots.dirty import reading
-from ramet.snapshots.memory import Begun, SharedCopy, begin, finish
+from ramet.snapshots.memory import Begun, OpenCopyInRam, begin, finish
 from ramet.snapshots.scatter import Scatter
 from ramet.store.derive import ANY_METHOD, derive
 
@@ -53,11 +53,11 @@ def capture(
     into: SnapshotPaths,
     base_is_empty: bool,
     scatter: Scatter,
-    template: SharedCopy | None = None,
+    copy_in_ram: OpenCopyInRam | None = None,
     begun: Begun | None = None,
 ) -> Captured:
-    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``template``: what the
-    mapped file is. ``begun``: its memory file, in ``into``, if that was begun while the guest ran.
+    """Capture a VMM whose vCPUs are stopped. ``base_is_empty``: it booted, so the mapped file is all hole. ``copy_in_ram``: what
+    the mapped file is. ``begun``: its memory file, in ``into``, if that was begun while the guest ran.
 
     On failure nothing of the VM has changed and ``into`` may hold partial files, for the caller to discard.
 
@@ -69,7 +69,7 @@ def capture(
     disk_method = derive(live.disk, into.disk, allow=ANY_METHOD)
     disk = SnapshotFile(size_bytes=into.disk.stat().st_size, method=disk_method)
     if begun is None:
-        begun = begin(vmm, mapped_file=mapped_file, into=into.memory, scatter=scatter, template=template)
+        begun = begin(vmm, mapped_file=mapped_file, into=into.memory, scatter=scatter, copy_in_ram=copy_in_ram)
     memory, dirty = finish(vmm, begun, mapped_file=mapped_file, base_is_empty=base_is_empty, scatter=scatter)
     return Captured(memory=memory, vmstate=vmstate, disk=disk, dirty=dirty)
 

@@ -35,8 +35,8 @@ Regions = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedCopy:
-    """A sealed copy in RAM that a VMM maps."""
+class OpenCopyInRam:
+    """A copy in RAM that a VMM maps, by a descriptor of our own."""
 
     fd: int
     same: Path | None
@@ -63,7 +63,7 @@ def begin(
     mapped_file: Path,
     into: Path,
     scatter: Scatter,
-    template: SharedCopy | None = None,
+    copy_in_ram: OpenCopyInRam | None = None,
     guest_runs: bool = False,
 ) -> Begun:
     """Derive the mapped file, which is only read, as ``into``. Of a guest that runs, the dirty pages are copied too, if the
@@ -74,7 +74,7 @@ def begin(
     """
     runs = find_dirty(vmm, mapped_file)
     allow = scatter.how_to_derive(mapped_file, len(runs))
-    method = derive(mapped_file, into, allow=allow) if template is None else _derive_shared(template, into, allow)
+    method = derive(mapped_file, into, allow=allow) if copy_in_ram is None else _derive_shared(copy_in_ram, into, allow)
     copied: Sequence[DirtyRun] | None = None
     written_bytes = 0
     is_noted = guest_runs and size_of(runs) >= AHEAD_MIN_BYTES and _begin_to_note(vmm)
@@ -139,9 +139,9 @@ def _still_to_copy(
     return new, union(changed, gone)
 
 
-def _derive_shared(template: SharedCopy, into: Path, allow: frozenset[Method]) -> Method:
+def _derive_shared(copy_in_ram: OpenCopyInRam, into: Path, allow: frozenset[Method]) -> Method:
     """What the guest has is in RAM: the published file counts only where no byte need be read of it."""
-    if template.same is not None and Method.REFLINK in allow:
+    if copy_in_ram.same is not None and Method.REFLINK in allow:
         with suppress(UnsupportedError):
-            return derive(template.same, into, allow=REFLINK_ONLY)
-    return copy_of(template.fd, into)
+            return derive(copy_in_ram.same, into, allow=REFLINK_ONLY)
+    return copy_of(copy_in_ram.fd, into)

@@ -8,9 +8,13 @@ import tempfile
 from enum import Enum, auto
 from pathlib import Path
 
+from ramet import helpers
+from ramet.errors import RametError
 from ramet.instances.host import Host
-from ramet.linux import capabilities, reflink, seccomp
+from ramet.linux import capabilities, ksm, reflink, seccomp
 from ramet.model import Hypervisor
+
+SMAPS_TIMEOUT_S = 10.0
 
 
 class Need(Enum):
@@ -21,6 +25,7 @@ class Need(Enum):
     COUNTED_FILTERS = auto()
     VMM_USERS = auto()
     COPY_IN_RAM = auto()
+    INHERITED_MERGING = auto()
 
 
 def lacks(host: Host, hypervisor: Hypervisor) -> dict[Need, str]:
@@ -32,6 +37,7 @@ def lacks(host: Host, hypervisor: Hypervisor) -> dict[Need, str]:
         Need.COUNTED_FILTERS: why_no_counted_filters(),
         Need.VMM_USERS: host.why_no_vmm_users(hypervisor),
         Need.COPY_IN_RAM: "this VMM shares the file itself" if host.shares_files(hypervisor) else None,
+        Need.INHERITED_MERGING: why_no_inherited_merging(),
     }
     return {need: why for need, why in found.items() if why is not None}
 
@@ -41,6 +47,23 @@ def why_no_counted_filters() -> str | None:
     if "Seccomp_filters:" not in Path("/proc/self/status").read_text():
         return "the kernel does not count filters of system calls (Linux 5.10 does)"
     return seccomp.why_not()
+
+
+def why_no_inherited_merging() -> str | None:
+    """None if a program inherits from its starter that its memory may be merged (KSM), by trying it; else why not."""
+    was_wanted = ksm.is_wanted()
+    try:
+        ksm.allow()
+    except OSError as err:
+        return f"a process cannot have all of its memory merged here (PR_SET_MEMORY_MERGE, Linux 6.4: {err.strerror})"
+    try:
+        smaps = helpers.run(["cat", "/proc/self/smaps"], timeout_s=SMAPS_TIMEOUT_S).stdout
+    except RametError as err:
+        return f"what a program inherits could not be tried: {err.message}"
+    finally:
+        if not was_wanted:
+            ksm.forbid()
+    return None if ksm.mergeable_in(smaps) else "PR_SET_MEMORY_MERGE ends with execve(2) here (Linux 6.7 keeps it)"
 
 
 def why_no_swap() -> str | None:

@@ -15,7 +15,7 @@ from ramet.instances.host import Host
 from ramet.linux.mounts import file_system_of
 from ramet.model import Hypervisor, MemoryPolicy
 from ramet.signals import signals_held
-from ramet.verify import abandoned, needs, strikes
+from ramet.verify import abandoned, needs
 from ramet.verify import sabotage as sabotages
 from ramet.verify.checks import Ledger
 from ramet.verify.reports.results import Report, ScenarioRun
@@ -23,6 +23,7 @@ from ramet.verify.sabotage import SABOTAGES, Sabotage
 from ramet.verify.scenarios import catalogue
 from ramet.verify.scenarios.catalogue import SCENARIOS
 from ramet.verify.scenarios.scenario import Scenario
+from ramet.verify.strikes import files, vmms
 from ramet.verify.world import CutShortError, Point, World
 
 Say = Callable[[str], None]
@@ -173,9 +174,10 @@ def _run_one(
         ledger.cut_short(f"a guest's answer made no sense: {err}")
     finally:
         with signals_held():  # a second Ctrl-C waits until nothing is left
-            strikes.unwrap_vmm(world)
-            strikes.seal_again(world)
-            strikes.clear_what_was_left(world)
+            vmms.unwrap_vmm(world)
+            vmms.seal_again(world)
+            vmms.keep_from_merging(world)
+            files.clear_what_was_left(world)
             if not keep:
                 say(f"{scenario.name}: removing what was made")
                 left = world.remove_all()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ramet.linux.extents import map_data
 from ramet.model import PAGE_BYTES, SnapshotFile, VmmProcess
-from ramet.snapshots.memory import Regions, SharedCopy, begin, finish
+from ramet.snapshots.memory import OpenCopyInRam, Regions, begin, finish
 from ramet.snapshots.scatter import Scatter
 from tests.unit.children import Mapper
 from tests.unit.layouts import Layout, write_layout
@@ -66,8 +66,8 @@ def capture_memory(
     into: Path,
     base_is_empty: bool,
     scatter: Scatter,
-    template: SharedCopy | None = None,
+    copy_in_ram: OpenCopyInRam | None = None,
 ) -> tuple[SnapshotFile, Regions]:
     """A memory file of a VMM that is stopped."""
-    begun = begin(vmm, mapped_file=mapped_file, into=into, scatter=scatter, template=template)
+    begun = begin(vmm, mapped_file=mapped_file, into=into, scatter=scatter, copy_in_ram=copy_in_ram)
     return finish(vmm, begun, mapped_file=mapped_file, base_is_empty=base_is_empty, scatter=scatter)

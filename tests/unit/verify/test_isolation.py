@@ -14,7 +14,7 @@ from ramet.hypervisors.users import user_number
 from ramet.linux import memfd
 from ramet.model import MIB
 from ramet.paths import SnapshotPaths
-from ramet.snapshots import template
+from ramet.snapshots import copies_in_ram
 from ramet.verify import evidence, isolation
 from tests.capabilities import requires
 from tests.unit.verify.sparse_files import sparse
@@ -47,7 +47,7 @@ def problems(published: SnapshotPaths, *, shared: bool = True, own: bool = False
 
 
 def test_a_sealed_copy_may_be_mapped_by_one_that_shares(published: SnapshotPaths) -> None:
-    with template.made(published) as (fd, _), mapped(fd):
+    with copies_in_ram.made(published) as (fd, _), mapped(fd):
         assert problems(published) == []
         (told,) = problems(published, shared=False)
         assert told.endswith(", which is not its own")
@@ -68,21 +68,21 @@ def test_an_unsealed_copy_and_one_that_holds_something_else_may_not(
     finally:
         os.close(fd)
     monkeypatch.setattr(memfd, "seal", lambda _fd: None)
-    with template.made(published) as (fd, _), mapped(fd):
+    with copies_in_ram.made(published) as (fd, _), mapped(fd):
         (told,) = problems(published)
         assert told.endswith(" of it is not sealed: it can be written")
 
 
 @requires("root")
 def test_a_copy_that_a_vmm_has_made_may_not(published: SnapshotPaths) -> None:
-    with template.made(published) as (fd, _), mapped(fd):
+    with copies_in_ram.made(published) as (fd, _), mapped(fd):
         os.fchown(fd, isolation.VMM_GROUPS.start, -1)
         (told,) = problems(published)
         assert told.endswith(f" of it is user {isolation.VMM_GROUPS.start}'s, not ours")
 
 
 def test_what_is_not_open_in_it_cannot_be_looked_at(published: SnapshotPaths) -> None:
-    with template.made(published) as (fd, _):
+    with copies_in_ram.made(published) as (fd, _):
         view = mmap.mmap(fd, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     with view:
         for entry in Path("/proc/self/fd").iterdir():  # mmap keeps a descriptor of its own

@@ -1,4 +1,4 @@
-"""A snapshot's memory as a sealed file in RAM, for VMMs that open what they map for writing (QEMU before 8.2).
+"""Copies in RAM: a snapshot's memory as a sealed file, for VMMs that open what they map for writing (QEMU before 8.2).
 
 It has no name: it lives as long as some VMM has it open, and another one gets it from there. A VMM is not trusted: what it has
 open must be the very file that we made, and sealed.
@@ -15,7 +15,7 @@ from pathlib import Path
 from ramet.errors import CorruptError, host_errors
 from ramet.linux import memfd, procfs
 from ramet.linux.extents import map_data
-from ramet.model import Template, VmmProcess
+from ramet.model import CopyInRam, VmmProcess
 from ramet.paths import SnapshotPaths
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ NAME = "ramet-memory-"
 
 
 @contextmanager
-def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, Template]]:
+def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, CopyInRam]]:
     """A new one, by a descriptor for the block. What the page cache has of the snapshot's file is no use any more: it is let go.
 
     Raises:
@@ -49,7 +49,7 @@ def made(snapshot: SnapshotPaths) -> Iterator[tuple[int, Template]]:
     try:
         yield (
             fd,
-            Template(
+            CopyInRam(
                 snapshot_id=snapshot.dir.name,
                 dev=found.st_dev,
                 ino=found.st_ino,
@@ -70,9 +70,9 @@ def _copy(source_fd: int, fd: int, start: int, end: int) -> None:
         start += count
 
 
-def opened(template: Template, vmm: VmmProcess, *, size_bytes: int) -> int | None:
-    """A descriptor of our own of what a VMM has open, if that is the template, whole and sealed; else None."""
-    path = path_in(vmm, template)
+def opened(copy_in_ram: CopyInRam, vmm: VmmProcess, *, size_bytes: int) -> int | None:
+    """A descriptor of our own of what a VMM has open, if that is the copy in RAM, whole and sealed; else None."""
+    path = path_in(vmm, copy_in_ram)
     if path is None:
         return None
     try:
@@ -80,31 +80,31 @@ def opened(template: Template, vmm: VmmProcess, *, size_bytes: int) -> int | Non
     except OSError:
         return None
     found = os.fstat(fd)
-    is_ours = (found.st_dev, found.st_ino, found.st_uid) == (template.dev, template.ino, os.geteuid())
+    is_ours = (found.st_dev, found.st_ino, found.st_uid) == (copy_in_ram.dev, copy_in_ram.ino, os.geteuid())
     if is_ours and found.st_size == size_bytes and memfd.is_sealed(fd):
         return fd
     os.close(fd)
-    log.warning("process %d has something else than the template of snapshot %s", vmm.pid, template.snapshot_id)
+    log.warning("process %d has something else than the copy in RAM of snapshot %s", vmm.pid, copy_in_ram.snapshot_id)
     return None
 
 
-def is_unchanged(template: Template, memory: Path, *, size_bytes: int) -> bool:
-    """Whether the published file is the one that the template was copied from, not written since as far as its times tell."""
+def is_unchanged(copy_in_ram: CopyInRam, memory: Path, *, size_bytes: int) -> bool:
+    """Whether the published file is the one that was copied, not written since as far as its times tell."""
     try:
         found = memory.lstat()
     except OSError:
         return False
-    then = (template.file_ino, template.file_mtime_ns, size_bytes)
+    then = (copy_in_ram.file_ino, copy_in_ram.file_mtime_ns, size_bytes)
     return (found.st_ino, found.st_mtime_ns, found.st_size) == then
 
 
-def path_in(vmm: VmmProcess, template: Template) -> Path | None:
-    """The template by a VMM's descriptor of it; None if it has none (any more)."""
+def path_in(vmm: VmmProcess, copy_in_ram: CopyInRam) -> Path | None:
+    """The copy in RAM by a VMM's descriptor of it; None if it has none (any more)."""
     try:
         opened_by_it = procfs.open_descriptors(vmm.pid)
     except OSError:
         return None  # it has ended
     for one in opened_by_it:
-        if (one.dev, one.ino) == (template.dev, template.ino):
+        if (one.dev, one.ino) == (copy_in_ram.dev, copy_in_ram.ino):
             return Path(f"/proc/{vmm.pid}/fd/{one.fd}")
     return None

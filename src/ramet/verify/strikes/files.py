@@ -1,29 +1,21 @@
-"""What sabotages do: each breaks isolation from outside in one known way, on the real files and processes of a real run."""
+"""What sabotages do to files: snapshots, disks and directories of instances are changed, replaced, linked or left behind."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import shlex
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-from unittest.mock import patch
 
 from ramet.errors import ConfigError
-from ramet.linux import landlock, memfd, procfs, seccomp
-from ramet.model import PAGE_BYTES, Hypervisor, MemoryPolicy
+from ramet.linux import procfs
+from ramet.model import PAGE_BYTES
 from ramet.verify import evidence, isolation
-from ramet.verify.world import Identity, World
+from ramet.verify.world import World
 
-CONFINEMENT, USERS = "RAMET_CONFINEMENT", "RAMET_VMM_USERS"
-VMM_PROGRAMS = {
-    Hypervisor.QEMU: ("RAMET_QEMU", "qemu-system-x86_64"),
-    Hypervisor.FIRECRACKER: ("RAMET_FIRECRACKER", "firecracker"),
-}
 STRANGE_TOKEN = b"strange!" * 8
 RANDOM_VALUES = 240
 """A page of random bytes has more different ones than this; code and tables have fewer."""
@@ -47,6 +39,10 @@ def _file(world: World, role: str, name: str) -> Path:
 
 def _source_file(world: World, name: str) -> Path:
     return world.directories["source"] / name
+
+
+def _token(world: World, role: str) -> str:
+    return world.tokens[role]
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
@@ -91,9 +87,6 @@ def _write_differing_pages(onto: Path, source: Path) -> None:
                     target.seek(position + start)
                     target.write(page)
             position += len(chunk)
-
-
-# -- files --------------------------------------------------------------------------------------------------------
 
 
 def hard_link_memory(world: World) -> None:
@@ -221,19 +214,6 @@ def take_disk_of_running_source(world: World) -> None:
     _replace(_file(world, "live-a", "disk.raw"), lambda new: shutil.copyfile(live, new))
 
 
-def pause_source(world: World) -> None:
-    """Nobody resumes the source after the capture."""
-    world.host.pause(world.name("source"))
-
-
-def stop_flight(world: World) -> None:
-    """The first fork's VMM stands still, and no record says so."""
-    pid = world.info("flight-a").pid
-    if pid is not None and "stopped" not in world.notes:
-        world.notes["stopped"] = str(pid)
-        os.kill(pid, signal.SIGSTOP)
-
-
 def write_into_golden(world: World) -> None:
     """The snapshot that is gone back to, once."""
     memory = world.directories["golden"] / "memory"
@@ -293,197 +273,3 @@ def clear_what_was_left(world: World) -> None:
     left = world.notes.pop("left-behind", None)
     if left is not None:
         Path(left).rmdir()
-
-
-# -- guests -------------------------------------------------------------------------------------------------------
-
-
-def fill_nothing(world: World) -> None:
-    """The source's memory stays as empty as after its boot."""
-    world.fill_bytes = 0
-
-
-def reboot(world: World) -> None:
-    """A fresh boot of the fork's disk, made up to look like a restore: the sentinels are put back into its RAM."""
-    name = world.name("fork")
-    world.host.stop(name, force=True)
-    world.host.start(name)
-    world.guest("fork", 'printf %s "$1" >/ram/sentinel', arguments=[_token(world, "source")])
-    world.fill("fork", seed=1, size_bytes=world.fill_bytes)
-
-
-def take_identity(world: World) -> None:
-    """The fork calls itself what the source does."""
-    _be(world, "fork", world.identities["source"])
-
-
-def borrow_name(world: World) -> None:
-    """One fork of a pool calls itself what another does."""
-    _be(world, "parked-b", world.identity("parked-a"))
-
-
-def _be(world: World, role: str, who: Identity) -> None:
-    script = 'hostname "$1"; echo "$2" >/etc/machine-id'
-    world.guest(role, script, arguments=[who.hostname, who.machine_id])
-
-
-def let_workload_escape(world: World) -> None:
-    """The workload moves to the group that nobody freezes."""
-    world.guest("source", "cat /ram/ticking >/sys/fs/cgroup/cgroup.procs")
-
-
-def stop_clock(world: World) -> None:
-    """The time of the snapshot, as if nobody had set the clock."""
-    world.guest("fork", "date -s @$(($(date +%s) - 3600))")
-
-
-def fix_randomness(world: World) -> None:
-    """A generator that says the same to everybody."""
-    world.guest(
-        "source",
-        "echo 00000000-0000-4000-8000-000000000000 >/run/uuid; mount --bind /run/uuid /proc/sys/kernel/random/uuid",
-    )
-
-
-def replay_randomness(world: World) -> None:
-    """A generator that says something else each time, and the same in every fork."""
-    fix_randomness(world)
-    draw = "printf '%08d-0000-4000-8000-000000000000\\n' $i | dd of=/run/uuid conv=notrunc 2>/dev/null"
-    script = f"i=0; while :; do i=$((i+1)); {draw}; done"
-    world.host.exec(world.name("source"), ["sh", "-c", script], detach=True)
-
-
-# -- the VMM ------------------------------------------------------------------------------------------------------
-
-
-def _wrap_vmm(world: World, *, first: str = ":", edit: str = "") -> None:
-    """Let a script stand in for the VMM that does ``first``, edits its command line with ``sed``, and becomes it."""
-    variable, program = VMM_PROGRAMS[world.hypervisor]
-    real = os.environ.get(variable) or shutil.which(program)
-    if real is None:
-        raise ConfigError(f"This sabotage needs {program} in PATH.")
-    script = world.host.home / f"verify-{world.tag}-{program}"
-    script.write_text(
-        "#!/bin/sh\n"
-        "# Made by a sabotage of `ramet verify`; it removes this file at its end.\n"
-        f'[ "$1" = --version ] || {{ {first}; }}\n'
-        "count=$#\n"
-        'while [ "$count" -gt 0 ]; do\n'
-        f'    argument=$(printf "%s." "$1" | sed {shlex.quote(edit)})\n'
-        '    set -- "$@" "${argument%.}"\n'
-        "    shift\n"
-        "    count=$((count - 1))\n"
-        "done\n"
-        f'exec {shlex.quote(real)} "$@"\n'
-    )
-    script.chmod(0o700)
-    world.notes["vmm-script"] = str(script)
-    _set_environment(world, variable, str(script))
-    set_free(world)  # confined it would be refused
-
-
-def unwrap_vmm(world: World) -> None:
-    """Take the script away again, if there is one, and confine VMMs as before."""
-    script = world.notes.pop("vmm-script", None)
-    if script is not None:
-        variable, _ = VMM_PROGRAMS[world.hypervisor]
-        Path(script).unlink(missing_ok=True)
-        _put_environment_back(world, variable)
-    confine_again(world)
-
-
-def set_free(world: World) -> None:
-    """VMMs are started without confinement."""
-    if world.memory_policy is MemoryPolicy.CLONE:
-        _set_environment(world, CONFINEMENT, "off")
-        return
-    # Ramet lets no VMM share that it does not confine: all means are there, and do nothing.
-    share_user(world)
-    world.notes["set-free"] = "yes"
-    for module in (landlock, seccomp):
-        patch.object(module, "restrict_this_thread", lambda *_rules, **_options: None).start()
-
-
-def share_user(world: World) -> None:
-    """VMMs are started as the user that we are."""
-    _set_environment(world, USERS, "off")
-
-
-def confine_again(world: World) -> None:
-    """VMMs are confined as before."""
-    if world.notes.pop("set-free", None) is not None:
-        patch.stopall()
-    _put_environment_back(world, CONFINEMENT)
-    _put_environment_back(world, USERS)
-
-
-def _set_environment(world: World, name: str, value: str) -> None:
-    world.notes[f"{name}-before"] = os.environ.get(name, "")
-    os.environ[name] = value
-
-
-def _put_environment_back(world: World, name: str) -> None:
-    before = world.notes.pop(f"{name}-before", None)
-    if before:
-        os.environ[name] = before
-    elif before is not None:
-        del os.environ[name]
-
-
-def share_disk(world: World) -> None:
-    """The fork's VMM opens the source's published disk."""
-    disk = _source_file(world, "disk.raw")
-    if os.geteuid() != 0:
-        disk.chmod(0o600)  # root's VMM does not ask
-    if (
-        world.hypervisor is Hypervisor.FIRECRACKER
-    ):  # which disk it opens is in the device state: a path in its directory
-        _wrap_vmm(world, first=f"ln -sf {shlex.quote(str(disk))} work/disk.raw")
-    else:
-        _wrap_vmm(world, edit=f"s#file=[^,]*disk.raw#file={disk}#")
-
-
-def open_for_a_moment(world: World) -> None:
-    """What starts the fork's VMM opens the source's published disk for writing, and closes it before the VMM runs."""
-    disk = _source_file(world, "disk.raw")
-    if os.geteuid() != 0:
-        disk.chmod(0o600)  # root does not ask
-    _wrap_vmm(world, first=f"( exec 9<>{shlex.quote(str(disk))}; sleep 0.5 )")
-
-
-def share_mapping(world: World) -> None:
-    """The VMM maps its memory file shared."""
-    if os.geteuid() != 0:
-        _file(world, "fork", "memory").chmod(0o600)  # the VMM may map it itself; root's does not ask
-    _wrap_vmm(world, edit=f"s#,readonly=on,rom=off##; s#share=off#share=on#; {_shared_file(world)}")
-
-
-def open_shared_for_writing(world: World) -> None:
-    """The VMM opens the published file itself, as one that may write it."""
-    if os.geteuid() != 0:
-        _file(world, "fork", "memory").chmod(0o600)
-    _wrap_vmm(world, edit=f"s#,readonly=on,rom=off##; {_shared_file(world)}")
-
-
-def _shared_file(world: World) -> str:
-    """For ``sed``: what a fork shares is mapped from the file, and from no sealed copy, of which the kernel allows neither."""
-    if world.memory_policy is MemoryPolicy.CLONE:
-        return ""
-    return f"s#mem-path=[^,]*#mem-path={_file(world, 'fork', 'memory')}#"
-
-
-def leave_unsealed(world: World) -> None:
-    """A copy in RAM that forks share can be written."""
-    world.notes["unsealed"] = "yes"
-    for name, made_up in (("seal", lambda _fd: None), ("why_not", lambda: None)):
-        patch.object(memfd, name, made_up).start()
-
-
-def seal_again(world: World) -> None:
-    """From here on copies are sealed as before."""
-    if world.notes.pop("unsealed", None) is not None:
-        patch.stopall()
-
-
-def _token(world: World, role: str) -> str:
-    return world.tokens[role]
