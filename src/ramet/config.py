@@ -105,7 +105,9 @@ def check_name(name: str, *, what: str = "instance") -> str:
     """
     if len(name) <= NAME_MAX and _NAME.fullmatch(name) and ".." not in name:
         return name
-    shown = repr(name) if len(name) <= 40 else f"{name[:40]!r}… ({len(name)} characters)"
+    shown = repr(name)  # in which a character may take ten
+    if len(shown) > 42:
+        shown = f"{shown[:41]}{shown[-1]}… ({len(name)} characters)"
     raise ConfigError(
         f"{shown} cannot be the name of {'a' if what[0] not in 'aeiou' else 'an'} {what}.",
         hint=f"Use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', beginning and ending with a letter or digit.",

@@ -40,6 +40,7 @@ def test_good_names_pass_as_they_are(name: str) -> None:
 
 @given(st.one_of(st.text(max_size=80), ODD))
 @example("a\n")
+@example("\U00011375" * 40)  # each is written with ten
 @example("\nweb")
 @example("..")
 @example("a..b")
