@@ -41,10 +41,12 @@ class Kept:
         return host.get(name)
 
 
-def keep(home: Path, *, memory_mib: int = MEMORY_MIB, hypervisor: Hypervisor = Hypervisor.QEMU) -> Kept:
-    """Boot one in a new store, and put it to standby."""
+def keep(
+    home: Path, *, memory_mib: int = MEMORY_MIB, hypervisor: Hypervisor = Hypervisor.QEMU, workload: str = ""
+) -> Kept:
+    """Boot one in a new store, begin its workload, and put it to standby."""
     host = Host(guest_images.give(home))
     host.create("web", memory_mib=memory_mib, disk_bytes=DISK_BYTES, hypervisor=hypervisor)
-    result = host.exec("web", ["sh", "-c", MARKS])
+    result = host.exec("web", ["sh", "-c", f"{MARKS}; {workload}"])
     assert result.exit_status == 0
     return Kept(home, host.standby("web"))

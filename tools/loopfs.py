@@ -73,9 +73,11 @@ def sweep() -> None:
         owner = base.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             ours = base.with_name(f"{PREFIX}{os.getpid()}-{base.name.rpartition('-')[2]}")
-            with suppress(FileNotFoundError):  # another process is at it
+            try:
                 base.rename(ours)
-                _remove(ours)
+            except FileNotFoundError:  # another process is at it
+                continue
+            _remove(ours)
 
 
 def _remove(base: Path) -> None:

@@ -22,10 +22,24 @@ from tests.file_systems import WHOLE, on_xfs
 from tests.kept import Kept
 from tests.lab.conftest import SMALL_MIB
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import DISK, RAMET, VERBS, VMMS, fail_disk_at, kill_before, sleep_and_wake, spread, steps_of
+from tests.vm.cut_short import (
+    DISK,
+    RAMET,
+    VERBS,
+    VMMS,
+    Verb,
+    fail_disk_at,
+    kill_before,
+    sleep_and_wake,
+    spread,
+    steps_of,
+)
+from tests.vm.guests import sh
 from tests.vm.killing import writing
 
-CUT_SHORT = ("fork one", "snapshot create", "standby")
+CUT_SHORT = ("fork one", "snapshot create")
+COUNTS = "(n=0; while :; do n=$((n + 1)); echo $n >/ram/count; usleep 5000; done) >/dev/null 2>&1 &"
+"""A page that is written all the time: one that a snapshot lacks has an older number."""
 SAMPLE = 6
 pytestmark = [
     pytest.mark.skipif(not WHOLE, reason="in make test-all: a step takes the lab ten seconds"),
@@ -40,7 +54,17 @@ def kept(store_home: Path) -> Kept:
     if not soft_dirty.is_there():
         assert not artifacts.in_the_lab(), "the lab's kernel notes what is written"
         pytest.skip("this host's kernel has no soft-dirty bits")
-    return kept_guests.keep(store_home.parent / "kept-kvm", memory_mib=SMALL_MIB, hypervisor=Hypervisor.QEMU)
+    return kept_guests.keep(
+        store_home.parent / "kept-kvm", memory_mib=SMALL_MIB, hypervisor=Hypervisor.QEMU, workload=COUNTS
+    )
+
+
+def it_counts_on(host: Host, verb: Verb) -> None:
+    """In its next snapshot, from where it was: one that has booted meanwhile has no workload."""
+    counted = sh(host, "web", "cat /ram/count || echo booted")
+    sleep_and_wake(host, verb)
+    if counted != "booted":
+        assert int(sh(host, "web", "cat /ram/count")) >= int(counted)
 
 
 @pytest.mark.timeout(1200)
@@ -51,9 +75,10 @@ def test_a_verb_that_copies_ahead_and_is_cut_short(
 ) -> None:
     command = CommandLine(host.home)
     steps = steps_of(host, command, kept, VERBS[name])
+    assert len(steps) > SAMPLE
     if whom == DISK:
         steps = writing(steps)
         told = fail_disk_at(host, command, kept, name, steps, spread(len(steps), SAMPLE))
     else:
-        told = kill_before(host, command, kept, name, whom, steps, spread(len(steps), SAMPLE), then=sleep_and_wake)
+        told = kill_before(host, command, kept, name, whom, steps, spread(len(steps), SAMPLE), then=it_counts_on)
     record_property(TOLD, f"copied ahead, {told}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -312,7 +312,10 @@ class Store:
                 self.delete_snapshot(snapshot_id, timeout_s=COLLECT_TIMEOUT_S)
             except InUseError:
                 continue
-            except (LockedError, CorruptError, HostError) as err:
+            except (LockedError, CorruptError) as err:
+                # A restore may be reading it, and keep it if it fails; a record that is damaged may refer to it.
+                log.warning("snapshot %s was left: %s %s", snapshot_id, err.message, _by_hand(snapshot_id))
+            except HostError as err:
                 log.warning("snapshot %s was left: %s %s", snapshot_id, err.message, _leave(snapshot_id, chore))
 
 
@@ -334,6 +337,10 @@ def _leave(snapshot_id: str, chore: Chore | None) -> str:
         with suppress(HostError):  # it is told to whom it is left then
             chore.leave(Kind.COLLECT, snapshot_id)
             return "The next command tries again."
+    return _by_hand(snapshot_id)
+
+
+def _by_hand(snapshot_id: str) -> str:
     return f"`ramet snapshot rm {snapshot_id}` deletes it."
 
 
@@ -393,7 +400,11 @@ class Locked:
         Raises:
             HostError: if it could not be written; the record is as it was.
         """
-        return self.put_back(msgspec.structs.replace(self.record, **fields), durable=durable)
+        try:
+            return self.put_back(msgspec.structs.replace(self.record, **fields), durable=durable)
+        except HostError:
+            self._take_back()
+            raise
 
     def put_back(self, record: InstanceRecord, *, durable: bool = True) -> InstanceRecord:
         """Make ``record`` the instance's record: all of it, as ``change`` does with some.
@@ -402,18 +413,19 @@ class Locked:
             HostError: if it could not be written; the record is as it was.
         """
         with host_errors(f"record the state of {record.name!r}"):
-            try:
-                atomic.write_json(self.paths.record, record, durable=durable)
-            except OSError:
-                self._take_back()
-                raise
+            atomic.write_json(self.paths.record, record, durable=durable)
         self.record = record  # only what was written is believed
         return record
 
     def _take_back(self) -> None:
         """A write that failed in its last step, the fsync of the directory, has put the new record there all the same."""
         try:
-            if self.store.read(self.record.id) != self.record:
+            there = self.store.read(self.record.id)
+            if there == self.record:
+                return
+            with ExitStack() as held:  # what it referred to may be gone by now: then it stays what it has become
+                for one in {*self.record.references} - {*there.references}:
+                    held.enter_context(self.store.reading(one))
                 atomic.write_json(self.paths.record, self.record)
         except (OSError, RametError) as err:
             log.warning(

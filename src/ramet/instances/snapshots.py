@@ -50,7 +50,11 @@ def _capture(store: Store, instance: Locked, name: str) -> str:
         with store.publishing(manifest.id):
             publish(taken.files.dir, store.paths.snapshot(manifest.id), manifest)
             names.claim(store.paths.snapshot_names, name, manifest.id, what="snapshot")
-            keep_as_base(instance, manifest)
+            try:
+                keep_as_base(instance, manifest)
+            except BaseException:  # nobody has a snapshot of that name, then
+                names.release(store.paths.snapshot_names, name, manifest.id)
+                raise
     return manifest.id
 
 

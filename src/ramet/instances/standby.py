@@ -69,8 +69,8 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
                     guest.unfreeze(monitor, instance.paths.run)
             raise
         # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
-        process.kill_and_wait(vmm)
         try:
+            process.kill_and_wait(vmm)
             live_files.clear(instance.paths, keep_disk=False)
             instance.change(vmm=None, pending=None)
         except HostError as err:

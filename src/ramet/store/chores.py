@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -26,8 +27,11 @@ from ramet.store.layout import is_id
 
 log = logging.getLogger("ramet.store")
 PREFIX = "chore-"
-IDS_MAX = 16
-"""In one name, which has at most 255 bytes."""
+IDS_MAX = 8
+"""In one name, which has at most 255 bytes, and 143 on eCryptfs."""
+WRITTEN_MAX_BYTES = 1 << 20
+ENDED_MODE = 0o700
+"""Of a file whose names say nothing any more: all of them are void at once."""
 
 
 class Kind(StrEnum):
@@ -44,10 +48,10 @@ class Kind(StrEnum):
 class Chore:
     """One that this process has noted: one file that it has locked, with a name for every few ids, and one that says nothing."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, fd: int) -> None:
         self._base = base
-        self._names: dict[Path, set[tuple[Kind, str]]] = {}
-        self._left: set[tuple[Kind, str]] = set()
+        self._fd = fd
+        self._names: list[Path] = []
 
     def add(self, kind: Kind, *ids: str | None) -> None:
         """Note more.
@@ -56,34 +60,38 @@ class Chore:
             HostError: if it cannot be noted.
         """
         with host_errors(f"note in {self._base.parent} what to do if this is killed"):
-            for name, some in _named(self._base.name, kind, [one for one in ids if one]):
+            for name in _named(self._base.name, kind, [one for one in ids if one]):
                 path = self._base.with_name(name)
                 path.hardlink_to(self._base)
-                self._names[path] = {(kind, one) for one in some}
+                self._names.append(path)
 
     def leave(self, kind: Kind, one: str) -> None:
-        """Leave this to the next command, though the block ends well.
+        """Leave this to the next command, though the block ends well: in a file of its own.
 
         Raises:
-            HostError: if it was not noted yet, and cannot be.
+            HostError: if it cannot be noted.
         """
-        if not any((kind, one) in noted for noted in self._names.values()):
-            self.add(kind, one)
-        self._left.add((kind, one))
+        with host_errors(f"note in {self._base.parent} what is left to do"):
+            path, fd = _create(self._base.parent)
+            try:
+                (name,) = _named(path.name, kind, [one])
+                path.with_name(name).hardlink_to(path)
+            finally:
+                path.unlink(missing_ok=True)
+                os.close(fd)
 
     def end(self) -> None:
-        """Take away what is not left to the next command."""
-        for path, noted in self._names.items():
-            if not noted & self._left:
-                path.unlink(missing_ok=True)
-        self._base.unlink(missing_ok=True)
+        """All of it or, if this is killed before its first step, nothing: a fork of many has happened, or has not."""
+        if len(self._names) > 1:
+            os.fchmod(self._fd, ENDED_MODE)
+        for path in (*self._names, self._base):
+            path.unlink(missing_ok=True)
 
 
-def _named(base: str, kind: Kind, ids: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """The names that note these, each with those that it notes."""
+def _named(base: str, kind: Kind, ids: Sequence[str]) -> Iterator[str]:
+    """The names that note these."""
     for first in range(0, len(ids), IDS_MAX):
-        some = ids[first : first + IDS_MAX]
-        yield "-".join([base, kind, *some]), some
+        yield "-".join([base, kind, *ids[first : first + IDS_MAX]])
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def noted(locks_dir: Path, kind: Kind, *ids: str | None, durable: bool = False) 
     """
     with host_errors(f"note in {locks_dir} what to do if this is killed"), signals_held():
         base, fd = _create(locks_dir)
-    chore = Chore(base)
+    chore = Chore(base, fd)
     try:
         try:
             chore.add(kind, *ids)
@@ -134,7 +142,7 @@ def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Ite
             with host_errors("note what to do if this is killed"), signals_held():
                 base, fd = _create(locks_dir)
             held.callback(os.close, fd)
-            chore = Chore(base)
+            chore = Chore(base, fd)
             chore.add(kind, *ids)
         except NoSpaceError:
             log.info("no room to note a chore; going on without")
@@ -143,7 +151,8 @@ def noted_if_there_is_room(locks_dir: Path, kind: Kind, *ids: str | None) -> Ite
             chore = None
         yield chore
         if chore is not None:
-            chore.end()
+            with host_errors("take a chore away"):
+                chore.end()
 
 
 def _create(locks_dir: Path) -> tuple[Path, int]:
@@ -170,7 +179,7 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
         if not (ofdlock.try_lock(fd) and _is_at(fd, path)):
             yield []
             return
-        todo = list(_said(path.name))
+        todo = [] if stat.S_IMODE(os.fstat(fd).st_mode) == ENDED_MODE else [*_said(path.name), *_written(fd)]
         count = len(todo)
         yield todo
         if 0 < len(todo) < count:
@@ -183,9 +192,9 @@ def abandoned(path: Path) -> Iterator[list[tuple[Kind, str]]]:
 
 def _note_again(path: Path, todo: Sequence[tuple[Kind, str]]) -> None:
     """Under a name of what is left of it: whatever cuts this short, what is to be done is noted somewhere."""
-    (kind,) = {kind for kind, _ in todo}  # a name says but one
-    for name, _ in _named(f"{PREFIX}{secrets.token_hex(6)}", kind, [one for _, one in todo]):
-        path.with_name(name).hardlink_to(path)
+    for kind in {kind for kind, _ in todo}:
+        for name in _named(f"{PREFIX}{secrets.token_hex(6)}", kind, [one for said, one in todo if said is kind]):
+            path.with_name(name).hardlink_to(path)
 
 
 def noted_ids(locks_dir: Path) -> set[str]:
@@ -222,3 +231,13 @@ def _said(name: str) -> Iterator[tuple[Kind, str]]:
         yield from ((Kind(kind), one) for one in ids)
     else:
         log.warning("%s is no chore of ours", name)
+
+
+def _written(fd: int) -> Iterator[tuple[Kind, str]]:
+    """What earlier commits wrote into the file: a kind and an id in each line."""
+    for line in os.pread(fd, WRITTEN_MAX_BYTES, 0).decode("ascii", errors="replace").splitlines():
+        kind, _, one = line.partition(" ")
+        if kind in list(Kind) and is_id(one):
+            yield Kind(kind), one
+        else:
+            log.warning("%r is no chore", line)

@@ -289,7 +289,7 @@ def test_more_ids_than_a_name_can_hold_have_several(store: Store) -> None:
     with store.even_if_killed(Kind.REMOVE, *ids):
         assert chores.noted_ids(store.paths.locks) == set(ids)
         assert len(noted(store)) == 1, "one file, one lock"
-        assert len(sayings(store)) == 1 + 7
+        assert len(sayings(store)) == 1 + 13
     assert noted(store) == []
 
 
@@ -309,11 +309,63 @@ def test_more_ids_than_a_name_can_hold_have_several(store: Store) -> None:
 )
 def test_a_chore_that_says_nothing_of_ours_does_nothing(store: Store, text: str) -> None:
     make_instance(store, has_name=False)
-    (store.paths.locks / f"{chores.PREFIX}{'0' * 12}{text}").write_text(f"remove {INSTANCE}\n")
+    (store.paths.locks / f"{chores.PREFIX}{'0' * 12}{text}").touch()
     tidy.tidy(store)
     assert is_there(store, Kind.REMOVE)
     assert store.paths.snapshots.is_dir()
     assert noted(store) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "goes"),
+    [("collect ..\nremove .\neat 111111111111\n\xff\nrem", False), (f"collect {SNAPSHOT}\nremove {INSTANCE}\n", True)],
+)
+def test_what_an_earlier_version_wrote_into_a_chore_is_done(store: Store, text: str, goes: bool) -> None:
+    make_instance(store, has_name=False)
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+    (store.paths.locks / f"{chores.PREFIX}{'0' * 12}").write_bytes(text.encode("latin-1"))
+    tidy.tidy(store)
+    assert is_there(store, Kind.REMOVE) is not goes
+    assert is_there(store, Kind.COLLECT) is not goes
+    assert noted(store) == []
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_chore_with_several_names_ends_at_once(store: Store, count: int) -> None:
+    """A fork of many that is killed as it ends has happened or has not: it is its end that decides, and not one name of it."""
+    ids = [f"{number:012x}" for number in range(count)]
+
+    def at_work() -> None:
+        with store.even_if_killed(Kind.REMOVE) as chore:
+            for one in ids:
+                chore.add(Kind.REMOVE, one)
+                store.paths.instance(one).dir.mkdir()
+            unlink = Path.unlink
+
+            def once(path: Path, *, missing_ok: bool = False) -> None:
+                unlink(path, missing_ok=missing_ok)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            pytest.MonkeyPatch().setattr(Path, "unlink", once)
+
+    assert run_in_child(at_work) == -signal.SIGKILL
+    tidy.tidy(store)
+    assert sorted(path.name for path in store.paths.instances.iterdir()) == ids
+    assert noted(store) == []
+
+
+def test_a_snapshot_that_somebody_reads_is_left_to_the_user(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A restore may keep it, if it fails: no command may delete it later by itself."""
+    store.paths.snapshot(SNAPSHOT).dir.mkdir()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        locked(store.paths.locks, f"snapshot-{SNAPSHOT}", exclusive=False),
+        store.collecting(RECORD),
+    ):
+        patched.setattr("ramet.instances.context.COLLECT_TIMEOUT_S", 0.1)
+    assert f"`ramet snapshot rm {SNAPSHOT}` deletes it." in caplog.text
+    tidy.tidy(store)
+    assert is_there(store, Kind.COLLECT)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(Kind.REMOVE, [("fsync", "locks")]), (Kind.COLLECT, [])])
