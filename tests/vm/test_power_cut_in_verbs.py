@@ -24,6 +24,7 @@ from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import VERBS, check_after, cut_short, prepare, spread, steps_of, told
+from tests.vm.killing import end_vmms
 from tools import loopfs
 
 TRIED = (
@@ -44,7 +45,10 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 @pytest.fixture(params=["ext4", "xfs"])
 def mount(request: pytest.FixtureRequest) -> Iterator[Path]:
     with loopfs.loopfs(request.param) as mounted:
-        yield mounted
+        try:
+            yield mounted
+        finally:
+            end_vmms(mounted / "home")  # of a test that has failed
 
 
 @pytest.mark.parametrize("name", TRIED)

@@ -74,7 +74,8 @@ def fork(
     if count is not None and count < 1:
         raise ConfigError(f"Cannot make {count} forks.", hint="Give -n a number from 1 up.")
     if count is not None and names and count != len(names):
-        raise ConfigError(f"-n {count} does not fit {len(names)} names.", hint="Give as many names, or none.")
+        given = f"{len(names)} name{'s' if len(names) > 1 else ''}"
+        raise ConfigError(f"-n {count} does not fit {given}.", hint="Give as many names, or none.")
     host = app.host()
     began = time.monotonic()
     with app.working(f"Forking {source}") as say:

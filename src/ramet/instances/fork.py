@@ -17,7 +17,7 @@ import msgspec
 
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
-from ramet.instances import birth, choice, naming, sharing
+from ramet.instances import birth, choice, fan_out, naming, sharing
 from ramet.instances.batch import Announce, Batch, OnResult, wake
 from ramet.instances.context import Store, snapshot_of
 from ramet.instances.delete import remove
@@ -36,6 +36,8 @@ from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
+UNDONE_AT_ONCE = 4
+"""It waits for the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +216,10 @@ def _share(store: Store, batch: Batch, records: Sequence[InstanceRecord], manife
     batch.make(sharing_ones, make_one)
 
 
-def _from_live(store: Store, batch: Batch, source: str, names: tuple[str, ...], memory_policy: MemoryPolicy) -> float:
-    """Pause the source, capture it, let it run on, and make the forks from the capture; returns how long the pause was."""
+def _from_live(
+    store: Store, batch: Batch, source: str, names: tuple[str, ...], memory_policy: MemoryPolicy
+) -> float | None:
+    """Pause the source, capture it, let it run on, and make the forks from the capture; returns how long it paused, if so."""
     with ExitStack() as lock:
         instance = lock.enter_context(exclusive(store, source))
         record = instance.record
@@ -339,6 +343,7 @@ def all_or_nothing(store: Store) -> Iterator[Announce]:
         try:
             yield announce
         except BaseException:
+            store.say(f"stopping: removing what was made of {len(ids)}")
             undo(store, ids)
             raise
 
@@ -349,14 +354,14 @@ def undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
     """
     left: dict[str, RametError] = {}
     with signals_held():
-        for instance_id in instance_ids:
-            try:
-                remove(store, instance_id, force=True)
-            except NotFoundError:
-                continue  # not begun, or its own clean-up has removed it
-            except RametError as err:
-                log.warning("the fork %s could not be removed again: %s", instance_id, err.message)
-                left[instance_id] = err
+        results = fan_out.each(
+            instance_ids, lambda one: remove(store, one, force=True), at_once=UNDONE_AT_ONCE, keep_going=True
+        )
+        for instance_id, error in zip(instance_ids, results, strict=True):
+            if error is None or isinstance(error, NotFoundError):
+                continue  # that one: not begun, or its own clean-up has removed it
+            log.warning("the fork %s could not be removed again: %s", instance_id, error.message)
+            left[instance_id] = error
     return left
 
 

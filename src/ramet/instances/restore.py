@@ -119,12 +119,18 @@ def check(instance: Locked, paths: SnapshotPaths) -> Manifest:
     manifest = manifests.load(paths)
     if not sharing.may_wake_from(instance.record, manifest):
         raise ConfigError(
-            f"Snapshot {manifest.id} was taken of {manifest.instance_name!r}, not of {instance.record.name!r}.",
+            f"Snapshot {manifest.id} was taken of {_owner(instance.record, manifest)}, not of {instance.record.name!r}.",
             hint=f"To get a VM of its own from it: ramet fork snapshot:{manifest.id}",
         )
     manifests.check_compatible(manifest, instance.driver.build(instance.store.hardware(instance.record)))
     manifests.check_files(paths, manifest)
     return manifest
+
+
+def _owner(record: InstanceRecord, manifest: Manifest) -> str:
+    """Names can be given again, and an earlier instance of the same name is another one."""
+    name = repr(manifest.instance_name)
+    return name if manifest.instance_name != record.name else f"another {name}, which has the id {manifest.instance_id}"
 
 
 def _end_live(instance: Locked) -> None:

@@ -57,9 +57,9 @@ class Work:
     """To run on."""
 
 
-def take(instance: Locked, verb: str, stack: ExitStack) -> tuple[Taken, float]:
-    """Capture a guest that is to run on, or is paused; returns also for how many seconds it was paused for that. What was
-    captured is in work in progress until ``stack`` closes, unless it is published.
+def take(instance: Locked, verb: str, stack: ExitStack) -> tuple[Taken, float | None]:
+    """Capture a guest that is to run on, or is paused; returns also for how many seconds one that ran was paused for that. What
+    was captured is in work in progress until ``stack`` closes, unless it is published.
 
     Raises:
         GuestError, HostError, VmmError: as ``captured``. The guest runs on, even if its own disk had no room meanwhile.
@@ -72,7 +72,7 @@ def take(instance: Locked, verb: str, stack: ExitStack) -> tuple[Taken, float]:
                 began = time.monotonic()
                 with guest.frozen(monitor, instance.paths.run, already=not runs):
                     taken = captured(instance, monitor, work)
-                return taken, time.monotonic() - began
+                return taken, time.monotonic() - began if runs else None
         except BaseException:
             stack.close()  # there is room again
             if runs:
