@@ -104,8 +104,10 @@ def restore(
     """Wake instances from standby, or roll one back to a snapshot.
 
     Before the workload runs on, the guest has fresh randomness, the right time and its own name. Memory never comes
-    back beside a newer disk: what would be lost has to be given up by name, with the two --discard options. If it
-    fails, the instance is what it was and the snapshot is untouched. With --json: an array, one element a NAME.
+    back beside a newer disk: both are rolled back. What a live VM has, and a disk that is newer than the last sleep
+    of one whose VMM was lost, have to be given up by name, with the --discard options; --snapshot of one that sleeps,
+    is stopped or has failed gives up what it has. If it fails, the instance is what it was and the snapshot is
+    untouched. With --json: an array, one element a NAME.
 
     With --verified each page of memory and disk is compared with what the snapshot's sums say, in the very files that
     the VMM then maps and opens, before a vCPU runs. That reads all of them: without it a restore reads what the guest
