@@ -46,7 +46,6 @@ FICLONE = 0x40049409
 FS_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), <linux/fs.h>; XFS_IOC_GOINGDOWN has the same number."""
 NO_LOG_FLUSH = struct.pack("=I", 2)
-END_WITHIN_S = 10.0
 WRITING = (
     "open",
     "rename",
@@ -207,9 +206,7 @@ def vmms_of(home: Path) -> list[VmmProcess]:
 
 def end(found: Sequence[VmmProcess]) -> None:
     for vmm in found:
-        os.kill(vmm.pid, signal.SIGKILL)
-    for vmm in found:
-        process.wait_gone(vmm, END_WITHIN_S)
+        process.kill_and_wait(vmm)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ramet import Host
+from ramet.process import wait_until
 from tests import guest_images
 from tests import kept as kept_guests
 from tests.artifacts import TOLD
@@ -79,5 +80,7 @@ def test_a_verb_in_which_the_power_is_cut(
 
 
 def come_up_again(mount: Path) -> None:
-    subprocess.run(["umount", str(mount)], check=True)
+    wait_until(
+        lambda: subprocess.run(["umount", str(mount)], check=False).returncode == 0, 10, what="the mount to be free"
+    )
     subprocess.run(["mount", "-o", "loop", str(mount.parent / "image"), str(mount)], check=True)
