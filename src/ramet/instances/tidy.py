@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError
+from ramet.errors import CorruptError, InUseError, LockedError, NotFoundError, RametError, host_errors
 from ramet.instances.context import Locked, Store
 from ramet.instances.delete import take_away, take_away_damaged
 from ramet.instances.observe import settle
@@ -24,8 +24,15 @@ log = logging.getLogger("ramet.store")
 
 
 def tidy(store: Store) -> None:
-    """Do the chores of commands that were killed. What cannot be done now is left to the next command, with a warning."""
-    with os.scandir(store.paths.locks) as entries:
+    """Do the chores of commands that were killed. What cannot be done now is left to the next command, with a warning.
+
+    Raises:
+        HostError: if the store is not there any more, or cannot be looked into.
+    """
+    with (
+        host_errors(f"look into {store.paths.locks} for what killed commands left"),
+        os.scandir(store.paths.locks) as entries,
+    ):
         paths = [entry.path for entry in entries if entry.name.startswith(chores.PREFIX)]
     for path in sorted(paths):
         try:

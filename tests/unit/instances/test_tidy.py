@@ -276,6 +276,13 @@ def test_a_chore_that_cannot_be_read_fails_no_command(store: Store, caplog: pyte
     assert "could not be read" in caplog.text
 
 
+def test_a_store_that_is_gone_is_no_bug(store: Store) -> None:
+    """Its file system was unmounted, for example."""
+    store.paths.locks.rmdir()
+    with pytest.raises(HostError, match="locks"):
+        tidy.tidy(store)
+
+
 def test_several_are_noted_in_one_and_ended_at_once(store: Store) -> None:
     with store.even_if_killed(Kind.REMOVE) as chore:
         chore.add(Kind.REMOVE, INSTANCE)
