@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import statistics
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -92,15 +93,23 @@ def _ramet(source: Source, count: int, last_times: list[float]) -> Sample:
     times: list[float] = []
     clock = watch()
 
-    def answered(name: str, error: RametError | None) -> None:
-        if error is not None:
-            raise error
+    def ask(name: str) -> None:
         source.host.exec(name, ["true"])
         times.append(clock.total())
 
     try:
-        source.host.fork(source.name, names, start=True, memory_policy=source.memory_policy, on_result=answered)
-        seconds = clock.total()
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            asked: list[Future[None]] = []
+
+            def is_there(name: str, error: RametError | None) -> None:
+                if error is not None:
+                    raise error
+                asked.append(pool.submit(ask, name))
+
+            source.host.fork(source.name, names, start=True, memory_policy=source.memory_policy, on_result=is_there)
+            for one in asked:
+                one.result()
+            seconds = clock.total()
     finally:
         for name in names:
             if source.host.exists(name):
