@@ -262,7 +262,7 @@ def host_errors(doing: str) -> Iterator[None]:
 
 def host_error(doing: str, err: OSError) -> HostError:
     """What ``host_errors`` raises for ``err``."""
-    where = f" ({err.filename})" if err.filename else ""
+    where = f" ({err.filename})" if err.filename and str(err.filename) not in doing else ""
     text = f"Could not {doing}: {err.strerror or err}{where}."
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(text, hint="Free some room on that file system and try again; nothing was kept.")

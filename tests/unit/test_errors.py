@@ -160,3 +160,10 @@ def test_nothing_but_os_errors_is_translated(other: BaseException) -> None:
     with pytest.raises(type(other)) as caught, host_errors("do it"):
         raise other
     assert caught.value is other
+
+
+def test_a_path_that_is_said_already_is_not_said_again() -> None:
+    for doing, said in (("read /a", "Could not read /a: gone."), ("do it", "Could not do it: gone (/a).")):
+        with pytest.raises(HostError) as caught, host_errors(doing):
+            raise OSError(errno.ENOENT, "gone", "/a")
+        assert caught.value.message == said

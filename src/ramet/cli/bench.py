@@ -56,7 +56,7 @@ def bench(
 ) -> None:
     """Measure on this host what forks, wakes and sleeps cost.
 
-    Boots guests of its own in a store beside yours, and compares within the run with the raw mechanism (the same VMM,
+    Boots guests of its own in a store inside yours, and compares within the run with the raw mechanism (the same VMM,
     started by a minimal script) and, with --against, with peers. It removes what it made. Takes a minute or two; with
     --full many. Status 0: all was measured that this host can run, whatever the figures are.
     """
