@@ -42,6 +42,7 @@ NAMES = (
 """What differs from run to run, and what it is called instead."""
 BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.posix_spawn"}
+END_WITHIN_S = 10.0
 FICLONE = 0x40049409
 FS_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), <linux/fs.h>; XFS_IOC_GOINGDOWN has the same number."""
@@ -206,7 +207,9 @@ def vmms_of(home: Path) -> list[VmmProcess]:
 
 def end(found: Sequence[VmmProcess]) -> None:
     for vmm in found:
-        process.kill_and_wait(vmm)
+        os.kill(vmm.pid, signal.SIGKILL)  # no step: it would wait for the one that is being struck
+    for vmm in found:
+        process.wait_gone(vmm, END_WITHIN_S)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from ramet import Host
 from ramet.process import wait_until
-from tests import guest_images
+from tests import artifacts, guest_images
 from tests import kept as kept_guests
 from tests.artifacts import TOLD
 from tests.capabilities import requires
@@ -25,7 +25,6 @@ from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import VERBS, check_after, cut_short, prepare, spread, steps_of, told
-from tests.vm.killing import end_vmms
 from tools import loopfs
 
 TRIED = (
@@ -49,7 +48,9 @@ def mount(request: pytest.FixtureRequest) -> Iterator[Path]:
         try:
             yield mounted
         finally:
-            end_vmms(mounted / "home")  # of a test that has failed
+            for pid in artifacts.vmm_pids(f"{mounted}/"):  # of a test that has failed
+                os.kill(pid, signal.SIGKILL)
+            come_up_again(mounted)
 
 
 @pytest.mark.parametrize("name", TRIED)
