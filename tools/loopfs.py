@@ -82,13 +82,20 @@ def sweep() -> None:
 
 def _remove(base: Path) -> None:
     mount = base / "mnt"
-    if mount.is_mount():
+    if _is_mount(mount):
         try:
             _run(["umount", str(mount)])
         except subprocess.CalledProcessError:
             print(f"loopfs: {mount} is still in use; unmounting it lazily", file=sys.stderr)
             _run(["umount", "--lazy", str(mount)])
     shutil.rmtree(base)
+
+
+def _is_mount(mount: Path) -> bool:
+    try:
+        return mount.is_mount()
+    except OSError:  # one that was shut down, as in a power cut: it is there, and says EIO
+        return True
 
 
 def _run(argv: Sequence[str]) -> None:
