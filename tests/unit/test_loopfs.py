@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -105,4 +106,20 @@ def test_what_a_killed_process_left_is_swept_by_one_of_two(tmp_path: Path, monke
         loopfs.sweep()
     real(tmp_path / "the other's", left)
     loopfs.sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_that_was_shut_down_counts_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It says EIO to whoever looks, and is unmounted all the same."""
+    ran: list[str] = []
+
+    def dead(_path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / f"{loopfs.PREFIX}999999999-x").mkdir()
+    monkeypatch.setattr(loopfs, "PLACE", tmp_path)
+    monkeypatch.setattr(Path, "is_mount", dead)
+    monkeypatch.setattr(loopfs, "_run", lambda argv: ran.append(argv[0]))
+    loopfs.sweep()
+    assert ran == ["umount"]
     assert list(tmp_path.iterdir()) == []

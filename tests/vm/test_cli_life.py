@@ -106,6 +106,10 @@ def test_forks_from_every_source(host: Host, ramet: CommandLine, running: Instan
     ]
     assert 0 < report["source_pause_s"] < 30
     assert state(ramet, "web") == "running"
+    ramet.text("pause", "web")
+    assert ramet.json("fork", "web", "of-a-paused-one")["source_pause_s"] is None, "it is not the fork that paused it"
+    ramet.text("rm", "of-a-paused-one")
+    ramet.text("resume", "web")
     assert [ancestor["name"] for ancestor in report["instances"][0]["lineage"]] == ["web"]
     for name in ("web-1", "web-2"):
         assert ramet.text("exec", name, "--", "sh", "-c", "hostname; cat /ram/mark") == f"{name}\nram-source\n"

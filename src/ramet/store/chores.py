@@ -223,11 +223,11 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _said(name: str) -> Iterator[tuple[Kind, str]]:
     """What the name of a chore says: none yet, if it is that by which it was made."""
-    token, *said = name.removeprefix(PREFIX).split("-")
+    _token, *said = name.removeprefix(PREFIX).split("-")
     if not said:
         return
     kind, *ids = said
-    if kind in list(Kind) and all(map(is_id, [token, *ids])):
+    if kind in list(Kind) and all(map(is_id, ids)):
         yield from ((Kind(kind), one) for one in ids)
     else:
         log.warning("%s is no chore of ours", name)

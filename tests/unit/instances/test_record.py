@@ -47,6 +47,27 @@ def test_a_record_that_could_not_be_made_durable_is_put_back(
     assert ("its record may be the new one" in caplog.text) == (times == 2), "the second fsync said nothing either"
 
 
+def test_one_that_refers_to_what_has_gone_meanwhile_is_not_put_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who gives up the last reference to a snapshot while the fsync takes its time deletes it."""
+    instance = Locked(place.store, place.record)
+    fsync = atomic.fsync_directory
+
+    def slow(directory: Path) -> None:
+        if directory == place.paths.dir:
+            monkeypatch.setattr(atomic, "fsync_directory", fsync)
+            place.store.delete_snapshot(place.snapshot_id)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(directory)
+
+    monkeypatch.setattr(atomic, "fsync_directory", slow)
+    with pytest.raises(HostError, match="Input/output error"):
+        instance.change(state=State.STOPPED, snapshot=None)
+    assert place.store.read(place.record.id).references == ()
+    assert "its record may be the new one" in caplog.text
+
+
 def test_one_that_was_not_written_is_not_written_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     instance = Locked(place.store, place.record)
     instance.put_back(place.record)

@@ -347,6 +347,8 @@ def test_a_chore_with_several_names_ends_at_once(store: Store, count: int) -> No
             for one in ids:
                 chore.add(Kind.REMOVE, one)
                 store.paths.instance(one).dir.mkdir()
+                birth.make_directories(store.paths.instance(one).dir)
+                atomic.write_json(store.paths.instance(one).record, record(id=one, name=f"n{one}"))
             unlink = Path.unlink
 
             def once(path: Path, *, missing_ok: bool = False) -> None:

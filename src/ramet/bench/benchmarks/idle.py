@@ -120,7 +120,7 @@ def _cpu_per_second(infos: Sequence[InstanceInfo]) -> dict[str, float]:
 
 def _cpu_s(info: InstanceInfo) -> float:
     assert info.pid is not None
-    with host_errors(f"look at the threads of {info.name}"):
+    with host_errors(f"look at the CPU time of {info.name}"):
         return procfs.cpu_ns(info.pid) / 1e9
 
 
