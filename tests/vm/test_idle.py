@@ -12,7 +12,8 @@ from tests.file_systems import on_ext4
 from tests.kept import Kept
 from tests.vm.guests import sh
 
-WATCHED_S = 4.0
+WINDOW_S = 2.0
+WINDOWS = 10
 WAKEUPS_PER_S_MAX = 14
 """Some 8 were measured; the PIT alone makes 36, and kcompactd 4."""
 RUN_PIT = """
@@ -30,17 +31,24 @@ def test_the_vmm_of_a_guest_that_does_nothing_seldom_wakes_up(host: Host, kept: 
     sh(host, "web", "true")
     pid = host.get("web").pid
     assert pid is not None
-    assert wakeups_per_s(pid) < WAKEUPS_PER_S_MAX
+    seen = wakeups_per_s(pid)
+    assert min(seen) < WAKEUPS_PER_S_MAX, f"wake-ups a second, {WINDOW_S:.0f} s each: {seen}"
     sh(host, "web", RUN_PIT)
-    assert wakeups_per_s(pid) > WAKEUPS_PER_S_MAX, "it would be seen"
+    assert min(wakeups_per_s(pid)) > WAKEUPS_PER_S_MAX, "it would be seen"
 
 
-def wakeups_per_s(pid: int) -> float:
-    """How often the threads of a process are woken up from a wait."""
-    time.sleep(1.0)  # for what the command before has left
-    before = waits(pid)
-    time.sleep(WATCHED_S)
-    return (waits(pid) - before) / WATCHED_S
+def wakeups_per_s(pid: int) -> list[float]:
+    """How often the threads of a process were woken up from a wait, in windows up to the first quiet one.
+
+    What wakes it up for nothing does so in every window. What a restore leaves to do (pages to read, a journal to write) does
+    not, nor does a host that is busy with something else: 18 a second were measured then, and once 37, for a while.
+    """
+    seen: list[float] = []
+    while len(seen) < WINDOWS and not (seen and seen[-1] < WAKEUPS_PER_S_MAX):
+        before = waits(pid)
+        time.sleep(WINDOW_S)
+        seen.append((waits(pid) - before) / WINDOW_S)
+    return seen
 
 
 def waits(pid: int) -> int:
