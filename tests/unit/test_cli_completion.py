@@ -48,6 +48,11 @@ def complete(line: str, home: Path) -> list[str]:
         ("ramet snapshot check ", ["golden"]),
         ("ramet exec x", []),
         ("ramet restore --veri", ["--verified"]),
+        ("ramet restore web --snapshot g", ["golden"]),
+        ("ramet verify --scenario bas", ["base"]),
+        ("ramet verify --sabotage al", ["all"]),
+        ("ramet verify --sabotage in-place", ["in-place-diff"]),
+        ("ramet bench --only man", ["many"]),
     ],
 )
 def test_what_is_completed(home: Path, line: str, expected: list[str]) -> None:

@@ -193,12 +193,40 @@ def test_logs_follows_a_log_that_grows_and_one_that_starts_anew(
     assert seen == [b"first boot\n", b"more\n", b"anew\n"]
 
 
+@pytest.mark.parametrize(
+    ("words", "listed", "said"),
+    [
+        (["ls"], "list", "No instances. `ramet create NAME` makes one.\n"),
+        (["snapshot", "ls"], "snapshots", "No snapshots. `ramet standby INSTANCE` takes one, and so does"),
+        (["snapshot", "check"], "snapshot_check", "No snapshots. "),
+        (["image", "ls"], "image_list", "No images. `ramet image build` makes one.\n"),
+    ],
+)
+def test_a_list_of_nothing_says_how_something_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+    host: FakeHost,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    listed: str,
+    said: str,
+) -> None:
+    """On stderr: what reads the table finds its header, as ever."""
+    monkeypatch.setattr(host, listed, lambda *_: [])
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert captured.err.startswith(said)
+    monkeypatch.setattr("ramet.cli.output.on_terminal", lambda: True)
+    assert run(words) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_the_tree_of_no_instances_says_so(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(host, "list", list)
     monkeypatch.setattr(host, "snapshots", list)
     assert run(["tree"]) == 0
-    assert capsys.readouterr() == ("", "No instances.\n")
+    assert capsys.readouterr() == ("", "No instances. `ramet create NAME` makes one.\n")
     assert run(["tree", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []

@@ -66,7 +66,7 @@ def test_a_policy_is_of_those_that_are_made(host: FakeHost, capsys: pytest.Captu
 def test_no_pools_are_told(host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeHost, "pools", lambda self: ())
     assert run(["pool"]) == 0
-    assert capsys.readouterr().err == "No pools.\n"
+    assert capsys.readouterr().err == "No pools. `ramet pool SOURCE --size K` fills one.\n"
 
 
 def test_a_claim_says_how_many_are_left(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output, report_files
+from ramet.cli import completion, output, report_files
 from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES, App, verb
 from ramet.cli.create import parse_memory
 from ramet.errors import HostError, host_errors
@@ -29,7 +29,13 @@ JSON_NAME, HTML_NAME = "report.json", "report.html"
 )
 @click.option("--list", "listing", is_flag=True, help="List the benchmarks.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the report.")
-@click.option("--only", multiple=True, metavar="NAME", help="Only this benchmark. Repeatable.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Only this benchmark. Repeatable.",
+    shell_complete=completion.benchmarks,
+)
 @click.option("--full", is_flag=True, help="More rounds, 64 forks at once, 50 sleeps, up to 4 GiB of dirtied memory.")
 @click.option("--against", is_flag=True, help="Measure peers too, where they are installed; absent ones are named.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Memory of the guest, at least 224M.")

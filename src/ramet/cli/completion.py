@@ -1,4 +1,6 @@
-"""What the shell completes: names that are in the store. It only looks; nothing is made, locked or tidied."""
+"""What the shell completes: names that are in the store, and those of our own catalogues. It only looks; nothing is made, locked
+or tidied.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,27 @@ def sources(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[
 def images(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     """Names of images."""
     return [name for name in _names(_store(ctx).images / "tags") if name.startswith(begun)]
+
+
+def scenarios(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Scenarios of ``ramet verify``."""
+    from ramet import verify
+
+    return [name for name in verify.scenario_names() if name.startswith(begun)]
+
+
+def sabotages(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Sabotages of ``ramet verify``, and all of them."""
+    from ramet import verify
+
+    return [name for name in (*verify.sabotage_names(), "all") if name.startswith(begun)]
+
+
+def benchmarks(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Benchmarks of ``ramet bench``."""
+    from ramet.bench.benchmarks import catalogue
+
+    return [one.name for one in catalogue.named(()) if one.name.startswith(begun)]
 
 
 def _store(ctx: click.Context) -> StorePaths:

@@ -59,6 +59,7 @@ def ls(app: App) -> None:
             for built, tags in found
         ],
         right=("SIZE", "AGE"),
+        if_empty="No images. `ramet image build` makes one.",
     )
 
 

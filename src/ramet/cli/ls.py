@@ -8,6 +8,7 @@ from ramet.cli import failures, output
 from ramet.cli.context import App, verb
 
 HEADERS = ("NAME", "STATE", "MEMORY", "CPUS", "PID", "FORKED FROM", "AGE")
+NONE = "No instances. `ramet create NAME` makes one."
 
 
 @verb("ls", examples=["ramet ls", "ramet ls -q | xargs ramet standby"])
@@ -43,4 +44,5 @@ def ls(app: App, quiet: bool) -> None:
                 for info in instances
             ],
             right=("MEMORY", "CPUS", "PID", "AGE"),
+            if_empty=NONE,
         )

@@ -111,16 +111,22 @@ def json(value: object) -> None:
     raw(encoded + b"\n")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headers; columns named in ``right`` are right-aligned.
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), if_empty: str = ""
+) -> None:
+    """Print rows under headers; columns named in ``right`` are right-aligned. ``if_empty`` is said on stderr if there are no
+    rows: what there is none of, and how one is made.
 
     On a terminal through rich, coloured by state. Elsewhere fixed columns without colours, never cut and never wrapped.
     """
     if on_terminal():
-        _rich_table(headers, rows, right)
+        if rows or not if_empty:
+            _rich_table(headers, rows, right)
     else:
         for text in columns([headers, *rows], right=[header in right for header in headers]):
             line(text)
+    if if_empty and not rows:
+        error_line(if_empty)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> list[str]:

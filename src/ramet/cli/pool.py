@@ -105,9 +105,6 @@ def _list(app: App) -> None:
     if app.json:
         output.json(found)
         return
-    if not found:
-        output.error_line("No pools.")
-        return
     output.table(
         HEADERS,
         [
@@ -123,4 +120,5 @@ def _list(app: App) -> None:
             for one in found
         ],
         right=HEADERS[2:-1],
+        if_empty="No pools. `ramet pool SOURCE --size K` fills one.",
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ramet.model import SnapshotCheck
 
 DAMAGED_STATUS = 1
+NONE = "No snapshots. `ramet standby INSTANCE` takes one, and so does `ramet snapshot create INSTANCE NAME`."
 
 
 @click.group("snapshot")
@@ -73,6 +74,7 @@ def ls(app: App, quiet: bool) -> None:
                 for taken in found
             ],
             right=("MEMORY", "WRITTEN", "AGE"),
+            if_empty=NONE,
         )
 
 
@@ -123,6 +125,7 @@ def _show_checks(found: list[SnapshotCheck]) -> None:
             for one in found
         ],
         right=("READ", "TIME"),
+        if_empty=NONE,
     )
     for one in found:
         for damage in one.damage:

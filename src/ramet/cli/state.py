@@ -94,7 +94,12 @@ def standby(app: App, names: tuple[str, ...]) -> int:
     ],
 )
 @several_names
-@click.option("--snapshot", metavar="ID", help="Roll one instance back to this snapshot (id or name).")
+@click.option(
+    "--snapshot",
+    metavar="ID",
+    help="Roll one instance back to this snapshot (id or name).",
+    shell_complete=completion.snapshots,
+)
 @click.option("--discard-memory", is_flag=True, help="Give up the memory of an instance that is running.")
 @click.option("--discard-disk", is_flag=True, help="Give up a disk that is newer than the snapshot.")
 @click.option("--verified", is_flag=True, help="Read memory and disk first; wake only if they are what was published.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ramet.cli import output
 from ramet.cli.context import App, verb
+from ramet.cli.ls import NONE
 
 if TYPE_CHECKING:
     from ramet.model import InstanceInfo, SnapshotInfo
@@ -54,7 +55,7 @@ def tree(app: App) -> None:
         output.json(roots)
         return
     if not roots:
-        output.error_line("No instances.")
+        output.error_line(NONE)
     strokes = UNICODE if output.can_print("├└│─") else ASCII
     for root in roots:
         for text in drawn(root, strokes):

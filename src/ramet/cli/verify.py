@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ramet.cli import output, report_files
+from ramet.cli import completion, output, report_files
 from ramet.cli.context import HYPERVISORS, MEMORY_POLICIES, App, verb
 from ramet.cli.create import parse_memory
 from ramet.cli.failures import could_not_run
@@ -32,8 +32,20 @@ ALL = "all"
 )
 @click.option("--list", "listing", is_flag=True, help="List scenarios and sabotages.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the reports, guard's too.")
-@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario. Repeatable.")
-@click.option("--sabotage", metavar="NAME|all", help="Break isolation on purpose, to see that it is noticed.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    metavar="NAME",
+    help="Only this scenario. Repeatable.",
+    shell_complete=completion.scenarios,
+)
+@click.option(
+    "--sabotage",
+    metavar="NAME|all",
+    help="Break isolation on purpose, to see that it is noticed.",
+    shell_complete=completion.sabotages,
+)
 @click.option(
     "--memory", default="256M", show_default=True, metavar="SIZE", help="Memory of the guests, at least 224M."
 )

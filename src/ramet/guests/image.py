@@ -17,6 +17,7 @@ from ramet import config, helpers
 from ramet.errors import ConfigError, CorruptError, InUseError, NotFoundError, host_errors
 from ramet.guests import agent_build, initramfs, kernel, recipe, scratch
 from ramet.model import IMAGE_FORMAT_VERSION, Image
+from ramet.spelling import did_you_mean
 from ramet.store import atomic
 
 DIGEST_DIGITS = 32
@@ -92,7 +93,8 @@ def locate(images_dir: Path, name_or_digest: str) -> Path:
         starts = [path.name for path in images_dir.glob(f"{digest}*") if path.is_dir()]
         digest = starts[0] if len(starts) == 1 else digest
     if not (images_dir / digest / DESCRIPTION).exists():
-        raise NotFoundError(f"There is no image {name_or_digest!r}.", hint="Build it: ramet image build")
+        instead = did_you_mean(name_or_digest, (tag.name for tag in (images_dir / "tags").glob("[!.]*")))
+        raise NotFoundError(f"There is no image {name_or_digest!r}.", hint=instead or "Build it: ramet image build")
     return images_dir / digest
 
 

@@ -28,6 +28,7 @@ from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths, StorePaths
 from ramet.signals import signals_held
+from ramet.spelling import did_you_mean
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Chore, Kind
 from ramet.store.layout import discard, is_id, open_store
@@ -82,7 +83,7 @@ class Store:
         if found is None and is_id(name) and self.paths.instance(name).record.exists():
             found = name
         if found is None or not self.paths.instance(found).dir.is_dir():
-            hint = "`ramet ls` lists them."
+            hint = _instead(name, self.paths.instance_names, listed_by="ramet ls")
             if self.paths.snapshot(name).dir.is_dir() or names.lookup(self.paths.snapshot_names, name) is not None:
                 hint = f"There is a snapshot of that name: write snapshot:{name}."
             raise NotFoundError(f"There is no instance {name!r}.", hint=hint)
@@ -146,7 +147,8 @@ class Store:
         config.check_name(text, what="snapshot")
         found = names.lookup(self.paths.snapshot_names, text) or (text if is_id(text) else None)
         if found is None or not self.paths.snapshot(found).dir.is_dir():
-            raise NotFoundError(f"There is no snapshot {text!r}.", hint="`ramet snapshot ls` lists them.")
+            hint = _instead(text, self.paths.snapshot_names, listed_by="ramet snapshot ls")
+            raise NotFoundError(f"There is no snapshot {text!r}.", hint=hint)
         return found
 
     @contextmanager
@@ -448,3 +450,10 @@ class Locked:
                 self.change(durable=False, pending=None)
             except HostError as err:  # it has happened all the same
                 log.warning("%s: the next command tidies up after `%s`: %s", self.record.name, verb, err.message)
+
+
+def _instead(name: str, directory: Path, *, listed_by: str) -> str:
+    """What to do about a name that means nothing: a hint."""
+    with host_errors(f"read {directory}"):
+        known = names.taken(directory)
+    return f"{did_you_mean(name, known)} `{listed_by}` lists them.".lstrip()

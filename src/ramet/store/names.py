@@ -39,7 +39,7 @@ def release(directory: Path, name: str, target_id: str) -> None:
 def release_others(directory: Path, name: str, target_id: str) -> None:
     """Free all other names that mean ``target_id`` than ``name``: a renaming that was cut short leaves two."""
     with host_errors(f"read {directory}"):
-        others = sorted(entry.name for entry in directory.iterdir() if entry.name != name and entry.name[0] != ".")
+        others = [other for other in taken(directory) if other != name]
     for other in others:
         with suppress(CorruptError):  # another's, which is damaged
             if lookup(directory, other) == target_id:
@@ -71,13 +71,20 @@ def lookup(directory: Path, name: str) -> str | None:
     return text
 
 
+def taken(directory: Path) -> list[str]:
+    """Every name there, whatever it means."""
+    return sorted(entry.name for entry in directory.iterdir() if entry.name[0] != ".")  # a temporary file begins so
+
+
 def all_names(directory: Path) -> dict[str, str]:
-    """Every name and the id that it means."""
+    """Every name and the id that it means.
+
+    Raises:
+        CorruptError: if one cannot be read.
+    """
     found = {}
-    for entry in sorted(directory.iterdir()):
-        if entry.name.startswith("."):
-            continue  # a temporary file of create_exclusive
-        target = lookup(directory, entry.name)
+    for name in taken(directory):
+        target = lookup(directory, name)
         if target is not None:
-            found[entry.name] = target
+            found[name] = target
     return found
