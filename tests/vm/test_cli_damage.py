@@ -84,3 +84,22 @@ def test_damage_is_told_and_made_no_worse(
     assert ramet.json("ls") == []
     for snapshot in host.snapshots():
         host.snapshot_remove(snapshot.id)  # of a record that could not be read, nobody knew it
+
+
+def test_a_guest_whose_memory_file_was_deleted_runs_on_and_its_disk_can_be_kept(
+    host: Host, running: InstanceInfo
+) -> None:
+    """Nothing can be captured of it any more: every verb that would says so before it stops the guest, and what to do."""
+    ramet = CommandLine(host.home)
+    ramet.text("exec", "web", "--", "sh", "-c", "echo kept >/data/mark; sync")
+    maps = host.get("web").mapped_memory
+    assert maps is not None
+    Path(maps.path).unlink()
+    for argv in (("standby", "web"), ("fork", "web"), ("snapshot", "create", "web")):
+        said = ramet.run(*argv).refused(CORRUPT_STATUS)
+        assert maps.path in said
+        assert "`ramet stop web` keeps its disk" in said
+        assert ramet.text("exec", "web", "--", "cat", "/data/mark") == "kept\n"
+    assert ramet.run("stop", "web").status == 0
+    assert ramet.run("start", "web").status == 0
+    assert ramet.text("exec", "web", "--", "cat", "/data/mark") == "kept\n"

@@ -62,7 +62,8 @@ def take(instance: Locked, verb: str, stack: ExitStack) -> tuple[Taken, float | 
     was captured is in work in progress until ``stack`` closes, unless it is published.
 
     Raises:
-        GuestError, HostError, VmmError: as ``captured``. The guest runs on, even if its own disk had no room meanwhile.
+        CorruptError, GuestError, HostError, VmmError: as ``captured``. The guest runs on, even if its own disk had no room
+            meanwhile.
     """
     runs = instance.record.state is State.RUNNING
     with instance.driver.connect(instance.paths.run) as monitor:
@@ -86,7 +87,7 @@ def begun(instance: Locked, monitor: SavesDeviceState | SavesMemory, *, guest_wa
     waits for less of it in the end.
 
     Raises:
-        HostError, VmmError: as ``captured``.
+        CorruptError, HostError, VmmError: as ``captured``.
     """
     snapshot_id = new_id()
     with work_in_progress(instance.store.paths, snapshot_id) as directory:
@@ -103,7 +104,7 @@ def _memory_ahead(instance: Locked, into: Path) -> memories.Begun:
     with _copy_in_ram(store, record, vmm) as copy_in_ram:
         return memories.begin(
             vmm,
-            mapped_file=live_files.mapped_file(store.paths, record),
+            mapped_file=_mapped_file(store, record),
             into=into,
             scatter=_scatter(instance, record.mapped_snapshot, guest_waits=True),
             copy_in_ram=copy_in_ram,
@@ -115,6 +116,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Wo
     """Capture a frozen VM.
 
     Raises:
+        CorruptError: if somebody has deleted the file that its VMM maps.
         HostError: for errors of the host (NoSpaceError for a full disk).
         VmmError: if the VMM refused, or is not mapped as expected.
     """
@@ -132,7 +134,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Wo
                     monitor,
                     vmm,
                     live=instance.paths,
-                    mapped_file=live_files.mapped_file(store.paths, record),
+                    mapped_file=_mapped_file(store, record),
                     copy_in_ram=copy_in_ram,
                     into=work.files,
                     base_is_empty=base_id is None,
@@ -166,6 +168,21 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
     if instance.driver.dirty_since is DirtySince.LAST_CAPTURE:
         with instance.store.collecting(instance.record):
             instance.change(diff_base=manifest.id, needs_full=False)
+
+
+def _mapped_file(store: Store, record: InstanceRecord) -> Path:
+    """What the VMM maps.
+
+    Raises:
+        CorruptError: if somebody has deleted it: the VMM has it still, and no capture can be made of it.
+    """
+    found = live_files.mapped_file(store.paths, record)
+    if not found.exists():
+        raise CorruptError(
+            f"{record.name!r} runs on the memory file {found}, and somebody has deleted that: its memory cannot be captured.",
+            hint=f"Its guest runs on as it is. `ramet stop {record.name}` keeps its disk; `ramet cp` saves what is in RAM alone.",
+        )
+    return found
 
 
 @contextmanager
