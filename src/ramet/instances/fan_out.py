@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from ramet.errors import RametError
 from ramet.signals import signals_held
+from ramet.threads import as_they_end
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ def each(
         try:
             with signals_held():  # a thread that is half begun is nobody's; a signal that came meanwhile raises here
                 futures = {pool.submit(action, item): index for index, item in enumerate(items)}
-            for future in as_completed(futures):
+            for future in as_they_end(futures):
                 index = futures[future]
                 try:
                     found[index] = future.result()

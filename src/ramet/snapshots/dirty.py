@@ -17,6 +17,8 @@ from ramet.errors import HostError, VmmDiedError, VmmError, host_errors
 from ramet.linux import procfs, procmem, whole
 from ramet.linux.pagemap import written_regions
 from ramet.model import PAGE_BYTES, VmmProcess
+from ramet.signals import signals_held
+from ramet.threads import as_they_end
 
 BUFFER_BYTES = 1024 * 1024
 COPY_THREADS = min(os.cpu_count() or 1, 4)
@@ -124,7 +126,9 @@ def copy_runs(vmm: VmmProcess, runs: Sequence[DirtyRun], dst_fd: int, *, skip_ze
     try:
         with ThreadPoolExecutor(COPY_THREADS) as pool:
             try:
-                return sum(pool.map(lambda _: work(), range(min(COPY_THREADS, len(chunks)))))
+                with signals_held():  # a thread that is half begun is nobody's
+                    begun = [pool.submit(work) for _ in range(min(COPY_THREADS, len(chunks)))]
+                return sum(ended.result() for ended in as_they_end(begun))
             except BaseException:
                 chunks.clear()  # Ctrl-C, which this thread alone hears: the others are not to be waited for
                 raise

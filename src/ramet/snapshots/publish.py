@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ from ramet.snapshots import sums
 from ramet.snapshots.capture import Captured
 from ramet.store import atomic
 from ramet.store.derive import ANY_METHOD, derive
+from ramet.threads import as_they_end
 
 log = logging.getLogger(__name__)
-SIGNALS_HEARD_S = 0.2
 
 
 def describe(
@@ -81,7 +81,9 @@ def add_sums(
                 summing.append(pool.submit(_sum_up, (files.memory, files.memory_sums), memory_base, dirty, stop))
                 summing.append(pool.submit(_sum_up, (files.disk, files.disk_sums), disk_base, None, stop))
                 durable = [pool.submit(_make_durable, path) for path in (files.memory, files.disk)]
-            _wait_for_all([*summing, *durable])
+            begun: list[Future[Any]] = [*summing, *durable]
+            for one in as_they_end(begun):
+                one.result()  # of the first that fails: not what the others say when they are told to stop
             roots = [one.result() for one in summing]
         except BaseException as err:
             stop.set()
@@ -94,18 +96,6 @@ def add_sums(
         pool.shutdown()
     replace = msgspec.structs.replace
     return replace(manifest, memory=replace(manifest.memory, root=roots[0]), disk=replace(manifest.disk, root=roots[1]))
-
-
-def _wait_for_all(begun: Sequence[Future[Any]]) -> None:
-    """Or for the first that fails: its error is raised, and not what the others say when they are told to stop.
-
-    Python looks for signals before it blocks: one that comes in between is not heard before the wait ends, so that is short.
-    """
-    not_done = set(begun)
-    while not_done:
-        ended, not_done = wait(not_done, timeout=SIGNALS_HEARD_S, return_when=FIRST_EXCEPTION)
-        for one in ended:
-            one.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ from ramet.linux import whole
 from ramet.linux.extents import map_data
 from ramet.model import MIB, PAGE_BYTES
 from ramet.pages import ranges
+from ramet.signals import signals_held
+from ramet.threads import as_they_end
 
 CHUNK_BYTES: Final = MIB
 PAGES: Final = CHUNK_BYTES // PAGE_BYTES
@@ -230,7 +232,11 @@ def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: thr
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sums") as pool:
         try:
-            return list(pool.map(one, items))
+            with signals_held():  # a thread that is half begun is nobody's
+                begun = [pool.submit(one, item) for item in items]
+            for ended in as_they_end(begun):
+                ended.result()
+            return [ended.result() for ended in begun]
         except BaseException:
             failed.set()
             raise
