@@ -89,7 +89,7 @@ def test_damage_is_told_and_made_no_worse(
 def test_a_guest_whose_memory_file_was_deleted_runs_on_and_its_disk_can_be_kept(
     host: Host, running: InstanceInfo
 ) -> None:
-    """Nothing can be captured of it any more: every verb that would says so before it stops the guest, and what to do."""
+    """Nothing can be captured of it any more: every verb that would says so, and what to do."""
     ramet = CommandLine(host.home)
     ramet.text("exec", "web", "--", "sh", "-c", "echo kept >/data/mark; sync")
     maps = host.get("web").mapped_memory
