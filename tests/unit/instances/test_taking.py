@@ -77,6 +77,7 @@ def files_in(directory: Path) -> list[str]:
 @pytest.fixture
 def full(place: Place, monkeypatch: pytest.MonkeyPatch) -> Monitor:
     """A guest that runs, and whose capture fills the disk."""
+    place.paths.memory.touch()
     place.change(state=State.RUNNING, vmm=identity(os.getpid()))
     monitor = Monitor(place.store.paths.home, runs=True)
     driver = SimpleNamespace(connect=lambda _run_dir: monitor, dirty_since=DirtySince.MAPPED)
