@@ -168,7 +168,9 @@ class NativeAgent:
                 names = [str(path.readlink()) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()]
             except FileNotFoundError:  # one that was just closed
                 return None
-            return len(names) if not any("eventpoll" in name or "pidfd" in name for name in names) else None
+            sockets = sum("socket:" in name for name in names)  # one is listened on; a session's is closed last
+            is_open = sockets > 1 or any("eventpoll" in name or "pidfd" in name for name in names)
+            return None if is_open else len(names)
 
         return wait_until(quiet, DEADLINE_S, what="the end of all sessions")
 
