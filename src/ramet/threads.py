@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -29,6 +28,9 @@ def as_they_end(futures: Collection[Future[T]]) -> Iterator[Future[T]]:
             future.add_done_callback(ended.put)
     for _ in futures:
         while True:
-            with suppress(Empty):
-                yield ended.get(timeout=SIGNALS_HEARD_S)
-                break
+            try:
+                one = ended.get(timeout=SIGNALS_HEARD_S)
+            except Empty:
+                continue
+            break
+        yield one

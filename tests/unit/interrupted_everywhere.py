@@ -50,7 +50,6 @@ def lines_seen(pool: ThreadPoolExecutor, at: int | None) -> int:
     try:
         for _ in wait(futures):
             pass
-        pool.shutdown()
     except EndedError:
         pass
     finally:

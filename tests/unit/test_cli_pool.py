@@ -65,6 +65,7 @@ def test_a_policy_is_of_those_that_are_made(host: FakeHost, capsys: pytest.Captu
 
 def test_no_pools_are_told(host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeHost, "pools", lambda self: ())
+    monkeypatch.setattr("ramet.cli.output.on_terminal", lambda: True)
     assert run(["pool"]) == 0
     assert capsys.readouterr().err == "No pools. `ramet pool SOURCE --size K` fills one.\n"
 

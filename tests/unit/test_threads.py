@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from ramet.snapshots import sums
 from ramet.threads import as_they_end
 
 EVERYWHERE = Path(__file__).with_name("interrupted_everywhere.py")
 ENDS_WITHIN_S = 30.0
 HANGS_WITHIN_S = 6.0
+BUSY_S = 1.0
 
 
 def test_the_first_that_ends_comes_first() -> None:
@@ -49,3 +54,29 @@ def test_the_standard_library_has_such_a_place() -> None:
     """Why there is a function of our own: once this fails, it can go."""
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run([sys.executable, EVERYWHERE, "as_completed"], timeout=HANGS_WITHIN_S, check=False)
+
+
+def test_a_signal_that_ends_a_join_leaves_no_thread_at_work() -> None:
+    """Python 3.11 takes a thread that was being joined then for ended, and what it reads or writes may be closed."""
+    at_work = 0
+
+    def work(item: int) -> None:
+        nonlocal at_work
+        if item == 0:
+            raise ValueError("the first")
+        at_work += 1
+        time.sleep(BUSY_S)
+        at_work -= 1
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    threading.Timer(BUSY_S / 4, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    try:
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            sums._in_threads(work, [1, 0], None)
+        assert at_work == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -41,7 +41,7 @@ def test_a_short_run_measures_compares_and_leaves_nothing(command: CommandLine, 
     assert (fork.skipped, idle.skipped) == (None, None)
     rows = {row.id: row for one in (fork, idle) for figure in one.figures for row in figure.rows}
     assert rows["ramet"].count == 5
-    assert 0 < rows["floor"].median < rows["ramet"].max
+    assert min(rows["floor"].median, rows["ramet"].median) > 0
     assert rows["ramet"].ratio == pytest.approx(rows["ramet"].median / rows["floor"].median, rel=0.001)
     phases = [row for name, row in rows.items() if name.startswith("ramet-") and row.part]
     assert {"ramet-start", "ramet-identity", "ramet-command"} <= {row.id for row in phases}

@@ -114,19 +114,18 @@ def json(value: object) -> None:
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), if_empty: str = ""
 ) -> None:
-    """Print rows under headers; columns named in ``right`` are right-aligned. ``if_empty`` is said on stderr if there are no
-    rows: what there is none of, and how one is made.
+    """Print rows under headers; columns named in ``right`` are right-aligned. ``if_empty`` is what a person is told in the
+    place of a table without rows, on stderr: what there is none of, and how one is made.
 
     On a terminal through rich, coloured by state. Elsewhere fixed columns without colours, never cut and never wrapped.
     """
-    if on_terminal():
-        if rows or not if_empty:
-            _rich_table(headers, rows, right)
+    if on_terminal() and if_empty and not rows:
+        error_line(if_empty)
+    elif on_terminal():
+        _rich_table(headers, rows, right)
     else:
         for text in columns([headers, *rows], right=[header in right for header in headers]):
             line(text)
-    if if_empty and not rows:
-        error_line(if_empty)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> list[str]:

@@ -93,7 +93,8 @@ def locate(images_dir: Path, name_or_digest: str) -> Path:
         starts = [path.name for path in images_dir.glob(f"{digest}*") if path.is_dir()]
         digest = starts[0] if len(starts) == 1 else digest
     if not (images_dir / digest / DESCRIPTION).exists():
-        instead = did_you_mean(name_or_digest, (tag.name for tag in (images_dir / "tags").glob("[!.]*")))
+        tags = {tag.name for tag in (images_dir / "tags").glob("[!.]*")}
+        instead = did_you_mean(name_or_digest, tags - {name_or_digest})  # that one leads nowhere
         raise NotFoundError(f"There is no image {name_or_digest!r}.", hint=instead or "Build it: ramet image build")
     return images_dir / digest
 

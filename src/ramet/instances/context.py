@@ -455,5 +455,5 @@ class Locked:
 def _instead(name: str, directory: Path, *, listed_by: str) -> str:
     """What to do about a name that means nothing: a hint."""
     with host_errors(f"read {directory}"):
-        known = names.taken(directory)
+        known = [one for one in names.taken(directory) if one != name]  # that one leads nowhere
     return f"{did_you_mean(name, known)} `{listed_by}` lists them.".lstrip()

@@ -10,10 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramet.errors import CorruptError, HostError, NotFoundError, VmmDiedError, VmmError
+from ramet import process
+from ramet.errors import CorruptError, HostError, NotFoundError, VmmDiedError, VmmError, host_errors
 from ramet.hypervisors.base import DirtySince, SavesDeviceState, SavesMemory
 from ramet.instances import guest, live_files
 from ramet.instances.context import Locked, Store, vmm_of
+from ramet.linux import procfs
 from ramet.model import MIB, InstanceRecord, Manifest, SnapshotKind, State, VmmProcess
 from ramet.paths import SnapshotPaths
 from ramet.signals import signals_held
@@ -21,6 +23,7 @@ from ramet.snapshots import capture as captures
 from ramet.snapshots import copies_in_ram
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots import memory as memories
+from ramet.snapshots.dirty import reading
 from ramet.snapshots.publish import add_sums, describe
 from ramet.snapshots.scatter import Scatter
 from ramet.store.layout import new_id, work_in_progress
@@ -104,7 +107,7 @@ def _memory_ahead(instance: Locked, into: Path) -> memories.Begun:
     with _copy_in_ram(store, record, vmm) as copy_in_ram:
         return memories.begin(
             vmm,
-            mapped_file=_mapped_file(store, record),
+            mapped_file=_mapped_file(store, record, vmm),
             into=into,
             scatter=_scatter(instance, record.mapped_snapshot, guest_waits=True),
             copy_in_ram=copy_in_ram,
@@ -134,7 +137,7 @@ def captured(instance: Locked, monitor: SavesDeviceState | SavesMemory, work: Wo
                     monitor,
                     vmm,
                     live=instance.paths,
-                    mapped_file=_mapped_file(store, record),
+                    mapped_file=_mapped_file(store, record, vmm),
                     copy_in_ram=copy_in_ram,
                     into=work.files,
                     base_is_empty=base_id is None,
@@ -170,19 +173,27 @@ def keep_as_base(instance: Locked, manifest: Manifest) -> None:
             instance.change(diff_base=manifest.id, needs_full=False)
 
 
-def _mapped_file(store: Store, record: InstanceRecord) -> Path:
+def _mapped_file(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Path:
     """What the VMM maps.
 
     Raises:
         CorruptError: if somebody has deleted it: the VMM has it still, and no capture can be made of it.
+        VmmDiedError: if the VMM has ended.
     """
     found = live_files.mapped_file(store.paths, record)
-    if not found.exists():
-        raise CorruptError(
-            f"{record.name!r} runs on the memory file {found}, and somebody has deleted that: its memory cannot be captured.",
-            hint=f"Its guest runs on as it is. `ramet stop {record.name}` keeps its disk; `ramet cp` saves what is in RAM alone.",
-        )
-    return found
+    if live_files.maps_copy_in_ram(record):
+        return found
+    with host_errors(f"read {found}"):
+        is_there = found.exists()
+    with reading(vmm):
+        if is_there and procfs.mappings_of_file(vmm.pid, found):
+            return found
+    if not process.is_alive(vmm):
+        raise VmmDiedError(f"The VMM (process {vmm.pid}) ended before its memory was read.")
+    raise CorruptError(
+        f"{record.name!r} runs on a memory file that somebody has deleted ({found}): its memory cannot be captured.",
+        hint=f"Its guest is as it was. `ramet stop {record.name}` keeps its disk, and `ramet cp`, while it runs, what is in RAM.",
+    )
 
 
 @contextmanager

@@ -130,7 +130,9 @@ def copy_runs(vmm: VmmProcess, runs: Sequence[DirtyRun], dst_fd: int, *, skip_ze
                     begun = [pool.submit(work) for _ in range(min(COPY_THREADS, len(chunks)))]
                 return sum(ended.result() for ended in as_they_end(begun))
             except BaseException:
-                chunks.clear()  # Ctrl-C, which this thread alone hears: the others are not to be waited for
+                with signals_held():  # one that ends a join has Python take the thread for ended, and it writes on
+                    chunks.clear()  # what the others do is in vain
+                    pool.shutdown()
                 raise
     finally:
         os.close(memory_fd)

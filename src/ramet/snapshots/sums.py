@@ -238,7 +238,9 @@ def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: thr
                 ended.result()
             return [ended.result() for ended in begun]
         except BaseException:
-            failed.set()
+            with signals_held():  # one that ends a join has Python take the thread for ended, and it reads on
+                failed.set()
+                pool.shutdown()
             raise
 
 

@@ -31,9 +31,13 @@ def test_a_name_that_there_is_none_of_is_answered_with_what_is_spelled_like_it(t
     tags = place.store.paths.images / "tags"
     tags.mkdir()
     (tags / "micro").write_text("0" * 32)
+    names.claim(place.store.paths.instance_names, "lost", "3" * 12, what="instance")
+    (tags / "losing").write_text("1" * 32)
     host = Host(tmp_path / "home")
     for ask, hint in (
         (lambda: host.get("wbe"), "Did you mean 'web'? `ramet ls` lists them."),
+        (lambda: host.get("lost"), "`ramet ls` lists them."),
+        (lambda: host.create("new", image="losing"), "Build it: ramet image build"),
         (lambda: host.get("nothing-like-it"), "`ramet ls` lists them."),
         (lambda: host.get("golden"), "There is a snapshot of that name: write snapshot:golden."),
         (lambda: host.snapshot_get("goldn"), "Did you mean 'golden'? `ramet snapshot ls` lists them."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from typing import Self
 import msgspec
 import pytest
 
-from ramet.errors import NoSpaceError
+from ramet.errors import CorruptError, NoSpaceError
 from ramet.hypervisors.base import DirtySince
 from ramet.instances import taking
 from ramet.instances.context import Locked
@@ -78,6 +79,7 @@ def files_in(directory: Path) -> list[str]:
 def full(place: Place, monkeypatch: pytest.MonkeyPatch) -> Monitor:
     """A guest that runs, and whose capture fills the disk."""
     place.paths.memory.touch()
+    monkeypatch.setattr("ramet.linux.procfs.mappings_of_file", lambda *_: [place.paths.memory])
     place.change(state=State.RUNNING, vmm=identity(os.getpid()))
     monitor = Monitor(place.store.paths.home, runs=True)
     driver = SimpleNamespace(connect=lambda _run_dir: monitor, dirty_since=DirtySince.MAPPED)
@@ -151,3 +153,15 @@ def test_files_that_cannot_be_removed_hide_nothing(
             taking.captured(instance, full, work)  # type: ignore[arg-type]
     assert len(tried) == 3
     assert "takes room while the guest runs on: Input/output error" in caplog.text
+
+
+def test_what_the_vmm_maps_is_captured_and_not_what_has_its_place(place: Place) -> None:
+    """Of a file of its own that somebody has deleted, the snapshot's that it was cloned from is not it."""
+    vmm = identity(os.getpid())
+    place.change(state=State.RUNNING, vmm=vmm, mapped_snapshot=place.snapshot_id)
+    place.paths.memory.write_bytes(b"m" * mmap.PAGESIZE)
+    with place.paths.memory.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ):
+        assert taking._mapped_file(place.store, place.record, vmm) == place.paths.memory
+        place.paths.memory.unlink()
+        with pytest.raises(CorruptError, match="somebody has deleted"):
+            taking._mapped_file(place.store, place.record, vmm)
