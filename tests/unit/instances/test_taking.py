@@ -163,5 +163,5 @@ def test_what_the_vmm_maps_is_captured_and_not_what_has_its_place(place: Place) 
     with place.paths.memory.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ):
         assert taking._mapped_file(place.store, place.record, vmm) == place.paths.memory
         place.paths.memory.unlink()
-        with pytest.raises(CorruptError, match="somebody has deleted"):
+        with pytest.raises(CorruptError, match=f"somebody has deleted .{place.paths.memory}"):
             taking._mapped_file(place.store, place.record, vmm)
