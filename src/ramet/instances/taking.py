@@ -190,9 +190,8 @@ def _mapped_file(store: Store, record: InstanceRecord, vmm: VmmProcess) -> Path:
             return found
     if not process.is_alive(vmm):
         raise VmmDiedError(f"The VMM (process {vmm.pid}) ended before its memory was read.")
-    lost = (
-        store.paths.instance(record.id).memory if is_there else found
-    )  # in the place of its own the snapshot's is looked at
+    own = store.paths.instance(record.id).memory
+    lost = own if is_there else found  # the snapshot's, which is looked at in the place of its own
     raise CorruptError(
         f"{record.name!r} runs on a memory file that somebody has deleted ({lost}): its memory cannot be captured.",
         hint=f"Its guest is as it was. `ramet stop {record.name}` keeps its disk, and `ramet cp`, while it runs, what is in RAM.",
