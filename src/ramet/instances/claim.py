@@ -207,7 +207,7 @@ def _take(instance: Locked, source: Source, name: str | None, announce: Announce
             ):
                 announce([parked.id])  # not sooner: what is given back is not this command's to remove
                 instance.change(name=given, state=State.RUNNING, generation=generation, pool=None)
-                agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
+                guest.thaw_by(agent, paths.run)
         except BaseException as err:
             with signals_held():
                 _give_back(instance, parked, err, is_touched=is_touched)

@@ -8,24 +8,32 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ramet.errors import ConfigError, NotFoundError, UnsupportedError, VmmDiedError, host_errors
+from ramet import process
+from ramet.errors import ConfigError, NotFoundError, RametError, UnsupportedError, VmmDiedError, host_errors
 from ramet.guests.client import AgentClient, ExecControl
 from ramet.instances import observe
 from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
-from ramet.model import ExecResult, Hypervisor, Ping
+from ramet.model import ExecResult, Hypervisor, InstanceRecord, Ping
 from ramet.paths import CONSOLE_SOCKET
 from ramet.states import Verb, require
 
+ENDS_WITHIN_S = 0.5
+"""From the loss of a session to the end of the VMM that had it."""
+CAPTURED = ": it was captured while it ran, which resets Firecracker's vsock."
 
-def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
+
+@contextmanager
+def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
     """A session with the agent of a running instance; no lock is held, so that a long one does not keep it from sleeping.
 
     Raises:
         StateError: if it is not running.
+        VmmDiedError: if the session is lost; it says what has become of the instance.
     """
     instance_id = store.find(name)
     record = observe.look(store, store.read(instance_id))
@@ -33,7 +41,34 @@ def agent_of(store: Store, name: str, verb: Verb) -> AgentClient:
         with observe.exclusive(store, name) as instance:  # a verb is at work, or died and left the guest frozen
             record = instance.record
     require(verb, record, name=name)
-    return AgentClient.open(store.paths.instance(record.id).run)
+    try:
+        with AgentClient.open(store.paths.instance(record.id).run) as agent:
+            yield agent
+    except VmmDiedError as err:
+        raise _lost(store, record, err) from err
+
+
+def _lost(store: Store, before: InstanceRecord, err: VmmDiedError) -> VmmDiedError:
+    """The error for whoever asked by name: what has become of the instance whose guest was being talked to."""
+    if before.vmm is not None:
+        process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
+    try:
+        now = observe.look(store, store.read(before.id))
+    except NotFoundError:
+        return VmmDiedError(f"{before.name!r} was removed while its guest was being talked to.")
+    except RametError:
+        return err
+    if now.vmm == before.vmm:
+        why = CAPTURED if now.hypervisor is Hypervisor.FIRECRACKER else "."
+        return VmmDiedError(
+            f"The connection to the guest of {now.name!r} was lost, and its VMM runs on{why}", hint=err.hint
+        )
+    became = f"is {now.state} now" if now.vmm is None else "has another VMM now"
+    return VmmDiedError(
+        f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
+        + (f"\n{now.failure_detail}" if now.failure_detail else ""),
+        hint=f"`ramet logs {now.name}` shows the guest's console, and with --vmm what its VMM said.",
+    )
 
 
 def execute(

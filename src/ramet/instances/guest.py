@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ramet.errors import GuestError, VmmDiedError, VmmError
 from ramet.guests.client import AgentClient, GuestRefusedError
@@ -20,7 +21,9 @@ QUIESCE_DEADLINE_S = 20.0
 THAW_DEADLINE_S = 20.0
 IDENTITY_DEADLINE_S = 30.0
 REHEARSAL_DEADLINE_S = 20.0
+SESSIONS_MAX = 3
 REHEARSED = ("sh", "-c", "true")
+T = TypeVar("T")
 
 
 def quiesce(run_dir: Path) -> None:
@@ -42,9 +45,41 @@ def quiesce(run_dir: Path) -> None:
 
 
 def thaw(run_dir: Path, *, deadline_s: float = THAW_DEADLINE_S) -> None:
-    """Let the workload and the file systems go on; nothing happens if they were not frozen."""
-    with AgentClient.open(run_dir, deadline_s=deadline_s) as agent:
-        agent.thaw(timeout_s=deadline_s)
+    """Let the workload and the file systems go on; nothing happens if they were not frozen. Anew if its session is lost."""
+    agent, _ = _answered(
+        lambda: AgentClient.open(run_dir, deadline_s=deadline_s), lambda agent: agent.thaw(timeout_s=deadline_s)
+    )
+    agent.close()
+
+
+def thaw_by(agent: AgentClient, run_dir: Path) -> None:
+    """``thaw`` in a session that is open, and in another one if that is lost."""
+    try:
+        agent.thaw(timeout_s=THAW_DEADLINE_S)
+    except VmmDiedError:
+        thaw(run_dir)  # where the VMM is gone, this says so
+
+
+def _answered(connect: Callable[[], AgentClient], ask: Callable[[AgentClient], T]) -> tuple[AgentClient, T]:
+    """Ask what may be asked twice, anew if the session is lost and somebody still listens. Returns the session with the answer.
+
+    Firecracker has the guest reset its vsock once a snapshot was taken or loaded. The guest learns of it by an event, and what it
+    accepts before it has come to that goes with all other connections, answered or not (firecracker pull request 5882).
+
+    Raises:
+        VmmDiedError: if nobody listens any more, or ``SESSIONS_MAX`` sessions were lost.
+    """
+    sessions = 0
+    while True:
+        agent = connect()
+        sessions += 1
+        try:
+            return agent, ask(agent)
+        except BaseException as err:
+            agent.close()
+            if not isinstance(err, VmmDiedError) or sessions == SESSIONS_MAX:
+                raise
+            log.info("a session that the guest had answered was lost; once more")
 
 
 def freeze(monitor: Monitor, run_dir: Path) -> None:
@@ -91,18 +126,25 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
 
     Raises:
         GuestError: if it did not acknowledge: its workload is still frozen and must not be let run.
+        VmmDiedError: if its VMM ended.
     """
-    with ExitStack() as stack:
+
+    def connect() -> AgentClient:
         with phase("first answer"):
-            agent = stack.enter_context(AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S))
+            return AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S)
+
+    def ask(agent: AgentClient) -> tuple[str, ...]:
         with phase("identity"):
-            failed = agent.identity(
+            return agent.identity(
                 generation=generation,
                 hostname=record.name,
                 machine_id=record.machine_id,
                 seed=os.urandom(64),
                 timeout_s=IDENTITY_DEADLINE_S,
             )
+
+    agent, failed = _answered(connect, ask)
+    with agent:
         if failed:
             log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
         yield agent

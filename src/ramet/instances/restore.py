@@ -157,7 +157,7 @@ def let_run(instance: Locked, manifest: Manifest, copy_in_ram: CopyInRam | None)
         with phase("record"):
             note_woken(instance, manifest, copy_in_ram, state=State.RUNNING, generation=generation, pool=None)
         with phase("thaw"):
-            agent.thaw(timeout_s=guest.THAW_DEADLINE_S)
+            guest.thaw_by(agent, run_dir)
 
 
 def note_woken(

@@ -1,0 +1,84 @@
+"""What is said of a guest that was lost while it was being talked to: what has become of its instance."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from ramet import process
+from ramet.errors import VmmDiedError
+from ramet.instances import commands
+from ramet.model import Hypervisor, State, VmmProcess
+from tests.unit.guests.played_vsock import answer_and_be_reset, guest
+from tests.unit.instances.place import Place
+
+
+def what_is_said(place: Place, vmm: VmmProcess, meanwhile: Callable[[], object]) -> VmmDiedError:
+    """Of a ping whose session is lost, ``meanwhile`` having happened before it was."""
+
+    def lose(sock: socket.socket) -> None:
+        with suppress(OSError):
+            answer_and_be_reset(sock)
+        meanwhile()
+
+    place.change(state=State.RUNNING, vmm=vmm, hypervisor=Hypervisor.FIRECRACKER)
+    with guest(place.paths.run, [lose]), pytest.raises(VmmDiedError) as caught:
+        commands.ping(place.store, "web")
+    return caught.value
+
+
+def end(vmm: VmmProcess) -> None:
+    os.kill(vmm.pid, signal.SIGKILL)
+
+
+def test_a_vmm_that_runs_on(place: Place, alive: VmmProcess) -> None:
+    said = what_is_said(place, alive, lambda: None)
+    assert said.message == (
+        "The connection to the guest of 'web' was lost, and its VMM runs on: it was captured while it ran, which resets "
+        "Firecracker's vsock."
+    )
+    assert said.hint is not None
+    assert "--detach" in said.hint
+
+
+def test_a_vmm_that_was_killed(place: Place, alive: VmmProcess) -> None:
+    said = what_is_said(place, alive, lambda: end(alive))
+    assert said.message.startswith("The VMM of 'web' ended while its guest was being talked to; 'web' is failed now.\n")
+    assert "killed, crashed" in said.message
+    assert said.hint is not None
+    assert "ramet logs web" in said.hint
+
+
+def test_an_instance_that_was_put_to_standby(place: Place, alive: VmmProcess) -> None:
+    def sleep() -> None:
+        place.change(state=State.STANDBY, vmm=None)
+        process.kill_and_wait(alive)
+
+    said = what_is_said(place, alive, sleep)
+    assert said.message == "The VMM of 'web' ended while its guest was being talked to; 'web' is standby now."
+
+
+def test_an_instance_that_was_restored_meanwhile(place: Place, vmms: Callable[[], VmmProcess]) -> None:
+    before, after = vmms(), vmms()
+
+    def restore() -> None:
+        process.kill_and_wait(before)
+        place.change(vmm=after)
+
+    said = what_is_said(place, before, restore)
+    assert said.message == "The VMM of 'web' ended while its guest was being talked to; 'web' has another VMM now."
+
+
+def test_an_instance_that_was_removed(place: Place, alive: VmmProcess) -> None:
+    said = what_is_said(place, alive, place.paths.record.unlink)
+    assert said.message == "'web' was removed while its guest was being talked to."
+
+
+def test_an_instance_of_which_nothing_can_be_said(place: Place, alive: VmmProcess) -> None:
+    said = what_is_said(place, alive, lambda: place.paths.record.write_text("{"))
+    assert said.message.startswith("The connection to the guest was lost")
