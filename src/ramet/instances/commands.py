@@ -45,30 +45,28 @@ def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
         with AgentClient.open(store.paths.instance(record.id).run) as agent:
             yield agent
     except VmmDiedError as err:
-        raise _lost(store, record, err) from err
+        message, hint = _what_became(store, record, err)
+        raise VmmDiedError(message, hint=hint) from err
 
 
-def _lost(store: Store, before: InstanceRecord, err: VmmDiedError) -> VmmDiedError:
-    """The error for whoever asked by name: what has become of the instance whose guest was being talked to."""
+def _what_became(store: Store, before: InstanceRecord, err: VmmDiedError) -> tuple[str, str | None]:
+    """Of the instance whose guest was being talked to, in words, and a hint."""
     if before.vmm is not None:
         process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
     try:
         now = observe.look(store, store.read(before.id))
     except NotFoundError:
-        return VmmDiedError(f"{before.name!r} was removed while its guest was being talked to.")
+        return f"{before.name!r} was removed while its guest was being talked to.", None
     except RametError:
-        return err
+        return err.message, err.hint
     if now.vmm == before.vmm:
         why = CAPTURED if now.hypervisor is Hypervisor.FIRECRACKER else "."
-        return VmmDiedError(
-            f"The connection to the guest of {now.name!r} was lost, and its VMM runs on{why}", hint=err.hint
-        )
+        return f"The connection to the guest of {now.name!r} was lost, and its VMM runs on{why}", err.hint
     became = f"is {now.state} now" if now.vmm is None else "has another VMM now"
-    return VmmDiedError(
-        f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
-        + (f"\n{now.failure_detail}" if now.failure_detail else ""),
-        hint=f"`ramet logs {now.name}` shows the guest's console, and with --vmm what its VMM said.",
-    )
+    message = f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
+    if now.failure_detail:
+        message += f"\n{now.failure_detail}"
+    return message, f"`ramet logs {now.name}` shows the guest's console, and with --vmm what its VMM said."
 
 
 def execute(
