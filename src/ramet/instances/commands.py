@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ramet import process
-from ramet.errors import ConfigError, NotFoundError, RametError, UnsupportedError, VmmDiedError, host_errors
+from ramet.errors import (
+    ConfigError,
+    LockedError,
+    NotFoundError,
+    RametError,
+    UnsupportedError,
+    VmmDiedError,
+    host_errors,
+)
 from ramet.guests.client import AgentClient, ExecControl
 from ramet.instances import observe
 from ramet.instances.context import Store
@@ -24,6 +32,8 @@ from ramet.states import Verb, require
 
 ENDS_WITHIN_S = 0.5
 """From the loss of a session to the end of the VMM that had it."""
+VERB_ENDS_WITHIN_S = 5.0
+"""How long the verb that has ended a VMM is waited for, to say what it has made of the instance."""
 CAPTURED = ": it was captured while it ran, which resets Firecracker's vsock."
 
 
@@ -54,15 +64,19 @@ def _what_became(store: Store, before: InstanceRecord, err: VmmDiedError) -> tup
     if before.vmm is not None:
         process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
     try:
-        now = observe.look(store, store.read(before.id))
+        try:
+            with observe.shared(store, before.id, timeout_s=VERB_ENDS_WITHIN_S) as now:
+                pass
+        except LockedError:
+            now = observe.look(store, store.read(before.id))
     except NotFoundError:
         return f"{before.name!r} was removed while its guest was being talked to.", None
     except RametError:
         return err.message, err.hint
-    if now.vmm == before.vmm:
+    if observe.is_live(now) and now.vmm == before.vmm:
         why = CAPTURED if now.hypervisor is Hypervisor.FIRECRACKER else "."
         return f"The connection to the guest of {now.name!r} was lost, and its VMM runs on{why}", err.hint
-    became = f"is {now.state} now" if now.vmm is None else "has another VMM now"
+    became = "has another VMM now" if observe.is_live(now) else f"is {now.state} now"
     message = f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
     if now.failure_detail:
         message += f"\n{now.failure_detail}"

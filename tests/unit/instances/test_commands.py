@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -14,6 +15,7 @@ from ramet import process
 from ramet.errors import VmmDiedError
 from ramet.instances import commands
 from ramet.model import Hypervisor, State, VmmProcess
+from ramet.store.locks import locked
 from tests.unit.guests.played_vsock import answer_and_be_reset, guest
 from tests.unit.instances.place import Place
 
@@ -56,7 +58,7 @@ def test_a_vmm_that_was_killed(place: Place, alive: VmmProcess) -> None:
 
 def test_an_instance_that_was_put_to_standby(place: Place, alive: VmmProcess) -> None:
     def sleep() -> None:
-        place.change(state=State.STANDBY, vmm=None)
+        place.change(state=State.STANDBY)
         process.kill_and_wait(alive)
 
     said = what_is_said(place, alive, sleep)
@@ -77,6 +79,22 @@ def test_an_instance_that_was_restored_meanwhile(place: Place, vmms: Callable[[]
 def test_an_instance_that_was_removed(place: Place, alive: VmmProcess) -> None:
     said = what_is_said(place, alive, place.paths.record.unlink)
     assert said.message == "'web' was removed while its guest was being talked to."
+
+
+def test_an_instance_that_is_being_removed(place: Place, alive: VmmProcess) -> None:
+    """Its VMM has ended for a while before its record has gone."""
+    held = ExitStack()
+
+    def begin() -> None:
+        held.enter_context(locked(place.store.paths.locks, f"instance-{place.record.id}"))
+        process.kill_and_wait(alive)
+        threading.Timer(0.3, end_it).start()
+
+    def end_it() -> None:
+        place.paths.record.unlink()
+        held.close()
+
+    assert "was removed" in what_is_said(place, alive, begin).message
 
 
 def test_an_instance_of_which_nothing_can_be_said(place: Place, alive: VmmProcess) -> None:
