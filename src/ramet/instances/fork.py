@@ -115,7 +115,7 @@ def _from_snapshot(
         manifest = manifests.load(paths)
         _require_same(f"snapshot:{snapshot_id}", manifest.vmm_build.hypervisor, hypervisor)
         owner = owner_of(store, manifest)
-        chosen = naming.names_of_forks(store, manifest.instance_name, names, count)
+        chosen = naming.names_of_forks(store, owner.name, names, count)
         from_published(store, batch, new_records(store, owner, chosen, manifest), paths, manifest, memory_policy)
 
 

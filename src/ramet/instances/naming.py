@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from ramet import config
-from ramet.errors import ConfigError, ConflictError
+from ramet.errors import ConfigError, ConflictError, CorruptError, NotFoundError
 from ramet.instances.context import Store
+from ramet.model import Manifest
 from ramet.store.layout import is_id
 from ramet.store.names import all_names
 
@@ -22,6 +23,16 @@ def check_new_name(name: str, *, what: str = "instance") -> str:
     if is_id(name):
         raise ConfigError(f"{name!r} has the form of an id.", hint="Use a name that is not 12 hexadecimal digits.")
     return name
+
+
+def owner_name(store: Store, manifest: Manifest) -> str:
+    """What the instance that a snapshot was taken of is called now: a claimed fork had none but its id before. The one in the
+    manifest, if it is gone or its record is damaged.
+    """
+    try:
+        return store.read(manifest.instance_id).name
+    except (NotFoundError, CorruptError):
+        return manifest.instance_name
 
 
 def names_of_forks(store: Store, source_name: str, names: Sequence[str], count: int | None) -> tuple[str, ...]:

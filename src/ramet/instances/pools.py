@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from ramet.errors import CorruptError, NotFoundError
-from ramet.instances import observe
+from ramet.instances import naming, observe
 from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import Ancestor, InstanceRecord, PoolInfo, State
@@ -61,7 +61,7 @@ def find(store: Store, source: str) -> Source:
     """
     if source.startswith("snapshot:"):
         snapshot_id = store.find_snapshot(source)
-        name = manifests.load(store.paths.snapshot(snapshot_id)).instance_name
+        name = naming.owner_name(store, manifests.load(store.paths.snapshot(snapshot_id)))
         return Source(id=snapshot_id, label=source, name=name, state=SNAPSHOT, snapshot=snapshot_id, why=None)
     return of_instance(observe.look(store, store.read(store.find(source))))
 

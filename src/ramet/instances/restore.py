@@ -10,7 +10,7 @@ from pathlib import Path
 from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.hypervisors.base import LaunchSpec
-from ramet.instances import console_log, guest, live_files, sharing, snapshot_check
+from ramet.instances import console_log, guest, live_files, naming, sharing, snapshot_check
 from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.observe import exclusive, is_live
@@ -119,7 +119,7 @@ def check(instance: Locked, paths: SnapshotPaths) -> Manifest:
     manifest = manifests.load(paths)
     if not sharing.may_wake_from(instance.record, manifest):
         raise ConfigError(
-            f"Snapshot {manifest.id} was taken of {_owner(instance.record, manifest)}, not of {instance.record.name!r}.",
+            f"Snapshot {manifest.id} was taken of {_owner(instance, manifest)}, not of {instance.record.name!r}.",
             hint=f"To get a VM of its own from it: ramet fork snapshot:{manifest.id}",
         )
     manifests.check_compatible(manifest, instance.driver.build(instance.store.hardware(instance.record)))
@@ -127,10 +127,10 @@ def check(instance: Locked, paths: SnapshotPaths) -> Manifest:
     return manifest
 
 
-def _owner(record: InstanceRecord, manifest: Manifest) -> str:
+def _owner(instance: Locked, manifest: Manifest) -> str:
     """Names can be given again, and an earlier instance of the same name is another one."""
-    name = repr(manifest.instance_name)
-    return name if manifest.instance_name != record.name else f"another {name}, which has the id {manifest.instance_id}"
+    name = naming.owner_name(instance.store, manifest)
+    return repr(name) if name != instance.record.name else f"another {name!r}, which has the id {manifest.instance_id}"
 
 
 def _end_live(instance: Locked) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramet.errors import ConfigError, CorruptError, HostError, NotFoundError, host_errors
-from ramet.instances import damaged
+from ramet.instances import damaged, naming
 from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import PAGE_BYTES, Manifest, SnapshotCheck, SnapshotDamage, SnapshotFile, State, VmmProcess
@@ -96,7 +96,7 @@ def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
                 damage.append(SnapshotDamage(file=paths.manifest.name, text=text))
                 of, mend = _known_as(store, snapshot_id), damaged.way_out(store, snapshot_id, err)
             else:
-                of = manifest.instance_name
+                of = naming.owner_name(store, manifest)
                 opened += _open_all(paths, manifest, damage, held)
         for one in opened:
             try:

@@ -123,7 +123,7 @@ def info(store: Store, snapshot_id: str, referrers: Referrers | None) -> Snapsho
         kind=manifest.kind,
         parent=manifest.parent,
         instance_id=manifest.instance_id,
-        instance_name=manifest.instance_name,
+        instance_name=naming.owner_name(store, manifest),
         created_at_unix_s=manifest.created_at_unix_s,
         memory_mib=manifest.memory_mib,
         written_bytes=manifest.memory.written_bytes,

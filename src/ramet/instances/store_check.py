@@ -28,7 +28,7 @@ from ramet.errors import (
 )
 from ramet.hypervisors import ownership
 from ramet.hypervisors.users import USERS, user_number
-from ramet.instances import damaged, live_files, observe
+from ramet.instances import damaged, live_files, naming, observe
 from ramet.instances.context import Locked, Store
 from ramet.model import InstanceRecord, Manifest, Problem, State, StoreReport, VmmProcess
 from ramet.paths import SnapshotPaths
@@ -275,7 +275,7 @@ def _unneeded(store: Store, paths: SnapshotPaths, manifest: Manifest, records: S
     text, action = "Nothing refers to it.", partial(discard, store.paths, paths.dir)
     if not store.paths.instance(manifest.instance_id).dir.exists():
         return _Found(text=text, mend="It is deleted: its instance is gone.", action=action)
-    back = f"ramet restore {manifest.instance_name} --snapshot {manifest.id}"
+    back = f"ramet restore {naming.owner_name(store, manifest)} --snapshot {manifest.id}"
     if owner and (observe.is_live(observe.observed(store, owner)) or _refers_to_newer(store, owner, manifest)):
         return _Found(text=text, mend=f"It is deleted, unless you go back to it before: {back}", action=action)
     return _Found(text=text, mend=f"Go back to it ({back}), or delete it (ramet snapshot rm {manifest.id}).")
