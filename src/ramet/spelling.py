@@ -1,4 +1,4 @@
-"""What names mean, and what somebody may have meant by one that there is none of."""
+"""What names mean, what somebody may have meant by one that there is none of, and how many of them are said."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ramet.errors import ConfigError
 T = TypeVar("T")
 
 SUGGESTED_MAX = 3
+SAID_MAX = 6
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -31,3 +32,9 @@ def named(known: Mapping[str, T], names: Sequence[str], *, what: str, listed_by:
         hint = f"{did_you_mean(unknown[0], known)} `{listed_by}` lists them.".lstrip()
         raise ConfigError(f"There is no {what} {unknown[0]!r}.", hint=hint)
     return [one for name, one in known.items() if not names or name in names]
+
+
+def in_short(words: Sequence[str]) -> str:
+    """A list for people: at most ``SAID_MAX`` of it, and how many more there are."""
+    more = len(words) - SAID_MAX
+    return "; ".join(words) if more <= 1 else f"{'; '.join(words[:SAID_MAX])}; and {more} more"

@@ -32,3 +32,10 @@ def test_names_mean_what_they_name_in_its_own_order() -> None:
     with pytest.raises(ConfigError, match="There is no benchmark 'frok'") as caught:
         spelling.named(known, ["save", "frok"], what="benchmark", listed_by="ramet bench --list")
     assert caught.value.hint == "Did you mean 'fork'? `ramet bench --list` lists them."
+
+
+def test_a_long_list_is_cut_and_says_so() -> None:
+    words = [f"fork {number}" for number in range(spelling.SAID_MAX + 2)]
+    assert spelling.in_short(words[:2]) == "fork 0; fork 1"
+    assert spelling.in_short(words[:-1]).endswith("fork 6"), "one more is said as fast as that there is one"
+    assert spelling.in_short(words) == "fork 0; fork 1; fork 2; fork 3; fork 4; fork 5; and 2 more"

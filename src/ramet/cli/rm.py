@@ -10,6 +10,7 @@ from ramet.cli import completion, output, stale
 from ramet.cli.context import App, verb
 from ramet.cli.several import each
 from ramet.errors import ConfigError
+from ramet.spelling import in_short
 
 if TYPE_CHECKING:
     from ramet.model import RemovalPlan
@@ -60,7 +61,7 @@ def in_words(plan: RemovalPlan) -> str:
         parts.append(f"kills its VMM (process {plan.kills_pid}): {lost}")
     parts += [f"deletes snapshot {snapshot_id}" for snapshot_id in plan.deletes_snapshots]
     parts += [
-        f"snapshot {snapshot_id} stays ({'; '.join(needed_by)})"
+        f"snapshot {snapshot_id} stays ({in_short(needed_by)})"
         for snapshot_id, needed_by in plan.keeps_snapshots.items()
     ]
     return "; ".join(parts)

@@ -28,7 +28,7 @@ from ramet.hypervisors.qemu.driver import QemuDriver
 from ramet.model import INSTANCE_FORMAT_VERSION, Accelerator, Hypervisor, InstanceRecord, VmmProcess
 from ramet.paths import InstancePaths, SnapshotPaths, StorePaths
 from ramet.signals import signals_held
-from ramet.spelling import did_you_mean
+from ramet.spelling import did_you_mean, in_short
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Chore, Kind
 from ramet.store.layout import discard, is_id, open_store
@@ -250,7 +250,7 @@ class Store:
                 f" `ramet pool {source} --size 0` removes those in a pool." for source in sorted(waiting, key=str)
             )
             raise InUseError(
-                f"Snapshot {snapshot_id} is in use by {'; '.join(dependents)}.",
+                f"Snapshot {snapshot_id} is in use by {in_short(dependents)}.",
                 dependents=dependents,
                 hint=f"Remove those first; the snapshot goes with the last of them.{empties}",
             )

@@ -14,6 +14,7 @@ from ramet.model import SnapshotInfo, State
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import publish
+from ramet.spelling import in_short
 from ramet.states import Verb, require
 from ramet.store import names
 from ramet.store.chores import Kind
@@ -80,7 +81,7 @@ def remove(store: Store, text: str) -> None:
             names.release(store.paths.snapshot_names, name, snapshot_id)
             store.delete_locked(snapshot_id)
     except InUseError as err:
-        store.note = f"the name is gone; the files stay, in use by {'; '.join(err.dependents)}"
+        store.note = f"the name is gone; the files stay, in use by {in_short(err.dependents)}"
 
 
 def show(store: Store, text: str) -> SnapshotInfo:
