@@ -35,6 +35,6 @@ def named(known: Mapping[str, T], names: Sequence[str], *, what: str, listed_by:
 
 
 def in_short(words: Sequence[str]) -> str:
-    """A list for people: at most ``SAID_MAX`` of it, and how many more there are."""
+    """A list for people: ``SAID_MAX`` of it and how many more there are, if those are several."""
     more = len(words) - SAID_MAX
     return "; ".join(words) if more <= 1 else f"{'; '.join(words[:SAID_MAX])}; and {more} more"

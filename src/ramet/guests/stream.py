@@ -24,6 +24,10 @@ NO_SIGNAL = b"\0"
 """What kill(2) sends nothing for."""
 
 
+class SessionLostError(VmmDiedError):
+    """The other end of a session is closed. The VMM has ended, or (on a vsock) the guest has reset its transport."""
+
+
 class AgentStream:
     """A connected socket and what is queued on it. Memory is bounded by what is sent, one message and one receive.
 
@@ -69,7 +73,7 @@ class AgentStream:
 
         Raises:
             GuestTimeoutError: if it is not there, whole, after ``timeout_s``.
-            VmmDiedError: if the other side is gone.
+            SessionLostError: if the other side is gone.
         """
         end_s = time.monotonic() + timeout_s
         while not self._messages:
@@ -88,7 +92,7 @@ class AgentStream:
         """Send and receive what can be, after these events.
 
         Raises:
-            VmmDiedError: if the other side is gone.
+            SessionLostError: if the other side is gone.
         """
         if events & select.POLLOUT:
             self._flush()
@@ -100,7 +104,7 @@ class AgentStream:
         or None if neither has come about by ``end_s`` of the monotonic clock (None: wait for ever).
 
         Raises:
-            VmmDiedError: if the other side is gone.
+            SessionLostError: if the other side is gone.
         """
         while not self._messages:
             left_s = None if end_s is None else end_s - time.monotonic()
@@ -151,15 +155,15 @@ class AgentStream:
 
     def _raise_gone(self, err: OSError | None = None) -> NoReturn:
         if self._probes:
-            raise VmmDiedError(LOST, hint=OUTLIVES) from err
-        raise VmmDiedError(GONE) from err
+            raise SessionLostError(LOST, hint=OUTLIVES) from err
+        raise SessionLostError(GONE) from err
 
 
 def first_answered(streams: Sequence[AgentStream], *, timeout_s: float) -> AgentStream | None:
     """Say hello on each; the first whose agent has answered it, or None if none has within ``timeout_s``.
 
     Raises:
-        VmmDiedError: if the other side of one of them is gone.
+        SessionLostError: if the other side of one of them is gone.
     """
     end_s = time.monotonic() + timeout_s
     while True:

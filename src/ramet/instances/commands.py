@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ramet import process
@@ -23,6 +23,7 @@ from ramet.errors import (
     host_errors,
 )
 from ramet.guests.client import AgentClient, ExecControl
+from ramet.guests.stream import SessionLostError
 from ramet.instances import observe
 from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
@@ -32,9 +33,9 @@ from ramet.states import Verb, require
 
 ENDS_WITHIN_S = 0.5
 """From the loss of a session to the end of the VMM that had it."""
-VERB_ENDS_WITHIN_S = 5.0
+VERB_ENDS_WITHIN_S = 3.0
 """How long the verb that has ended a VMM is waited for, to say what it has made of the instance."""
-CAPTURED = ": it was captured while it ran, which resets Firecracker's vsock."
+RESET = "a capture of a running guest, and a restore, have it reset Firecracker's vsock"
 
 
 @contextmanager
@@ -52,35 +53,45 @@ def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
             record = instance.record
     require(verb, record, name=name)
     try:
-        with AgentClient.open(store.paths.instance(record.id).run) as agent:
-            yield agent
+        agent = AgentClient.open(store.paths.instance(record.id).run)
     except VmmDiedError as err:
+        message, hint = _what_became(store, record, err)
+        raise VmmDiedError(message, hint=hint) from err
+    try:
+        with agent:
+            yield agent
+    except SessionLostError as err:
         message, hint = _what_became(store, record, err)
         raise VmmDiedError(message, hint=hint) from err
 
 
 def _what_became(store: Store, before: InstanceRecord, err: VmmDiedError) -> tuple[str, str | None]:
-    """Of the instance whose guest was being talked to, in words, and a hint."""
-    if before.vmm is not None:
-        process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
+    """Of the instance whose guest was being talked to, in words, and a hint; what ``err`` says where nothing better is known."""
     try:
-        try:
-            with observe.shared(store, before.id, timeout_s=VERB_ENDS_WITHIN_S) as now:
-                pass
-        except LockedError:
-            now = observe.look(store, store.read(before.id))
+        if before.vmm is not None:
+            process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
+        now = observe.look(store, store.read(before.id))
+        if _has_that_vmm(now, before):
+            if isinstance(err, SessionLostError) and now.hypervisor is Hypervisor.FIRECRACKER:
+                return f"The connection to the guest of {now.name!r} was lost, and its VMM runs on: {RESET}.", err.hint
+            return err.message, err.hint
+        with suppress(LockedError), observe.shared(store, before.id, timeout_s=VERB_ENDS_WITHIN_S) as settled:
+            now = settled
     except NotFoundError:
         return f"{before.name!r} was removed while its guest was being talked to.", None
-    except RametError:
+    except (RametError, OSError):  # it must not take the place of what happened
         return err.message, err.hint
-    if observe.is_live(now) and now.vmm == before.vmm:
-        why = CAPTURED if now.hypervisor is Hypervisor.FIRECRACKER else "."
-        return f"The connection to the guest of {now.name!r} was lost, and its VMM runs on{why}", err.hint
     became = "has another VMM now" if observe.is_live(now) else f"is {now.state} now"
+    if now.pending is not None:
+        became = f"is in the hands of `{now.pending}`"
     message = f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
     if now.failure_detail:
         message += f"\n{now.failure_detail}"
     return message, f"`ramet logs {now.name}` shows the guest's console, and with --vmm what its VMM said."
+
+
+def _has_that_vmm(now: InstanceRecord, before: InstanceRecord) -> bool:
+    return observe.is_live(now) and now.vmm == before.vmm
 
 
 def execute(

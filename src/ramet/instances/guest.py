@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from ramet.errors import GuestError, VmmDiedError, VmmError
 from ramet.guests.client import AgentClient, GuestRefusedError
+from ramet.guests.stream import SessionLostError
 from ramet.hypervisors.base import Monitor
 from ramet.model import InstanceRecord
 from ramet.phases import phase
@@ -33,6 +35,14 @@ def quiesce(run_dir: Path) -> None:
         GuestError: if the guest could not be frozen; it runs on.
     """
     try:
+        _quiesce(run_dir)
+    except SessionLostError:
+        log.info("%s: a session was lost; quiescing once more", run_dir)  # what the guest had begun is thawed
+        _quiesce(run_dir)
+
+
+def _quiesce(run_dir: Path) -> None:
+    try:
         with AgentClient.open(run_dir, deadline_s=QUIESCE_DEADLINE_S) as agent:
             agent.quiesce(timeout_s=QUIESCE_DEADLINE_S)
     except BaseException:
@@ -46,40 +56,46 @@ def quiesce(run_dir: Path) -> None:
 
 def thaw(run_dir: Path, *, deadline_s: float = THAW_DEADLINE_S) -> None:
     """Let the workload and the file systems go on; nothing happens if they were not frozen. Anew if its session is lost."""
-    agent, _ = _answered(
-        lambda: AgentClient.open(run_dir, deadline_s=deadline_s), lambda agent: agent.thaw(timeout_s=deadline_s)
-    )
-    agent.close()
+    with _answered(run_dir, lambda agent, left_s: agent.thaw(timeout_s=left_s), deadline_s=deadline_s):
+        pass
 
 
 def thaw_by(agent: AgentClient, run_dir: Path) -> None:
     """``thaw`` in a session that is open, and in another one if that is lost."""
     try:
         agent.thaw(timeout_s=THAW_DEADLINE_S)
-    except VmmDiedError:
-        thaw(run_dir)  # where the VMM is gone, this says so
+    except SessionLostError:
+        thaw(run_dir, deadline_s=THAW_DEADLINE_S / 2)  # where the VMM is gone, this says so
 
 
-def _answered(connect: Callable[[], AgentClient], ask: Callable[[AgentClient], T]) -> tuple[AgentClient, T]:
-    """Ask what may be asked twice, anew if the session is lost and somebody still listens. Returns the session with the answer.
+@contextmanager
+def _answered(
+    run_dir: Path, ask: Callable[[AgentClient, float], T], *, deadline_s: float
+) -> Iterator[tuple[AgentClient, T]]:
+    """Ask what may be asked twice, anew if the session is lost and somebody still listens; yields the session with the answer.
 
     Firecracker has the guest reset its vsock once a snapshot was taken or loaded. The guest learns of it by an event, and what it
     accepts before it has come to that goes with all other connections, answered or not (firecracker pull request 5882).
+    A session opens, and an answer comes, within ``deadline_s`` each, and within twice that time all in all.
 
     Raises:
-        VmmDiedError: if nobody listens any more, or ``SESSIONS_MAX`` sessions were lost.
+        VmmDiedError: if nobody listens any more.
+        SessionLostError: if ``SESSIONS_MAX`` were lost, or one too late for another.
     """
-    sessions = 0
-    while True:
-        agent = connect()
-        sessions += 1
-        try:
-            return agent, ask(agent)
-        except BaseException as err:
-            agent.close()
-            if not isinstance(err, VmmDiedError) or sessions == SESSIONS_MAX:
-                raise
-            log.info("a session that the guest had answered was lost; once more")
+    end_s = time.monotonic() + 2 * deadline_s
+    for left in reversed(range(SESSIONS_MAX)):
+        with phase("first answer"):
+            agent = AgentClient.open(run_dir, deadline_s=min(deadline_s, end_s - time.monotonic()))
+        with agent:
+            try:
+                found = ask(agent, min(deadline_s, end_s - time.monotonic()))
+            except SessionLostError:
+                if not left or time.monotonic() >= end_s:
+                    raise
+                log.info("%s: a session that the guest had answered was lost; once more", run_dir)
+                continue
+            yield agent, found
+        return
 
 
 def freeze(monitor: Monitor, run_dir: Path) -> None:
@@ -126,35 +142,35 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
 
     Raises:
         GuestError: if it did not acknowledge: its workload is still frozen and must not be let run.
-        VmmDiedError: if its VMM ended.
+        VmmDiedError: if its VMM ended, or sessions are lost time and again.
     """
 
-    def connect() -> AgentClient:
-        with phase("first answer"):
-            return AgentClient.open(run_dir, deadline_s=IDENTITY_DEADLINE_S)
-
-    def ask(agent: AgentClient) -> tuple[str, ...]:
+    def ask(agent: AgentClient, left_s: float) -> tuple[str, ...]:
         with phase("identity"):
             return agent.identity(
                 generation=generation,
                 hostname=record.name,
                 machine_id=record.machine_id,
                 seed=os.urandom(64),
-                timeout_s=IDENTITY_DEADLINE_S,
+                timeout_s=left_s,
             )
 
-    agent, failed = _answered(connect, ask)
-    with agent:
+    with _answered(run_dir, ask, deadline_s=IDENTITY_DEADLINE_S) as (agent, failed):
         if failed:
             log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
         yield agent
 
 
-def rehearse(agent: AgentClient) -> None:
+def rehearse(agent: AgentClient, run_dir: Path) -> None:
     """Run a command that does nothing outside the frozen workload: the first one after a load takes many times as long as those
     after it, since what the guest runs is translated, or its pages come in. A guest that cannot is as slow at its first command.
+    In another session if that one is lost.
     """
     try:
-        agent.exec(REHEARSED, timeout_s=REHEARSAL_DEADLINE_S, outside_workload=True)
+        try:
+            agent.exec(REHEARSED, timeout_s=REHEARSAL_DEADLINE_S, outside_workload=True)
+        except SessionLostError:
+            with AgentClient.open(run_dir, deadline_s=REHEARSAL_DEADLINE_S) as another:
+                another.exec(REHEARSED, timeout_s=REHEARSAL_DEADLINE_S, outside_workload=True)
     except GuestRefusedError as err:  # no shell; or the agent of an older image
         log.info("a parked fork could not rehearse a command: %s", err.message)

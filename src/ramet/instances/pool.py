@@ -162,6 +162,6 @@ def _come_to_rest(instance: Locked, manifest: Manifest, copy_in_ram: CopyInRam |
     with instance.driver.connect(run_dir) as monitor:
         monitor.resume_vcpus()
         with guest.identified(run_dir, record, generation=generation) as agent:
-            guest.rehearse(agent)
+            guest.rehearse(agent, run_dir)
         monitor.stop_vcpus()
     restore.note_woken(instance, manifest, copy_in_ram, state=State.PARKED, generation=generation, pool=record.pool)

@@ -12,6 +12,7 @@ import pytest
 
 from ramet import Host, process
 from ramet.errors import ConflictError, GuestError, HostError, LockedError, StateError, VmmDiedError, VmmError
+from ramet.guests.stream import SessionLostError
 from ramet.instances import claim, observe, pools, power, tidy
 from ramet.model import Failure, InstanceRecord, State, VmmProcess
 from ramet.store import chores, names
@@ -236,6 +237,19 @@ def test_a_thaw_that_fails_is_made_up_for_by_the_next_verb(
         assert instance.record.pending is None
     assert thawed == [one.id]
     assert names_of(place) == {"web": INSTANCE, "a": one.id}
+
+
+def test_a_thaw_whose_session_is_lost_is_said_again(
+    place: Place, vmms: Vmms, guests: Guests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = park(place, 5, vmms())
+    guests.on_thaw[one.id] = failing(SessionLostError("Its vsock was reset."))
+    thawed: list[str] = []
+    monkeypatch.setattr("ramet.instances.guest.thaw", lambda run_dir, **_: thawed.append(run_dir.parent.name))
+    assert take(place, "a") == (one.id,)
+    assert thawed == [one.id]
+    assert place.store.read(one.id).pending is None
+    assert caplog.text == ""
 
 
 def test_one_whose_vmm_ends_at_the_thaw_was_lost_in_the_pool(place: Place, vmms: Vmms, guests: Guests) -> None:

@@ -41,8 +41,8 @@ def end(vmm: VmmProcess) -> None:
 def test_a_vmm_that_runs_on(place: Place, alive: VmmProcess) -> None:
     said = what_is_said(place, alive, lambda: None)
     assert said.message == (
-        "The connection to the guest of 'web' was lost, and its VMM runs on: it was captured while it ran, which resets "
-        "Firecracker's vsock."
+        "The connection to the guest of 'web' was lost, and its VMM runs on: a capture of a running guest, and a restore, "
+        "have it reset Firecracker's vsock."
     )
     assert said.hint is not None
     assert "--detach" in said.hint

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from ramet.errors import VmmDiedError
+from ramet.errors import GuestTimeoutError, VmmDiedError
+from ramet.guests import wire
 from ramet.guests.client import AgentClient
-from ramet.instances import guest
+from ramet.guests.stream import SessionLostError
+from ramet.instances import guest, observe, restore
 from ramet.linux.unixsock import listen_in
+from ramet.model import State, VmmProcess
 from ramet.paths import VSOCK_SOCKET
-from tests.unit.guests.played_vsock import agree, answer_and_be_reset
+from ramet.snapshots import manifest as manifests
+from tests.unit.guests.fake_agent import FakeAgent
+from tests.unit.guests.played_vsock import agree, answer_and_be_reset, take_line
 from tests.unit.guests.played_vsock import guest as played
+from tests.unit.instances.parked import Guests, failing
+from tests.unit.instances.place import Place
 from tests.unit.snapshots.published import record
+
+
+def be_reset_late(sock: socket.socket) -> None:
+    """Take the request, and lose the session just before its time is over."""
+    take_line(sock)
+    sock.sendall(b"OK 1073741824\n")
+    agent = FakeAgent(sock)
+    agent.greet()
+    agent.request()
+    time.sleep(0.45)
+
+
+def refuse_all(sock: socket.socket) -> None:
+    take_line(sock)
+    sock.sendall(b"OK 1073741824\n")
+    agent = FakeAgent(sock)
+    agent.greet()
+    agent.request()
+    agent.send(wire.encode(wire.Reply.ERROR, (2).to_bytes(4, "little") + wire.string("no shell")))
+    agent.wait_for_hangup()
 
 
 def test_an_identity_is_given_anew_where_its_session_is_lost(tmp_path: Path) -> None:
@@ -35,6 +64,40 @@ def test_a_thaw_goes_on_in_another_session(tmp_path: Path) -> None:
     with played(tmp_path, [answer_and_be_reset, agree]) as seen, AgentClient.open(tmp_path) as agent:
         guest.thaw_by(agent, tmp_path)
         assert seen == ["answer_and_be_reset", "agree"]
+
+
+@pytest.mark.usefixtures("guests")
+def test_a_restore_whose_thaw_is_lost_says_it_again(
+    place: Place, alive: VmmProcess, guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guests.on_thaw[place.record.id] = failing(SessionLostError("Its vsock was reset."))
+    thawed: list[Path] = []
+    monkeypatch.setattr(guest, "thaw", lambda run_dir, **_: thawed.append(run_dir))
+    with observe.exclusive(place.store, "web") as instance:
+        instance.change(vmm=alive)
+        restore.let_run(instance, manifests.load(place.snapshot), None)
+    assert thawed == [place.paths.run]
+    assert place.store.read(place.record.id).state is State.RUNNING
+
+
+def test_a_quiesce_whose_session_is_lost_is_thawed_and_said_again(tmp_path: Path) -> None:
+    with played(tmp_path, [answer_and_be_reset, agree, agree]) as seen:
+        guest.quiesce(tmp_path)
+    assert seen == ["answer_and_be_reset", "agree", "agree"]
+
+
+def test_a_rehearsal_goes_on_in_another_session(tmp_path: Path) -> None:
+    with played(tmp_path, [answer_and_be_reset, refuse_all]) as seen, AgentClient.open(tmp_path) as agent:
+        guest.rehearse(agent, tmp_path)
+    assert seen == ["answer_and_be_reset", "refuse_all"]
+
+
+def test_what_is_asked_again_ends_in_twice_its_time(tmp_path: Path) -> None:
+    """Also with a guest that loses each session at the last moment."""
+    began = time.monotonic()
+    with played(tmp_path, [be_reset_late]), pytest.raises((VmmDiedError, GuestTimeoutError)):
+        guest.thaw(tmp_path, deadline_s=0.5)
+    assert time.monotonic() - began < 1.5
 
 
 def test_sessions_that_are_lost_time_and_again_are_told(tmp_path: Path) -> None:

@@ -251,16 +251,41 @@ static int become(const struct identity *id, const char **step)
     return 0;
 }
 
-static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* identities, whole */
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* identities, whole; and what follows */
+
+static struct {
+    uint64_t generation;
+    char machine_id[33];
+    struct queue failed;
+} hooks_ran; /* for whom, at last, and which failed */
+
+/* Run the hooks, once for an identity: it is asked again where the first answer did not arrive. Returns 0 or an errno. */
+static int run_hooks_once(const struct identity *id, struct queue *failed)
+{
+    if (hooks_ran.generation != id->generation || strcmp(hooks_ran.machine_id, id->machine_id) != 0) {
+        hooks_ran.machine_id[0] = 0; /* until they have run */
+        queue_clear(&hooks_ran.failed);
+        if (resume_hooks(true, &hooks_ran.failed) < 0)
+            return ENOMEM;
+        hooks_ran.generation = id->generation;
+        snprintf(hooks_ran.machine_id, sizeof hooks_ran.machine_id, "%s", id->machine_id);
+    }
+    return queue_add(failed, queue_at(&hooks_ran.failed), hooks_ran.failed.len) ? 0 : ENOMEM;
+}
 
 static void run_identity(struct job *job)
 {
     const char *step = "";
-    pthread_mutex_lock(&one_at_a_time);
-    job->error = become(job->arguments, &step);
-    if (!job->error && resume_hooks(true, &job->result) < 0) {
+    struct identity *id = job->arguments;
+    if (pthread_mutex_trylock(&one_at_a_time) != 0) { /* another's hooks are waited for, and the clock goes on */
+        int64_t began_ms = now_ms();
+        pthread_mutex_lock(&one_at_a_time);
+        id->wall_ns += (uint64_t)(now_ms() - began_ms) * 1000000u;
+    }
+    job->error = become(id, &step);
+    if (!job->error) {
         step = "tell which resume hooks failed";
-        job->error = ENOMEM;
+        job->error = run_hooks_once(id, &job->result);
     }
     pthread_mutex_unlock(&one_at_a_time);
     if (job->error)
