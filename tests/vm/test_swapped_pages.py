@@ -61,6 +61,18 @@ def swapped_bytes(pid: int) -> int:
     return procfs.smaps_rollup(pid)["Swap"]
 
 
+def page_out(child: Mapper, pages: int) -> None:
+    """Have at least so many of its pages in swap. A CPU keeps the newest back for a while, and then the advice passes them over
+    (mm/swap.c, ``lru_add``), so it is given until it is taken.
+    """
+
+    def is_out() -> bool:
+        child.advise(0, PAGES * PAGE, MADV_PAGEOUT)
+        return swapped_bytes(child.pid) >= pages * PAGE
+
+    wait_until(is_out, 30, what="pages in swap")
+
+
 @pytest.mark.usefixtures("swap")
 @pytest.mark.parametrize("method", [pytest.param("scan", marks=requires("pagemap-scan")), pytest.param("pagemap")])
 def test_swapped_pages_are_written_pages(tmp_path: Path, method: Method) -> None:
@@ -69,8 +81,7 @@ def test_swapped_pages_are_written_pages(tmp_path: Path, method: Method) -> None
         child.write(4 * PAGE, os.urandom(20 * PAGE))
         child.write(40 * PAGE, os.urandom(PAGE))
         view = child.read()
-        child.advise(0, PAGES * PAGE, MADV_PAGEOUT)
-        wait_until(lambda: swapped_bytes(child.pid) >= 10 * PAGE, 10, what="pages in swap")
+        page_out(child, 10)
         [mapping] = procfs.mappings_of_file(child.pid, base)
         found = pagemap.written_regions(child.pid, mapping.start, mapping.end, method=method)
         expected = [(4, 24), (40, 41)]
@@ -90,8 +101,7 @@ def test_of_a_copy_in_ram_only_what_was_written_is_the_processs(tmp_path: Path, 
         with Mapper(shared) as child:
             child.write(4 * PAGE, os.urandom(8 * PAGE))
             view = child.read()
-            child.advise(0, PAGES * PAGE, MADV_PAGEOUT)
-            wait_until(lambda: swapped_bytes(child.pid) >= 20 * PAGE, 10, what="pages of both in swap")
+            page_out(child, 20)
             [mapping] = procfs.mappings_of_file(child.pid, shared)
             found = pagemap.written_regions(child.pid, mapping.start, mapping.end, method=method)
             assert found == [Region(mapping.start + 4 * PAGE, mapping.start + 12 * PAGE)]
