@@ -177,7 +177,7 @@ def test_what_fails_half_way(host: Host, source: Path, monkeypatch: pytest.Monke
     """
     rehearsals: list[str] = []
 
-    def fail_late(_agent: AgentClient) -> None:
+    def fail_late(_agent: AgentClient, _run_dir: Path) -> None:
         rehearsals.append("")
         if len(rehearsals) > 1:
             raise GuestError("It does not rehearse.")
