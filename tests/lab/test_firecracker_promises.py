@@ -304,7 +304,7 @@ def test_live_captures_in_a_row_each_hold_their_own_moment(host: Host, booted: I
 
 
 def test_every_restore_is_answered_by_its_first_command(host: Host, woken: InstanceInfo) -> None:
-    """The transport is reset by each load; a connection that is made at once may die of it."""
+    """The guest resets its transport after each load; a connection that is made at once may die of it."""
     asleep = host.standby("web")
     assert asleep.snapshot is not None
     for number in range(RESTORES):

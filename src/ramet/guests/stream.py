@@ -17,7 +17,7 @@ from ramet.guests.wire import Request
 
 RECEIVE_BYTES = 256 * 1024
 GONE = "The VMM ended while its guest was being talked to."
-LOST = "The connection to the guest was lost: its VMM ended, or captured it while it ran, which resets Firecracker's vsock."
+LOST = "The connection to the guest was lost: its VMM ended, or its vsock was reset, as after a capture and a restore."
 OUTLIVES = "What must outlive a fork or a snapshot of a running Firecracker instance: `ramet exec --detach`."
 PROBE_S = 2.0
 NO_SIGNAL = b"\0"

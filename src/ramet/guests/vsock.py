@@ -1,7 +1,11 @@
 """The guest's vsock through Firecracker's unix socket: any number of connections, each made by a line of text.
 
-The device resets every connection when a snapshot has been loaded, and one that is made at once can die of that, so a session
-counts as open only once the agent has answered its hello.
+When it takes a snapshot, Firecracker queues VIRTIO_VSOCK_EVENT_TRANSPORT_RESET for the guest (device_manager/persist.rs), and
+tells it so when the vCPUs run again: in the VMM that goes on, and in each that loads the snapshot. The guest's driver then resets
+all connections that it has, those too that it has accepted since (Linux, net/vmw_vsock/virtio_transport.c), and tells nobody.
+With 1.12 that takes the first connection after each restore: as a rule before the agent has answered on it, at times later.
+Upstream holds connections back until the event was handled (pull request 5882). So a session counts as open only once the agent
+has answered its hello, and what may be asked twice is asked anew if it is lost after that.
 """
 
 from __future__ import annotations

@@ -9,33 +9,24 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from ramet import process
 from ramet.errors import (
     ConfigError,
-    LockedError,
     NotFoundError,
-    RametError,
     UnsupportedError,
     VmmDiedError,
     host_errors,
 )
 from ramet.guests.client import AgentClient, ExecControl
 from ramet.guests.stream import SessionLostError
-from ramet.instances import observe
+from ramet.instances import lost_guest, observe
 from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
-from ramet.model import ExecResult, Hypervisor, InstanceRecord, Ping
+from ramet.model import ExecResult, Hypervisor, Ping
 from ramet.paths import CONSOLE_SOCKET
 from ramet.states import Verb, require
-
-ENDS_WITHIN_S = 0.5
-"""From the loss of a session to the end of the VMM that had it."""
-VERB_ENDS_WITHIN_S = 3.0
-"""How long the verb that has ended a VMM is waited for, to say what it has made of the instance."""
-RESET = "a capture of a running guest, and a restore, have it reset Firecracker's vsock"
 
 
 @contextmanager
@@ -55,43 +46,12 @@ def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
     try:
         agent = AgentClient.open(store.paths.instance(record.id).run)
     except VmmDiedError as err:
-        message, hint = _what_became(store, record, err)
-        raise VmmDiedError(message, hint=hint) from err
+        raise lost_guest.told(store, record, err) from err
     try:
         with agent:
             yield agent
     except SessionLostError as err:
-        message, hint = _what_became(store, record, err)
-        raise VmmDiedError(message, hint=hint) from err
-
-
-def _what_became(store: Store, before: InstanceRecord, err: VmmDiedError) -> tuple[str, str | None]:
-    """Of the instance whose guest was being talked to, in words, and a hint; what ``err`` says where nothing better is known."""
-    try:
-        if before.vmm is not None:
-            process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
-        now = observe.look(store, store.read(before.id))
-        if _has_that_vmm(now, before):
-            if isinstance(err, SessionLostError) and now.hypervisor is Hypervisor.FIRECRACKER:
-                return f"The connection to the guest of {now.name!r} was lost, and its VMM runs on: {RESET}.", err.hint
-            return err.message, err.hint
-        with suppress(LockedError), observe.shared(store, before.id, timeout_s=VERB_ENDS_WITHIN_S) as settled:
-            now = settled
-    except NotFoundError:
-        return f"{before.name!r} was removed while its guest was being talked to.", None
-    except (RametError, OSError):  # it must not take the place of what happened
-        return err.message, err.hint
-    became = "has another VMM now" if observe.is_live(now) else f"is {now.state} now"
-    if now.pending is not None:
-        became = f"is in the hands of `{now.pending}`"
-    message = f"The VMM of {now.name!r} ended while its guest was being talked to; {now.name!r} {became}."
-    if now.failure_detail:
-        message += f"\n{now.failure_detail}"
-    return message, f"`ramet logs {now.name}` shows the guest's console, and with --vmm what its VMM said."
-
-
-def _has_that_vmm(now: InstanceRecord, before: InstanceRecord) -> bool:
-    return observe.is_live(now) and now.vmm == before.vmm
+        raise lost_guest.told(store, record, err) from err
 
 
 def execute(

@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -397,9 +397,8 @@ def _new_record(source: InstanceRecord, instance_id: str, name: str, manifest: M
 
 def owner_of(store: Store, manifest: Manifest) -> InstanceRecord:
     """The record of the instance that a snapshot was taken of; made up from the manifest if it is gone."""
-    for record in store.records():
-        if record.id == manifest.instance_id:
-            return record
+    with suppress(NotFoundError):
+        return store.read(manifest.instance_id)
     return InstanceRecord(
         id=manifest.instance_id,
         name=manifest.instance_name,

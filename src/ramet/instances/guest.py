@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 def quiesce(run_dir: Path) -> None:
-    """Freeze the workload and sync the file systems. Past its deadline the guest is thawed, runs on, and this raises.
+    """Freeze the workload and sync the file systems. If that fails or takes too long, the guest is thawed and runs on. Tried once
+    more if the session is lost.
 
     Raises:
         GuestError: if the guest could not be frozen; it runs on.
@@ -50,13 +51,17 @@ def _quiesce(run_dir: Path) -> None:
             signals_held(),
             suppress(GuestError, VmmDiedError),
         ):  # the guest may be beyond reach; the first error is the one to see
-            thaw(run_dir, deadline_s=2.0)
+            thaw(run_dir, attempt_s=2.0)
         raise
 
 
-def thaw(run_dir: Path, *, deadline_s: float = THAW_DEADLINE_S) -> None:
+def thaw(run_dir: Path, *, attempt_s: float = THAW_DEADLINE_S) -> None:
     """Let the workload and the file systems go on; nothing happens if they were not frozen. Anew if its session is lost."""
-    with _answered(run_dir, lambda agent, left_s: agent.thaw(timeout_s=left_s), deadline_s=deadline_s):
+
+    def connect(left_s: float) -> AgentClient:
+        return AgentClient.open(run_dir, deadline_s=left_s)
+
+    with _answered(connect, lambda agent, left_s: agent.thaw(timeout_s=left_s), attempt_s=attempt_s):
         pass
 
 
@@ -65,34 +70,29 @@ def thaw_by(agent: AgentClient, run_dir: Path) -> None:
     try:
         agent.thaw(timeout_s=THAW_DEADLINE_S)
     except SessionLostError:
-        thaw(run_dir, deadline_s=THAW_DEADLINE_S / 2)  # where the VMM is gone, this says so
+        thaw(run_dir, attempt_s=THAW_DEADLINE_S / 2)  # where the VMM is gone, this says so
 
 
 @contextmanager
 def _answered(
-    run_dir: Path, ask: Callable[[AgentClient, float], T], *, deadline_s: float
+    connect: Callable[[float], AgentClient], ask: Callable[[AgentClient, float], T], *, attempt_s: float
 ) -> Iterator[tuple[AgentClient, T]]:
-    """Ask what may be asked twice, anew if the session is lost and somebody still listens; yields the session with the answer.
-
-    Firecracker has the guest reset its vsock once a snapshot was taken or loaded. The guest learns of it by an event, and what it
-    accepts before it has come to that goes with all other connections, answered or not (firecracker pull request 5882).
-    A session opens, and an answer comes, within ``deadline_s`` each, and within twice that time all in all.
+    """Ask what may be asked twice, anew if the session is lost and somebody still listens (guests/vsock.py says when that is).
+    Yields the session with the answer. Each session opens, and answers, within ``attempt_s``; twice that is the end of it all.
 
     Raises:
         VmmDiedError: if nobody listens any more.
         SessionLostError: if ``SESSIONS_MAX`` were lost, or one too late for another.
     """
-    end_s = time.monotonic() + 2 * deadline_s
+    end_s = time.monotonic() + 2 * attempt_s
     for left in reversed(range(SESSIONS_MAX)):
-        with phase("first answer"):
-            agent = AgentClient.open(run_dir, deadline_s=min(deadline_s, end_s - time.monotonic()))
-        with agent:
+        with connect(min(attempt_s, end_s - time.monotonic())) as agent:
             try:
-                found = ask(agent, min(deadline_s, end_s - time.monotonic()))
+                found = ask(agent, min(attempt_s, end_s - time.monotonic()))
             except SessionLostError:
                 if not left or time.monotonic() >= end_s:
                     raise
-                log.info("%s: a session that the guest had answered was lost; once more", run_dir)
+                log.info("a session that the guest had answered was lost; once more")
                 continue
             yield agent, found
         return
@@ -145,6 +145,10 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
         VmmDiedError: if its VMM ended, or sessions are lost time and again.
     """
 
+    def connect(left_s: float) -> AgentClient:
+        with phase("first answer"):
+            return AgentClient.open(run_dir, deadline_s=left_s)
+
     def ask(agent: AgentClient, left_s: float) -> tuple[str, ...]:
         with phase("identity"):
             return agent.identity(
@@ -155,7 +159,7 @@ def identified(run_dir: Path, record: InstanceRecord, *, generation: int) -> Ite
                 timeout_s=left_s,
             )
 
-    with _answered(run_dir, ask, deadline_s=IDENTITY_DEADLINE_S) as (agent, failed):
+    with _answered(connect, ask, attempt_s=IDENTITY_DEADLINE_S) as (agent, failed):
         if failed:
             log.warning("%s: resume hooks failed: %s", record.name, ", ".join(failed))
         yield agent

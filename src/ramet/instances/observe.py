@@ -203,8 +203,9 @@ def _run_on(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
 
 
 def _park_again(store: Store, record: InstanceRecord) -> InstanceRecord:
-    """Bring a parked fork to rest whose claim was cut short: its workload is frozen still, and the next claim gives it an
-    identity once more. One that cannot be brought to rest is ended, and has lost nothing.
+    """Bring a parked fork to rest whose claim was cut short: its workload is frozen still. It may have taken the identity of the
+    generation that the claim gave it, so the next one gives it another. One that cannot be brought to rest is ended, and has lost
+    nothing.
     """
     if record.vmm is not None and process.is_alive(record.vmm):
         try:
@@ -214,7 +215,7 @@ def _park_again(store: Store, record: InstanceRecord) -> InstanceRecord:
         except VmmError as err:
             log.warning("the parked fork %s could not be brought to rest, and is ended: %s", record.id, err.message)
             process.kill_and_wait(record.vmm)
-    return record
+    return msgspec.structs.replace(record, generation=record.generation + 1)
 
 
 def reap_strays(run_dir: Path) -> None:

@@ -61,6 +61,8 @@ class Guests:
         self.running: set[str] = set()
         """Whose vCPUs run."""
         self.thawed: list[str] = []
+        self.generations: list[int] = []
+        """Of the identities that were given, in turn."""
 
     @contextmanager
     def connect(self, _driver: object, run_dir: Path) -> Iterator[Monitor]:
@@ -72,8 +74,8 @@ class Guests:
     @contextmanager
     def identified(self, run_dir: Path, _record: InstanceRecord, *, generation: int) -> Iterator[Agent]:
         """Stands for ``guest.identified``."""
-        assert generation > 0
         one = run_dir.parent.name
+        self.generations.append(generation)
         self.on_identity.get(one, _nothing)()
         yield Agent(self, one)
 

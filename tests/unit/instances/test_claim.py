@@ -53,6 +53,19 @@ def test_the_oldest_is_claimed_and_has_one_name(place: Place, vmms: Vmms, guests
     assert noted(place) == set()
 
 
+def test_a_claim_that_is_cut_short_has_used_up_its_generation(place: Place, vmms: Vmms, guests: Guests) -> None:
+    """Its guest may have taken that identity, and an identity that it is given again runs no hook."""
+    one = park(place, 5, vmms())
+    guests.on_identity[one.id] = failing(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        take(place, "a")
+    assert state_of(place, one) is State.PARKED
+    del guests.on_identity[one.id]
+    assert take(place, "a") == (one.id,)
+    first, second = guests.generations
+    assert one.generation < first < second == place.store.read(one.id).generation
+
+
 def test_what_another_claim_has_noted_meanwhile_is_not_taken(place: Place, vmms: Vmms, guests: Guests) -> None:
     """Between the look at what is parked and the lock of one: the other gives it back, and is to remove it."""
     one, two, three = (park(place, number, vmms()) for number in (5, 6, 7))

@@ -257,7 +257,7 @@ static struct {
     uint64_t generation;
     char machine_id[33];
     struct queue failed;
-} hooks_ran; /* for whom, at last, and which failed */
+} hooks_ran; /* the identity for which they ran last, and those that failed */
 
 /* Run the hooks, once for an identity: it is asked again where the first answer did not arrive. Returns 0 or an errno. */
 static int run_hooks_once(const struct identity *id, struct queue *failed)

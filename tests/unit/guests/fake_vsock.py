@@ -23,19 +23,17 @@ def hang_up(sock: socket.socket) -> None:
 
 def reset_after_ok(sock: socket.socket) -> None:
     """As where the transport is reset right after the connection was accepted."""
-    take_line(sock)
-    sock.sendall(b"OK 1073741824\n")
+    accept(sock)
     sock.recv(1)
 
 
 def swallow_hello(sock: socket.socket) -> None:
     """As where the transport is reset between the hello and its answer: nobody tells the host."""
-    take_line(sock)
-    sock.sendall(b"OK 1073741824\n")
+    accept(sock)
     say_nothing(sock)
 
 
-def refuse(sock: socket.socket) -> None:
+def refuse_connection(sock: socket.socket) -> None:
     take_line(sock)
     sock.sendall(b"NO\n")
 
@@ -46,31 +44,40 @@ def say_nothing(sock: socket.socket) -> None:
 
 
 def answer(sock: socket.socket) -> None:
-    assert take_line(sock) == b"CONNECT 5000\n"
-    sock.sendall(b"OK 1073741824\n")
-    agent = FakeAgent(sock)
-    agent.greet()
-    agent.wait_for_hangup()
+    greeted(sock).wait_for_hangup()
 
 
 def answer_and_be_reset(sock: socket.socket) -> None:
     """As where the transport is reset after the hello was answered, and the first request was sent."""
-    take_line(sock)
-    sock.sendall(b"OK 1073741824\n")
-    agent = FakeAgent(sock)
-    agent.greet()
-    agent.request()
+    greeted(sock).request()
 
 
 def agree(sock: socket.socket) -> None:
     """Say OK to every request."""
-    take_line(sock)
-    sock.sendall(b"OK 1073741824\n")
-    agent = FakeAgent(sock)
-    agent.greet()
+    agent = greeted(sock)
     while True:
         agent.request()
         agent.send(wire.encode(wire.Reply.OK, b""))
+
+
+def refuse_requests(sock: socket.socket) -> None:
+    agent = greeted(sock)
+    agent.request()
+    agent.send(wire.encode(wire.Reply.ERROR, (2).to_bytes(4, "little") + wire.string("no shell")))
+    agent.wait_for_hangup()
+
+
+def greeted(sock: socket.socket) -> FakeAgent:
+    """Accept the connection, and answer the hello."""
+    accept(sock)
+    agent = FakeAgent(sock)
+    agent.greet()
+    return agent
+
+
+def accept(sock: socket.socket) -> None:
+    assert take_line(sock) == b"CONNECT 5000\n"
+    sock.sendall(b"OK 1073741824\n")
 
 
 def take_line(sock: socket.socket) -> bytes:
@@ -81,7 +88,7 @@ def take_line(sock: socket.socket) -> bytes:
 
 
 @contextmanager
-def guest(run_dir: Path, behaviours: Sequence[Behaviour]) -> Iterator[list[str]]:
+def fake_vsock(run_dir: Path, behaviours: Sequence[Behaviour]) -> Iterator[list[str]]:
     """Each connection behaves as the next in turn, the last one for ever; yields the names of those that were."""
     seen: list[str] = []
     ended = threading.Event()

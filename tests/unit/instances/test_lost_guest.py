@@ -16,7 +16,7 @@ from ramet.errors import VmmDiedError
 from ramet.instances import commands
 from ramet.model import Hypervisor, State, VmmProcess
 from ramet.store.locks import locked
-from tests.unit.guests.played_vsock import answer_and_be_reset, guest
+from tests.unit.guests.fake_vsock import answer_and_be_reset, fake_vsock
 from tests.unit.instances.place import Place
 
 
@@ -29,7 +29,7 @@ def what_is_said(place: Place, vmm: VmmProcess, meanwhile: Callable[[], object])
         meanwhile()
 
     place.change(state=State.RUNNING, vmm=vmm, hypervisor=Hypervisor.FIRECRACKER)
-    with guest(place.paths.run, [lose]), pytest.raises(VmmDiedError) as caught:
+    with fake_vsock(place.paths.run, [lose]), pytest.raises(VmmDiedError) as caught:
         commands.ping(place.store, "web")
     return caught.value
 
@@ -41,8 +41,8 @@ def end(vmm: VmmProcess) -> None:
 def test_a_vmm_that_runs_on(place: Place, alive: VmmProcess) -> None:
     said = what_is_said(place, alive, lambda: None)
     assert said.message == (
-        "The connection to the guest of 'web' was lost, and its VMM runs on: a capture of a running guest, and a restore, "
-        "have it reset Firecracker's vsock."
+        "The connection to the guest of 'web' was lost, and its VMM runs on: the guest has reset its vsock, as after a "
+        "capture and a restore."
     )
     assert said.hint is not None
     assert "--detach" in said.hint
