@@ -15,6 +15,7 @@ from ramet.model import Hypervisor, InstanceInfo, Method, State
 from ramet.snapshots import capture
 from ramet.testing import assert_isolated
 from ramet.verify.fingerprints import fingerprints
+from tests.kept import write_out
 from tests.vm.guests import marks, set_marks, sh
 
 
@@ -36,6 +37,7 @@ def require_clean_disk(disk: Path) -> None:
 
 def test_siblings_write_the_same_pages_and_blocks(host: Host, standby: InstanceInfo) -> None:
     """H20: each has its own memory and its own disk, and every file system is clean."""
+    write_out(snapshot_dir(host, "web"))
     before = fingerprints(snapshot_dir(host, "web"))
     report = host.fork("web", ["a", "b", "c"], start=True)
     assert [info.state for info in report.instances] == [State.RUNNING] * 3
