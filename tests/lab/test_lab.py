@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 LAB = [sys.executable, "-m", "lab"]
 ENDS_WITHIN_S = 500.0
 LAB_FAILED = 125
+HUNG = "lab: it hung while it booted; once more\n"
+"""What it says of a boot that it gave up, once in some fifty."""
 MARK = "RAMET_TEST_LAB"
 """In the environment of what these tests start: the process that runs them."""
 
@@ -100,7 +102,7 @@ def test_a_command_runs_as_if_it_ran_here_and_has_kvm(tmp_path: Path) -> None:
         "through stdin",
         "seen in the lab alone from the host",
     ]
-    assert (done.returncode, done.stderr) == (7, "to stderr\n")
+    assert (done.returncode, done.stderr.replace(HUNG, "")) == (7, "to stderr\n")
     assert not there.exists()
 
 
@@ -122,7 +124,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
         assert child.stderr
         assert child.stdout.readline() == b"y\n"
         child.stdout.close()
-        assert child.stderr.read() == b""
+        assert child.stderr.read().replace(HUNG.encode(), b"") == b""
         assert child.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
@@ -130,8 +132,11 @@ def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
 def test_a_command_that_takes_too_long_is_ended() -> None:
     began = time.monotonic()
     done = run("--timeout", "1", command=["sleep", "600"])
-    assert (done.returncode, done.stderr) == (124, "lab: the command ran longer than 1 s and was ended\n")
-    assert time.monotonic() - began < 60
+    assert (done.returncode, done.stderr.replace(HUNG, "")) == (
+        124,
+        "lab: the command ran longer than 1 s and was ended\n",
+    )
+    assert time.monotonic() - began < 400
 
 
 @requires("qemu", "gcc")

@@ -16,7 +16,7 @@ from typing import Any
 from tests.vm import preloaded
 
 ARGV = (sys.executable, "-m", "ramet.cli")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 INTERNAL_STATUS = 70
 
 

@@ -31,7 +31,7 @@ ALL, KILLED, NOTHING = frozenset({RAMET, VMMS, DISK}), frozenset({RAMET}), froze
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
 ERRORS = ("ENOSPC", "EIO")
-ENDS_WITHIN_S = 90.0
+ENDS_WITHIN_S = 300.0
 APART_ON_XFS = 1 if os.environ.get("RAMET_TEST_XFS") == "whole" else 5
 REPEATED = 5
 """After every so many-th kill the verb is done again, the first included; in ``make test`` after those of Ramet alone."""

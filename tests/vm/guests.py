@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ramet import Host
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 def sh(host: Host, name: str, script: str) -> str:

@@ -16,7 +16,7 @@ from typing import Self
 from tests.vm.command_line import CommandLine
 
 READ_BYTES = 65536
-TIMEOUT_S = 30.0
+TIMEOUT_S = 180.0
 
 
 class PseudoTerminal:

@@ -30,11 +30,11 @@ def vmms(home: Path) -> list[VmmProcess]:
     return [vmm for part, vmm in process.marked_below(home) if part.startswith("bench-")]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_short_run_measures_compares_and_leaves_nothing(command: CommandLine, host: Host, tmp_path: Path) -> None:
     """Also under a user's guest, which stays as it is."""
     options = ["--only", "fork", "--only", "idle", "--against", "--output", str(tmp_path / "figures")]
-    done = command.run("bench", "--json", *options, timeout_s=150)
+    done = command.run("bench", "--json", *options, timeout_s=600)
     assert done.status == 0, done
     found = msgspec.json.decode(done.out, type=BenchDocument)
     fork, idle = found.benchmarks
@@ -65,7 +65,7 @@ def test_a_short_run_measures_compares_and_leaves_nothing(command: CommandLine, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(900)
 def test_a_run_that_is_ended_leaves_nothing_or_the_next_one_takes_it_away(
     command: CommandLine, host: Host, number: signal.Signals
 ) -> None:
@@ -74,12 +74,12 @@ def test_a_run_that_is_ended_leaves_nothing_or_the_next_one_takes_it_away(
         process.wait_until(lambda: vmms(host.home) or None, 30, what="a VMM of the run")
     finally:
         os.kill(begun.pid, number)
-        begun.communicate(timeout=60)
+        begun.communicate(timeout=180)
     if number == signal.SIGINT:
         assert begun.returncode == 130
     else:
         assert directories(host.home)
         assert vmms(host.home)
-        done = command.run("bench", "--only", "scatter", "--memory", "224M", timeout_s=100)
+        done = command.run("bench", "--only", "scatter", "--memory", "224M", timeout_s=600)
         assert "removing what a run that was killed has left" in done.err
     assert (directories(host.home), vmms(host.home)) == ([], [])

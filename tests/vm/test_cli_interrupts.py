@@ -109,7 +109,7 @@ def signal_after(process: subprocess.Popen[bytes], moment_ms: int, number: signa
     return process.returncode, err.decode()
 
 
-@pytest.mark.timeout(1800 if WHOLE else 300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("names", SEQUENCES, ids=", ".join)
 def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, kept: Kept, names: tuple[str, ...]) -> None:
     for name in names:
@@ -198,6 +198,7 @@ def test_an_image_build_that_is_interrupted_leaves_nothing(store_home: Path, tmp
     command = CommandLine(tmp_path / "home")
     for moment_ms, number in zip((400, 1500, 2500) if WHOLE else (1000,), SIGNALS, strict=False):
         with command.start("image", "build") as process:
+            wait_until(lambda: (tmp_path / "home" / "images").is_dir(), 60, what="the build to be at work")
             status, err = signal_after(process, moment_ms, number)
         assert status == INTERRUPTED, err
         assert "ramet: error: Interrupted by " in err, err

@@ -154,8 +154,10 @@ def test_rollback(ramet: CommandLine, running: InstanceInfo) -> None:
 
 @on_one_file_system
 def test_logs_and_console(ramet: CommandLine, running: InstanceInfo) -> None:
-    said = ramet.text("console", "web", stdin=b"echo typed-$((40 + 2))\n")
-    assert "typed-42" in said
+    typed = (
+        b"echo typed-$((40 + 2))\n"  # it ends once the guest has said nothing for a second, also one that is held up
+    )
+    wait_until(lambda: "typed-42" in ramet.text("console", "web", stdin=typed), 60, what="the console to answer")
     assert b"typed-42" in ramet.run("logs", "web").out
     paths = ramet.json("logs", "web")
     assert ramet.run("logs", "web", "--vmm").out == Path(paths["vmm"]).read_bytes()

@@ -64,7 +64,7 @@ def as_nobody(home: Path, *argv: str) -> subprocess.CompletedProcess[bytes]:
         [*user, str(PYTHON), "-m", "ramet.cli", *argv],
         capture_output=True,
         cwd="/",
-        timeout=240,
+        timeout=550,
         check=False,
     )
 

@@ -35,6 +35,9 @@ from tests.file_systems import WHOLE, on_xfs
 from tests.kept import Kept, keep
 from tools import loopfs
 
+pytestmark = pytest.mark.timeout(1800)
+"""All scenarios take two minutes on a host that does nothing else."""
+
 SAMPLED_ON_EXT4 = ("hard-linked-memory", "in-place-diff", "shared-disk", "written-under-a-running-fork", "torn-pair")
 """The rest is committed on XFS in every run, and on both file systems in `make test-all`."""
 TOLD_APART = {

@@ -25,7 +25,7 @@ def run(*argv: str | Path, path: Path | None = None) -> str:
         argv,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=800,
         check=False,
         cwd="/",
         env={**env, **({"PATH": str(path)} if path is not None else {})},
@@ -47,7 +47,7 @@ def no_compiler(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_installed_wheel_needs_no_compiler_and_passes_verify(tmp_path: Path, no_compiler: Path) -> None:
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheels", ROOT)
     (wheel,) = (tmp_path / "wheels").iterdir()

@@ -75,12 +75,14 @@ def test_a_rehearsal_goes_on_in_another_session(tmp_path: Path) -> None:
     assert seen == ["answer_and_be_reset", "refuse_requests"]
 
 
-def test_what_is_asked_again_ends_in_twice_its_time(tmp_path: Path) -> None:
+def test_what_is_asked_again_ends_in_twice_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with a guest that loses each session at the last moment."""
-    began = time.monotonic()
-    with fake_vsock(tmp_path, [be_reset_late]), pytest.raises((VmmDiedError, GuestTimeoutError)):
-        guest.thaw(tmp_path, attempt_s=0.5)
-    assert time.monotonic() - began < 1.5
+    monkeypatch.setattr(guest, "SESSIONS_MAX", 100)
+    with fake_vsock(tmp_path, [be_reset_late]):
+        began = time.monotonic()
+        with pytest.raises((VmmDiedError, GuestTimeoutError)):
+            guest.thaw(tmp_path, attempt_s=0.5)
+        assert time.monotonic() - began < 10
 
 
 def test_sessions_that_are_lost_time_and_again_are_told(tmp_path: Path) -> None:
