@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -164,7 +165,9 @@ class VmmError(RametError):
 
 
 class LaunchError(VmmError):
-    """The VMM did not come up."""
+    """The VMM did not come up. ``status``: what its process ended with, or minus the number of the signal that killed it; None
+    if it had not ended by itself, or that is not known.
+    """
 
     code = "launch-failed"
 
@@ -172,6 +175,8 @@ class LaunchError(VmmError):
         self, message: str, *, argv: Sequence[str], status: int | None, log_tail: str, hint: str | None = None
     ) -> None:
         detail = message
+        if status is not None:
+            detail += f"\n  its process: {how_it_ended(status)}"
         if log_tail.strip():
             detail += "\n  log: " + log_tail.strip().replace("\n", "\n       ")
         super().__init__(detail, hint=hint)
@@ -189,6 +194,17 @@ class RejectedError(VmmError):
         super().__init__(f"{message}\n  request: {request}\n  reply:   {reply}", hint=hint)
         self.request = request
         self.reply = reply
+
+
+def how_it_ended(status: int) -> str:
+    """A process, in words, from what waiting for it said (``subprocess.Popen.returncode``)."""
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name if -status in {*signal.Signals} else f"signal {-status}"
+    by_whom = (
+        " (by the kernel for want of memory, unless somebody sent it: see `dmesg`)" if -status == signal.SIGKILL else ""
+    )
+    return f"was killed by {name}{by_whom}"
 
 
 class VmmDiedError(VmmError):

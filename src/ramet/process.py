@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ramet.errors import HostError, LaunchError
+from ramet.errors import HostError, LaunchError, VmmDiedError
 from ramet.linux import capabilities, ksm
 from ramet.linux.libc import prctl
 from ramet.model import VmmProcess
@@ -42,6 +42,8 @@ POLL_S = 0.002
 PAUSE_MAX_S = 0.1
 AGAIN_S = 0.5
 """For a process that a SIGKILL has not reached yet."""
+ENDS_WITHIN_S = 0.5
+"""From the loss of a session with a VMM to the end of that."""
 EXEC_ENDS_WITHIN_S = 0.2
 VSIZE, ENV_END = 23, 51
 """Fields of /proc/PID/stat (proc(5))."""
@@ -237,7 +239,7 @@ def limit(child: Child, limits: Mapping[int, int], argv: Sequence[str]) -> None:
         raise LaunchError(
             f"The kernel does not let us limit what {argv[0]} may use: {err.strerror}. It was killed.",
             argv=argv,
-            status=child.returncode,
+            status=None,
             log_tail="",
         ) from err
 
@@ -250,6 +252,15 @@ def exit_status(vmm: VmmProcess) -> int | None:
     """The exit status of a VMM that this process started and that has ended; None otherwise."""
     child = _children.get(vmm)
     return child.poll() if child is not None else None
+
+
+def exit_status_after(err: Exception, vmm: VmmProcess) -> int | None:
+    """``exit_status`` of a VMM with which something went wrong: one that went away closes its sockets before it has ended, and
+    gets ``ENDS_WITHIN_S`` for it.
+    """
+    if isinstance(err, VmmDiedError):
+        wait_gone(vmm, ENDS_WITHIN_S)
+    return exit_status(vmm)
 
 
 def is_alive(vmm: VmmProcess) -> bool:

@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,24 @@ def test_details_that_are_not_there_are_not_announced() -> None:
     launch = errors.LaunchError("It failed.", argv=[], status=None, log_tail="\n")
     assert "stderr" not in command.message
     assert launch.message == "It failed."
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (1, "ended with status 1"),
+        (-signal.SIGSEGV, "was killed by SIGSEGV"),
+        (
+            -signal.SIGKILL,
+            r"was killed by SIGKILL \(by the kernel for want of memory, unless somebody sent it: see `dmesg`\)",
+        ),
+        (-signal.SIGRTMIN - 1, "was killed by signal 35"),
+    ],
+)
+def test_a_launch_that_failed_says_how_the_process_ended(status: int, words: str) -> None:
+    launch = errors.LaunchError("It failed.", argv=[], status=status, log_tail="said\n")
+    assert re.fullmatch(rf"It failed\.\n  its process: {words}\n  log: said", launch.message)
+    assert launch.status == status
 
 
 # -- OSErrors, translated once ------------------------------------------------------------------------------------

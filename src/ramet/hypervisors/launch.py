@@ -45,7 +45,7 @@ def launched(
         except RametError as err:
             if vmm is None:
                 raise
-            status = process.exit_status(vmm)
+            status = process.exit_status_after(err, vmm)
             process.kill_and_wait(vmm)
             reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
             raise LaunchError(

@@ -40,7 +40,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
             raise LaunchError(
                 f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",
                 argv=(),
-                status=process.exit_status(vmm),
+                status=process.exit_status_after(err, vmm),
                 log_tail=console_log.tail(paths),
                 hint="The console's last lines are above; more memory or another image may help.",
             ) from err

@@ -12,8 +12,6 @@ from ramet.instances.context import Store
 from ramet.model import Hypervisor, InstanceRecord
 from ramet.store.locks import locked
 
-ENDS_WITHIN_S = 0.5
-"""From the loss of a session to the end of the VMM that had it."""
 VERB_ENDS_WITHIN_S = 3.0
 """How long the verb that has ended a VMM is waited for, to say what it has made of the instance."""
 
@@ -25,7 +23,7 @@ def told(store: Store, before: InstanceRecord, err: VmmDiedError) -> VmmDiedErro
     """
     try:
         if before.vmm is not None:
-            process.wait_gone(before.vmm, ENDS_WITHIN_S)  # its sockets are closed before it has ended
+            process.wait_gone(before.vmm, process.ENDS_WITHIN_S)  # its sockets are closed before it has ended
         now = observe.look(store, store.read(before.id))
         if observe.is_live(now) and now.vmm == before.vmm:
             return _of_one_that_lives(now, err)

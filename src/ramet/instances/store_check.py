@@ -276,17 +276,27 @@ def _unneeded(store: Store, paths: SnapshotPaths, manifest: Manifest, records: S
     if not store.paths.instance(manifest.instance_id).dir.exists():
         return _Found(text=text, mend="It is deleted: its instance is gone.", action=action)
     back = f"ramet restore {naming.owner_name(store, manifest)} --snapshot {manifest.id}"
-    if owner and (observe.is_live(observe.observed(store, owner)) or _refers_to_newer(store, owner, manifest)):
+    if owner and (observe.is_live(observe.observed(store, owner)) or _refers_to_heir(store, owner, manifest)):
         return _Found(text=text, mend=f"It is deleted, unless you go back to it before: {back}", action=action)
     return _Found(text=text, mend=f"Go back to it ({back}), or delete it (ramet snapshot rm {manifest.id}).")
 
 
-def _refers_to_newer(store: Store, record: InstanceRecord, manifest: Manifest) -> bool:
+def _refers_to_heir(store: Store, record: InstanceRecord, manifest: Manifest) -> bool:
+    """Whether what it refers to was derived from that snapshot, as far as that can be followed; no clock says which is newer."""
     for snapshot_id in record.references:
-        with suppress(FileNotFoundError, RametError):  # it is told of that one
-            if manifests.load(store.paths.snapshot(snapshot_id)).created_at_unix_s > manifest.created_at_unix_s:
+        seen, parent = {snapshot_id}, _parent(store, snapshot_id)
+        while parent is not None and parent not in seen:
+            if parent == manifest.id:
                 return True
+            seen.add(parent)
+            parent = _parent(store, parent)
     return False
+
+
+def _parent(store: Store, snapshot_id: str) -> str | None:
+    with suppress(FileNotFoundError, RametError):  # it is told of that one, or it is deleted
+        return manifests.load(store.paths.snapshot(snapshot_id)).parent
+    return None
 
 
 def _is_shared(path: Path, manifest: Manifest | None) -> bool:

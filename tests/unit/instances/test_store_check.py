@@ -240,19 +240,38 @@ def test_what_a_live_vm_has_left_behind_can_be_deleted(place: Place, monkeypatch
     assert not place.snapshot.dir.exists()
 
 
-@pytest.mark.parametrize("is_newer", [False, True])
-def test_of_two_snapshots_the_newer_may_be_all_that_is_left(place: Place, is_newer: bool) -> None:
-    """A standby that a power cut ended has published a snapshot that its instance does not refer to yet."""
-    other = place.store.paths.snapshot("b" * 12)
-    shutil.copytree(place.snapshot.dir, other.dir)
+@pytest.mark.parametrize(
+    ("parents", "goes"),
+    [
+        ({"used": "other"}, True),
+        ({"used": "between", "between": "other"}, True),
+        ({"used": "between"}, False),
+        ({"other": "used"}, False),
+        ({"used": "between", "between": "used"}, False),
+    ],
+)
+def test_only_what_the_snapshot_in_use_was_derived_from_is_not_needed(
+    place: Place, parents: dict[str, str], goes: bool
+) -> None:
+    """A standby that a power cut ended has published a snapshot that its instance does not refer to yet: it may be all that is
+    left, whatever the clock said when it was made.
+    """
     was = manifests.load(place.snapshot)
-    other.manifest.unlink()
-    created = was.created_at_unix_s + (9 if is_newer else -9)
-    manifests.write(other.manifest, msgspec.structs.replace(was, id="b" * 12, created_at_unix_s=created))
-    other.manifest.chmod(0o400)
-    found = [one for one in place.problems(repair=True) if one.text == "Nothing refers to it."]
-    assert [one.mended for one in found] == [not is_newer]
-    assert other.dir.exists() == is_newer
+    ids = {"used": place.snapshot_id, "other": "b" * 12, "between": "c" * 12}
+    for called in {"used", "other", *parents}:
+        paths = place.store.paths.snapshot(ids[called])
+        if called != "used":
+            shutil.copytree(place.snapshot.dir, paths.dir)
+        paths.manifest.unlink()
+        parent = ids.get(parents.get(called, ""))
+        created = was.created_at_unix_s + (9 if called == "other" and goes else 0)  # it had been set back
+        changed = msgspec.structs.replace(was, id=ids[called], parent=parent, created_at_unix_s=created)
+        manifests.write(paths.manifest, changed)
+        paths.manifest.chmod(0o400)
+    where = f"snapshot {ids['other']}"
+    (found,) = [one for one in place.problems(repair=True) if one.where == where]
+    assert (found.text, found.mended) == ("Nothing refers to it.", goes)
+    assert place.store.paths.snapshot(ids["other"]).dir.exists() != goes
 
 
 @requires("root")
