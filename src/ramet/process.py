@@ -135,6 +135,7 @@ def spawn(
                     preexec_fn=prepare,
                 )
 
+            _reap()
             child = starter(start, lambda child: limit(child, limits, argv))
             with suppress(
                 ProcessLookupError, PermissionError
@@ -246,6 +247,12 @@ def limit(child: Child, limits: Mapping[int, int], argv: Sequence[str]) -> None:
 
 _children: dict[VmmProcess, subprocess.Popen[bytes]] = {}
 """VMMs that this process started: they are reaped here, others by init."""
+
+
+def _reap() -> None:
+    """Whoever starts many VMMs, and has others end them, keeps no zombies."""
+    for child in tuple(_children.values()):
+        child.poll()
 
 
 def exit_status(vmm: VmmProcess) -> int | None:

@@ -312,6 +312,16 @@ def test_a_number_that_a_thread_has_now_is_no_process() -> None:
         thread.join()
 
 
+def test_who_starts_vmms_keeps_no_zombies_of_those_that_others_have_ended(spawned: Callable[..., VmmProcess]) -> None:
+    first = spawned(SLEEPER)
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{first.pid}").exists(), "it waits for us"
+    spawned(SLEEPER)
+    assert not Path(f"/proc/{first.pid}").exists()
+    assert process.exit_status(first) == -signal.SIGKILL
+
+
 def test_a_zombie_is_not_alive() -> None:
     pid = fork(lambda: None)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -25,12 +25,17 @@ from tests.vm import preloaded
 from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.guests import sh
 
-RAMET, VMMS, DISK = "ramet", "VMMs", "disk"
-"""What is cut short: the command is killed, the VMMs are, or the disk fails."""
-ALL, KILLED, NOTHING = frozenset({RAMET, VMMS, DISK}), frozenset({RAMET}), frozenset[str]()
+RAMET, VMMS, DISK, SIGNALS = "ramet", "VMMs", "disk", "signals"
+"""What is cut short: the command is killed, the VMMs are, the disk fails, or the command is interrupted."""
+ALL, NOTHING = frozenset({RAMET, VMMS, DISK, SIGNALS}), frozenset[str]()
+KILLED = frozenset({RAMET})
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
 ERRORS = ("ENOSPC", "EIO")
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130
+AS_IT_EXITS = {-number for number in INTERRUPTING}
+"""The status of a command whose signal came when it had done its work and Python was closing down."""
 ENDS_WITHIN_S = 300.0
 APART_ON_XFS = 1 if os.environ.get("RAMET_TEST_XFS") == "whole" else 5
 REPEATED = 5
@@ -135,7 +140,7 @@ def tried(name: str) -> list[str]:
     verb = VERBS[name]
     return [
         kind
-        for kind in (RAMET, VMMS, DISK)
+        for kind in (RAMET, VMMS, DISK, SIGNALS)
         if (WHOLE or kind in verb.sample) and not (kind == VMMS and has_no_vmm(verb))
     ]
 
@@ -392,6 +397,37 @@ def fail_disk_at(
         outcomes[f"{'done all the same' if failed.status == 0 else 'not done'}, {became}"] += 1
     assert hit >= len(points) * 0.8, "most were struck"
     return f"{name}: {len(steps)} writing steps, the disk failed at {len(points)} of them: {told(outcomes)}"
+
+
+def interrupt_before(
+    host: Host, command: CommandLine, kept: Kept, name: str, steps: Sequence[str], points: Sequence[int]
+) -> str:
+    """Interrupt a verb before each of those of its steps, and see what comes of it: told."""
+    verb = VERBS[name]
+    outcomes: Counter[str] = Counter()
+    hit = 0
+    for count, at in enumerate(points):
+        number = INTERRUPTING[count % len(INTERRUPTING)]
+        prepare(host, command, kept, verb)
+        ended = cut_short(command, verb, at=at, options=["--signal", number.name])
+        print(f"{name}: {number.name} before step {at} ({steps[at]}): status {ended.status}: {ended.stderr.strip()}")
+        hit += ended.struck
+        check_interrupted(ended.status, ended.stderr)
+        assert list((host.home / "tmp").iterdir()) == [], "before any command could tidy up"
+        became = check_after(host, command, verb)
+        expected = {verb.after} if ended.status == 0 else {verb.before, verb.after}
+        assert became in {state.value if state else "absent" for state in expected} or is_half_way(verb, became), became
+        outcomes[f"{'done all the same' if ended.status == 0 else 'interrupted'}, {became}"] += 1
+    assert hit >= len(points) * 0.8, "most were struck"
+    return f"{name}: {len(steps)} steps, interrupted before {len(points)} of them: {told(outcomes)}"
+
+
+def check_interrupted(status: int | None, stderr: str) -> None:
+    """It says so, in our words; or it had done its work."""
+    assert status in {None, 0, INTERRUPTED} | AS_IT_EXITS, stderr
+    if status == INTERRUPTED:
+        assert "ramet: error: Interrupted by " in stderr, stderr
+        assert "Traceback" not in stderr, stderr
 
 
 def told(outcomes: Counter[str]) -> str:

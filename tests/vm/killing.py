@@ -1,5 +1,5 @@
-"""``python -m tests.vm.killing --at 17 -- standby web``: a ``ramet`` command that is ended, or whose VMMs are, before a step; or
-whose step fails, as on a disk that is full or broken.
+"""``python -m tests.vm.killing --at 17 -- standby web``: a ``ramet`` command that is killed or interrupted, or whose VMMs are
+killed, before a step; or whose step fails, as on a disk that is full or broken.
 
 A step is whatever changes something outside the process, in the order in which it happens: a file that is opened for writing,
 renamed, linked, deleted, written or made durable, a program that is started, a signal, a connection, a message. They are found
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--at", type=int, help="the number of the step; without it all are made")
     parser.add_argument("--vmms", action="store_true", help="kill the VMMs there, and let the command go on")
     parser.add_argument("--power", action="store_true", help="cut the power there: see cut_power")
+    parser.add_argument("--signal", help="do not kill the command there: send it this signal, by its name")
     parser.add_argument("--errno", choices=("ENOSPC", "EIO"), help="count writing steps alone, and let that one fail")
     parser.add_argument("--steps", type=Path, help="write the names of the steps to this file")
     parser.add_argument("--struck", type=Path, help="make this file when the step was reached")
@@ -242,7 +243,7 @@ def main() -> None:
         if options.vmms:
             return
         if options.errno is None:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[options.signal or "SIGKILL"])
 
     def strike() -> None:
         striker.submit(act).result()

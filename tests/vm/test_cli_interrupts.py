@@ -7,7 +7,9 @@ to start. In ``make test`` a few of each verb are tried, with RAMET_TEST_ALL=1 a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -23,12 +25,16 @@ from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import (
+    INTERRUPTED,
+    INTERRUPTING,
     MARKS,
     VERBS,
     Verb,
     bring_to,
     check_guest,
+    check_interrupted,
     check_owners,
+    cut_short,
     is_settled,
     state_of,
     use_once_more,
@@ -39,10 +45,6 @@ from tests.vm.pseudo_terminal import PseudoTerminal
 STARTING_MS = range(0, 200, 10) if WHOLE else (20, 120)
 """Moments after the start of the command: Python is loading, and has ways of its own to end."""
 ENDS_WITHIN_S = 60.0
-INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-AS_IT_EXITS = {-number for number in SIGNALS}
-"""The status of a command whose signal came when it had done its work and Python was closing down."""
 pytestmark = pytest.mark.parametrize("file_system", ["ext4"], indirect=True)
 
 
@@ -86,10 +88,7 @@ def interrupt(command: CommandLine, argv: tuple[str, ...], moment_ms: int, numbe
             pass  # as closely as can be: what follows takes some milliseconds
         status, err = signal_after(process, moment_ms, number)
     print(f"{' '.join(argv)}: {number.name} after {moment_ms} ms: status {status}, {err!r}")
-    assert status in {None, 0, INTERRUPTED} | AS_IT_EXITS, err
-    if status == INTERRUPTED:
-        assert "ramet: error: Interrupted by " in err, err
-        assert "Traceback" not in err, err
+    check_interrupted(status, err)
     return status
 
 
@@ -117,7 +116,7 @@ def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, kept
         grid = MOMENTS[name]
         moments: Iterable[int] = itertools.count(0, grid.step_ms) if WHOLE else grid.sample_ms
         statuses = []
-        for moment_ms, number in zip(moments, itertools.cycle(SIGNALS), strict=False):
+        for moment_ms, number in zip(moments, itertools.cycle(INTERRUPTING), strict=False):
             bring_to(host, kept, verb.before)
             if verb.before is State.RUNNING:
                 sh(host, "web", MARKS)  # it may be what the verb before this one has left
@@ -129,7 +128,7 @@ def test_a_verb_interrupted_at_any_moment(host: Host, command: CommandLine, kept
 
 
 def test_a_command_interrupted_before_it_is_at_work(host: Host, command: CommandLine) -> None:
-    for moment_ms, number in zip(STARTING_MS, itertools.cycle(SIGNALS), strict=False):
+    for moment_ms, number in zip(STARTING_MS, itertools.cycle(INTERRUPTING), strict=False):
         with command.start(*VERBS["create"].argv) as process:
             status, err = signal_after(process, moment_ms, number)
         assert status not in (None, 0), err
@@ -194,9 +193,42 @@ def test_a_terminal_that_closes_interrupts_and_takes_no_vm_with_it(
     check_guest(host, "web")
 
 
+def test_a_copy_that_is_interrupted_is_there_whole_or_not_at_all(
+    host: Host, command: CommandLine, running: InstanceInfo, tmp_path: Path
+) -> None:
+    content = os.urandom(3 << 20)
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_bytes(content)
+    there.mkdir()
+    command.text("cp", str(here), "web:/data/kept")
+    for argv in (("cp", str(here), "web:/data/copied/"), ("cp", "web:/data/kept", str(there / "here"))):
+        verb = Verb(argv=argv, before=State.RUNNING, after=State.RUNNING)
+        sh(host, "web", "mkdir /data/copied")
+        steps = cut_short(command, verb).steps
+        assert len(steps) > len(INTERRUPTING), steps
+        statuses = set()
+        for at, number in zip(range(len(steps)), itertools.cycle(INTERRUPTING), strict=False):
+            (there / "here").unlink(missing_ok=True)
+            sh(host, "web", "rm -r /data/copied; mkdir /data/copied")
+            ended = cut_short(command, verb, at=at, options=["--signal", number.name])
+            print(f"{argv}: {number.name} before step {at} ({steps[at]}): status {ended.status}")
+            check_interrupted(ended.status, ended.stderr)
+            statuses.add(ended.status)
+            assert [(path.name, path.read_bytes()) for path in there.iterdir()] in ([], [("here", content)])
+            wait_until(lambda: nothing_but(host, content), 30, what="the guest to have taken back half a file")
+        assert INTERRUPTED in statuses
+        sh(host, "web", "rm -r /data/copied")
+
+
+def nothing_but(host: Host, content: bytes) -> bool:
+    """Whether the directory in the guest is empty, or has the whole file and nothing else."""
+    said = sh(host, "web", "cd /data/copied; ls -A; sha256sum here 2>/dev/null").split()
+    return said in ([], ["here", hashlib.sha256(content).hexdigest(), "here"])
+
+
 def test_an_image_build_that_is_interrupted_leaves_nothing(store_home: Path, tmp_path: Path) -> None:
     command = CommandLine(tmp_path / "home")
-    for moment_ms, number in zip((400, 1500, 2500) if WHOLE else (1000,), SIGNALS, strict=False):
+    for moment_ms, number in zip((400, 1500, 2500) if WHOLE else (1000,), INTERRUPTING, strict=False):
         with command.start("image", "build") as process:
             wait_until(lambda: (tmp_path / "home" / "images").is_dir(), 60, what="the build to be at work")
             status, err = signal_after(process, moment_ms, number)

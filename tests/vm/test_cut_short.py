@@ -2,7 +2,8 @@
 
 SIGKILL of Ramet, or of its VMMs: the next command finds the store whole and tells the truth, nothing is left that nobody owns,
 the guest's marks are there, and the verb can be done again. A disk that is full (ENOSPC) or broken (EIO): the error says so, the
-verb has not happened, the guest runs on as before, and the next snapshot lacks nothing (H12). Real disks that are full are in
+verb has not happened, the guest runs on as before, and the next snapshot lacks nothing (H12). SIGINT, SIGTERM, SIGHUP: the state
+is the one before or the one after, and nothing is left even before the next command (H47). Real disks that are full are in
 ``test_full_disk.py``.
 
 The steps are those that a verb is seen to make (``killing.py``). In ``make test`` one in the middle is tried of each way to cut a
@@ -20,10 +21,22 @@ from tests.artifacts import TOLD
 from tests.file_systems import WHOLE, on_ext4
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import DISK, RAMET, VERBS, VMMS, chosen, fail_disk_at, kill_before, steps_of, tried
+from tests.vm.cut_short import (
+    DISK,
+    RAMET,
+    SIGNALS,
+    VERBS,
+    VMMS,
+    chosen,
+    fail_disk_at,
+    interrupt_before,
+    kill_before,
+    steps_of,
+    tried,
+)
 from tests.vm.killing import writing
 
-APART = {RAMET: 1, VMMS: 4, DISK: 1}
+APART = {RAMET: 1, VMMS: 4, DISK: 1, SIGNALS: 1}
 """How far apart those steps are that are tried with RAMET_TEST_ALL=1."""
 pytestmark = on_ext4
 
@@ -39,6 +52,8 @@ def test_a_verb_that_is_killed_or_whose_disk_fails_between_any_two_steps(
         points = chosen(host, len(those), apart=APART[how])
         if how == DISK:
             said = fail_disk_at(host, command, kept, name, those, points)
+        elif how == SIGNALS:
+            said = interrupt_before(host, command, kept, name, those, points)
         else:
             said = kill_before(host, command, kept, name, how, those, points)
         record_property(TOLD, said)
