@@ -5,7 +5,8 @@ export RAMET_HOME ?= $(CURDIR)/.state/home
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 # An emulated guest keeps one CPU busy, so two tests run at a time. Those that need KVM come last, each of the two in a lab.
-GUESTS = $(PYTEST) -m vm -n 2 --dist worksteal --durations 15 --durations-min 20
+# TESTS=tests/lab runs a part of them: all, whole, take hours.
+GUESTS = $(PYTEST) -m vm -n 2 --dist worksteal --durations 15 --durations-min 20 $(TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help verify test test-all check bench fuzz setup clean

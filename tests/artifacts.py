@@ -66,3 +66,25 @@ def vmm_pids(*stores: str) -> set[int]:
         if any(store.encode() in mark for store in stores for mark in marks):
             found.add(int(entry.name))
     return found
+
+
+def users_of(place: Path) -> list[str]:
+    """The processes that have something below ``place`` open or mapped, or are in it: what keeps it from being unmounted."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            links = [
+                path.readlink() for path in (entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir())
+            ]
+            held = sorted({str(one) for one in links if str(one).startswith(f"{place}/")})
+            if f" {place}/" in (entry / "maps").read_text(errors="replace"):
+                held.append("maps")
+            if held:
+                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+                state = re.search(r"^State:\s+(\S+)", (entry / "status").read_text(), re.MULTILINE)
+                found.append(f"{entry.name} ({state[1] if state else '?'}) {name}: {', '.join(held)}")
+        except OSError:  # it has ended
+            continue
+    return found

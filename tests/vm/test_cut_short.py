@@ -43,7 +43,7 @@ pytestmark = on_ext4
 
 @pytest.mark.timeout(3600 if WHOLE else 1800)
 @pytest.mark.parametrize("name", [name for name in VERBS if tried(name)])
-def test_a_verb_that_is_killed_or_whose_disk_fails_between_any_two_steps(
+def test_a_verb_that_is_cut_short_between_any_two_steps(
     host: Host, command: CommandLine, kept: Kept, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     steps = steps_of(host, command, kept, VERBS[name])
