@@ -268,8 +268,8 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
 
 
 def _unneeded(store: Store, paths: SnapshotPaths, manifest: Manifest, records: Sequence[InstanceRecord]) -> _Found:
-    """A snapshot that nothing refers to. A power cut came before it was deleted, where its instance has something newer; else a
-    restore may have failed, and it is all that is left.
+    """A snapshot that nothing refers to. Where its instance has something that was made of it, a power cut came before it was
+    deleted; else a restore may have failed, and it is all that is left.
     """
     owner = next((record for record in records if record.id == manifest.instance_id), None)
     text, action = "Nothing refers to it.", partial(discard, store.paths, paths.dir)
