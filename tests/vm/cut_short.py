@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import tempfile
 from collections import Counter
@@ -37,7 +38,11 @@ INTERRUPTED = 130
 AS_IT_EXITS = {-number for number in INTERRUPTING}
 """The status of a command whose signal came when it had done its work and Python was closing down."""
 ENDS_WITHIN_S = 300.0
-APART_ON_XFS = 1 if os.environ.get("RAMET_TEST_XFS") == "whole" else 5
+EVERY_STEP = os.environ.get("RAMET_TEST_STEPS") == "all"
+APART = {RAMET: 2, VMMS: 4, DISK: 4, SIGNALS: 4}
+"""How far apart those steps are that are tried with RAMET_TEST_ALL=1."""
+APART_ON_XFS = 5
+"""Of those, where files are reflinked, one of so many."""
 REPEATED = 5
 """After every so many-th kill the verb is done again, the first included; in ``make test`` after those of Ramet alone."""
 
@@ -65,7 +70,7 @@ POOL = ("pool", "snapshot:golden", "--size", "2")
 TWO = ("claimed", "claimed-too")
 
 
-def fork(source: str, before: State, *options: str, count: int = 3, sample: frozenset[str] = NOTHING) -> Verb:
+def fork(source: str, before: State, *options: str, count: int = 2, sample: frozenset[str] = NOTHING) -> Verb:
     """A fork, which leaves its source as it was."""
     return Verb(
         argv=("fork", source, "-n", str(count), *options),
@@ -151,15 +156,18 @@ def has_no_vmm(verb: Verb) -> bool:
     return verb.before in at_rest and verb.after in at_rest and "--start" not in verb.argv
 
 
-def chosen(host: Host, count: int, *, apart: int) -> range:
-    """Which of ``count`` steps are tried: the middle one; with RAMET_TEST_ALL=1 one of ``apart``, and of those one of five where
-    files are reflinked.
+def chosen(host: Host, count: int, *, how: str) -> range:
+    """Which of ``count`` steps are tried: the middle one; with RAMET_TEST_ALL=1 evenly spread ones, others in each run; with
+    RAMET_TEST_STEPS=all besides, all.
     """
     if not WHOLE:
         return range(count // 2, count // 2 + 1)
+    apart = APART[how]
     if file_system_of(host.home) == "xfs":
         apart *= APART_ON_XFS
-    return range(apart // 2, count, apart)
+    if EVERY_STEP:
+        apart = 1
+    return range(random.randrange(min(apart, count)), count, apart)
 
 
 def spread(count: int, sample: int) -> range:

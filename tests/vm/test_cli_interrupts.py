@@ -146,7 +146,7 @@ def check_after(host: Host, command: CommandLine, verb: Verb) -> None:
     assert listed.get("web") == state
     assert state in (verb.before, verb.after), f"{verb.argv}: {state}"
     forks = [name for name in listed if name != "web"]
-    assert len(forks) in (0, 3), forks
+    assert len(forks) in (0, verb.forks), forks
     check_owners(host)
     if state is State.RUNNING:
         has_memory = verb.before in (State.RUNNING, State.STANDBY)

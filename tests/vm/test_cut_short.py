@@ -7,7 +7,8 @@ is the one before or the one after, and nothing is left even before the next com
 ``test_full_disk.py``.
 
 The steps are those that a verb is seen to make (``killing.py``). In ``make test`` one in the middle is tried of each way to cut a
-verb short; with RAMET_TEST_ALL=1 all are on ext4, and every fifth on XFS, where files are reflinked (RAMET_TEST_XFS=whole: all).
+verb short; with RAMET_TEST_ALL=1 one of a few, on ext4 and, where files are reflinked, on XFS; with RAMET_TEST_STEPS=all besides,
+every one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from tests.kept import Kept
 from tests.vm.command_line import CommandLine
 from tests.vm.cut_short import (
     DISK,
-    RAMET,
+    EVERY_STEP,
     SIGNALS,
     VERBS,
-    VMMS,
     chosen,
     fail_disk_at,
     interrupt_before,
@@ -36,12 +36,10 @@ from tests.vm.cut_short import (
 )
 from tests.vm.killing import writing
 
-APART = {RAMET: 1, VMMS: 4, DISK: 1, SIGNALS: 1}
-"""How far apart those steps are that are tried with RAMET_TEST_ALL=1."""
 pytestmark = on_ext4
 
 
-@pytest.mark.timeout(3600 if WHOLE else 1800)
+@pytest.mark.timeout(10000 if EVERY_STEP else 3600 if WHOLE else 1800)
 @pytest.mark.parametrize("name", [name for name in VERBS if tried(name)])
 def test_a_verb_that_is_cut_short_between_any_two_steps(
     host: Host, command: CommandLine, kept: Kept, name: str, record_property: Callable[[str, object], None]
@@ -49,7 +47,7 @@ def test_a_verb_that_is_cut_short_between_any_two_steps(
     steps = steps_of(host, command, kept, VERBS[name])
     for how in tried(name):
         those = writing(steps) if how == DISK else steps
-        points = chosen(host, len(those), apart=APART[how])
+        points = chosen(host, len(those), how=how)
         if how == DISK:
             said = fail_disk_at(host, command, kept, name, those, points)
         elif how == SIGNALS:
