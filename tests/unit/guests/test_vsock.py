@@ -25,8 +25,11 @@ from tests.unit.guests.fake_vsock import (
 @pytest.mark.parametrize(
     "first", [[], [hang_up], [hang_up] * 3, [reset_after_ok], [reset_after_ok, hang_up], [refuse_connection]]
 )
-def test_a_session_is_open_only_once_the_agent_has_answered(tmp_path: Path, first: list[Behaviour]) -> None:
-    with fake_vsock(tmp_path, [*first, answer]) as seen, AgentClient.open(tmp_path, deadline_s=10):
+def test_a_session_is_open_only_once_the_agent_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: list[Behaviour]
+) -> None:
+    monkeypatch.setattr(sessions, "FIRST_TRY_S", 60.0)  # a late answer is no reason for one more
+    with fake_vsock(tmp_path, [*first, answer]) as seen, AgentClient.open(tmp_path, deadline_s=60):
         assert seen == [behaviour.__name__ for behaviour in [*first, answer]]
 
 
@@ -36,9 +39,9 @@ def test_a_hello_that_is_lost_is_said_again_on_another_connection(
     monkeypatch.setattr(sessions, "FIRST_TRY_S", 0.1)
     with (
         fake_vsock(tmp_path, [swallow_hello, swallow_hello, answer]) as seen,
-        AgentClient.open(tmp_path, deadline_s=10),
+        AgentClient.open(tmp_path, deadline_s=60),
     ):
-        assert seen == ["swallow_hello", "swallow_hello", "answer"]
+        assert seen[:3] == ["swallow_hello", "swallow_hello", "answer"]  # if that is late, there are more
 
 
 @pytest.mark.parametrize("behaviour", [hang_up, refuse_connection, say_nothing, swallow_hello])
@@ -46,14 +49,14 @@ def test_a_guest_that_never_accepts_is_given_up_in_time(tmp_path: Path, behaviou
     began = time.monotonic()
     with fake_vsock(tmp_path, [behaviour]), pytest.raises(GuestTimeoutError, match=r"within 0\.3 s"):
         AgentClient.open(tmp_path, deadline_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_transport_that_is_reset_again_and_again_is_given_up_in_time(tmp_path: Path) -> None:
     """And without a rush: an agent that has no room for one more session does the same."""
-    with fake_vsock(tmp_path, [reset_after_ok]) as seen, pytest.raises(GuestTimeoutError, match=r"within 0\.3 s"):
-        AgentClient.open(tmp_path, deadline_s=0.3)
-    assert 1 < len(seen) <= 0.3 / vsock.RETRY_S + 1
+    with fake_vsock(tmp_path, [reset_after_ok]) as seen, pytest.raises(GuestTimeoutError, match="within 2 s"):
+        AgentClient.open(tmp_path, deadline_s=2.0)
+    assert 1 < len(seen) <= 2.0 / vsock.RETRY_S + 1
 
 
 def test_a_vmm_that_is_gone_is_told_from_a_guest_that_does_not_answer(tmp_path: Path) -> None:

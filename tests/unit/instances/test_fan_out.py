@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -17,6 +18,7 @@ from ramet.signals import signals_held
 
 def test_all_are_done_some_at_a_time_and_told_in_their_order() -> None:
     at_work, most, lock = 0, 0, threading.Lock()
+    three = threading.Barrier(3, timeout=60)
     told: list[tuple[int, int | RametError]] = []
 
     def action(number: int) -> int:
@@ -24,7 +26,8 @@ def test_all_are_done_some_at_a_time_and_told_in_their_order() -> None:
         with lock:
             at_work += 1
             most = max(most, at_work)
-        time.sleep(0.01)
+        three.wait()
+        time.sleep(0.01)  # a fourth would come by now
         with lock:
             at_work -= 1
         return number * number
@@ -45,15 +48,21 @@ def fails(number: int) -> int:
 def test_one_that_fails_ends_it_and_what_was_not_begun_is_not() -> None:
     begun: list[int] = []
     hurried: list[bool] = []
+    hurry = threading.Event()
 
     def action(number: int) -> int:
         begun.append(number)
-        time.sleep(0.01)
+        if number > 2:
+            hurry.wait(60)
         return fails(number)
 
+    def go_on() -> None:
+        hurried.append(True)
+        hurry.set()
+
     with pytest.raises(HostError, match="The third"):
-        fan_out.each(range(50), action, at_once=1, hurry=lambda: hurried.append(True))
-    assert len(begun) < 50
+        fan_out.each(range(50), action, at_once=1, hurry=go_on)
+    assert len(begun) <= 4
     assert hurried == [True]
 
 
@@ -95,6 +104,15 @@ def test_a_signal_on_the_way_to_the_end_keeps_what_was_not_begun_from_it(monkeyp
     begun: list[int] = []
     entered: list[None] = []
     real = signals_held
+    over = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        """Whoever ends it has cancelled by then what is not to begin."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            over.set()
+            super().shutdown(wait)
 
     def interrupted() -> AbstractContextManager[None]:
         entered.append(None)
@@ -104,11 +122,13 @@ def test_a_signal_on_the_way_to_the_end_keeps_what_was_not_begun_from_it(monkeyp
 
     def action(number: int) -> int:
         begun.append(number)
-        time.sleep(0.01)
+        if number > 2:
+            over.wait(60)
         return fails(number)
 
     monkeypatch.setattr(fan_out, "signals_held", interrupted)
+    monkeypatch.setattr(fan_out, "ThreadPoolExecutor", Pool)
     with pytest.raises(KeyboardInterrupt):
         fan_out.each(range(100), action, at_once=1)
-    assert len(begun) < 100
+    assert len(begun) <= 4
     assert not any(thread.name.startswith("fan-out") for thread in threading.enumerate())

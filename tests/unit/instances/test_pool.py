@@ -23,7 +23,7 @@ from ramet.errors import (
     RoomError,
     StateError,
 )
-from ramet.instances import claim, delete, fork, observe, pool, pools, room
+from ramet.instances import claim, context, delete, fork, observe, pool, pools, room
 from ramet.instances.context import Locked
 from ramet.instances.room import KEPT_BYTES, Room
 from ramet.model import Ancestor, Failure, Hypervisor, MemoryPolicy, PoolInfo, State, VmmProcess
@@ -337,9 +337,10 @@ def test_a_snapshot_that_only_lost_forks_share_is_there_until_others_were_made(
         park(place, 6, GONE, pool=place.snapshot_id)
 
     monkeypatch.setattr(fork, "from_published", make)
+    monkeypatch.setattr(context, "COLLECT_TIMEOUT_S", 60.0)
     began = time.monotonic()
     with nullcontext() if is_filled else pytest.raises(ConflictError):
         pool.fill(place.store, f"snapshot:{place.snapshot_id}", size=1, memory_policy=MemoryPolicy.SHARE)
     assert seen == [True]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     assert place.snapshot.dir.is_dir() == is_filled

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import signal
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -118,15 +120,27 @@ def test_a_copy_in_threads_ends_early(
     """Ctrl-C is raised in the main thread, which waits for the others; an error in one of those."""
     base = full_base(tmp_path / "base")
     begun: list[int] = []
+    numbers = itertools.count(1)
+    ending_has_begun = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        """Tells when it is waited for: by then nothing must be left to copy."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ending_has_begun.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
 
     def read_into(_fd: int, address: int, _buffer: memoryview) -> None:
         begun.append(address)
-        if len(begun) == 3 and ending is HostError:
+        number = next(numbers)
+        if number == 3 and ending is HostError:
             raise OSError(5, "Input/output error")
-        if len(begun) == 3:
+        if number == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.02)
+        if number >= 3:
+            ending_has_begun.wait(10)
 
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(procmem, "read_into", read_into)
     monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
     monkeypatch.setattr(module, "COPY_THREADS", 2)
