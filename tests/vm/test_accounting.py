@@ -13,7 +13,7 @@ WRITTEN_MIB = 24
 SLACK_BYTES = 3 * MIB
 """Of trees of extents, directories and records, and of the last blocks that a file system sets aside for itself."""
 
-WITHIN_S = 20.0
+WITHIN_S = 180.0
 """What a killed VMM had mapped, and nobody else has any more, is freed a moment after its end."""
 
 

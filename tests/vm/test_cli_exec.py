@@ -35,7 +35,7 @@ def test_exec_is_a_pipe_with_a_status(host: Host, ramet: CommandLine, running: I
     began = time.monotonic()
     late = ramet.run("exec", "web", "--timeout", "0.5", "--", "sleep", "60")
     assert (late.status, late.err) == (124, "ramet: web: the command ran longer than 0.5 s and was ended\n")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
     for argv, status in (("nosuch",), 127), (("/etc/passwd",), 126), (("-w", "/nowhere", "true"), 127):
         assert "In the guest: " in ramet.run("exec", "web", *argv).refused(status)
@@ -59,10 +59,10 @@ def test_a_reader_that_has_enough_ends_the_command(host: Host, ramet: CommandLin
         assert process.stdout
         assert process.stdout.read(4) == b"y\ny\n"
         process.stdout.close()
-        assert process.wait(timeout=30) == 141
+        assert process.wait(timeout=60) == 141
         assert process.stderr
         assert process.stderr.read() == b""
-    wait_until(lambda: sh(host, "web", "pidof yes || echo none") == "none", 10, what="the command in the guest to end")
+    wait_until(lambda: sh(host, "web", "pidof yes || echo none") == "none", 60, what="the command in the guest to end")
 
 
 def test_signals_reach_the_command(host: Host, ramet: CommandLine, running: InstanceInfo) -> None:
@@ -71,7 +71,7 @@ def test_signals_reach_the_command(host: Host, ramet: CommandLine, running: Inst
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (5, b"got\n")
 
     with ramet.start("exec", "web", "--", "sh", "-c", STUBBORN) as process:
@@ -80,11 +80,11 @@ def test_signals_reach_the_command(host: Host, ramet: CommandLine, running: Inst
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             assert process.poll() is None
             process.send_signal(number)
-            wait_until(lambda: not has_pending(process.pid, number), 10, what="the signal to be taken")  # noqa: B023
-        _, err = process.communicate(timeout=30)
+            wait_until(lambda: not has_pending(process.pid, number), 60, what="the signal to be taken")  # noqa: B023
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Gave up waiting" in err
-    wait_until(lambda: sh(host, "web", "pgrep -f [u]p.*while || echo none") == "none", 10, what="it to be killed")
+    wait_until(lambda: sh(host, "web", "pgrep -f [u]p.*while || echo none") == "none", 60, what="it to be killed")
 
 
 def has_pending(pid: int, number: int) -> bool:
@@ -107,9 +107,9 @@ def test_a_terminal_in_the_guest(host: Host, ramet: CommandLine, running: Instan
         terminal.type(b"until stty size | grep 120; do sleep 0.1; done\n")
         terminal.expect(b"40 120")
         terminal.type(b"sleep 1000\n")
-        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") != "none", 10, what="sleep to run")
+        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") != "none", 60, what="sleep to run")
         terminal.type(b"\x03")
-        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") == "none", 10, what="sleep to end")
+        wait_until(lambda: sh(host, "web", "pidof sleep || echo none") == "none", 60, what="sleep to end")
         terminal.type(b"echo status-$?\n")
         terminal.expect(b"status-130")
         terminal.type(b"exit 4\n")

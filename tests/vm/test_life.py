@@ -151,7 +151,7 @@ def _lose_vmm(host: Host, name: str) -> None:
     pid = host.get(name).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: host.get(name).state is State.FAILED, 10, what="the loss to be seen")
+    wait_until(lambda: host.get(name).state is State.FAILED, 30, what="the loss to be seen")
 
 
 def test_a_lost_vmm_never_pairs_old_memory_with_its_newer_disk(host: Host, standby: InstanceInfo) -> None:

@@ -138,7 +138,7 @@ def test_one_whose_vmm_died_is_skipped_told_and_replaced(
     pid = host.get(first).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    process.wait_until(lambda: host.get(first).state is State.FAILED, 10, what="its end to be seen")
+    process.wait_until(lambda: host.get(first).state is State.FAILED, 30, what="its end to be seen")
     assert host.get(first).failure is Failure.VMM_LOST
     assert host.pool_get("web").lost == (first,)
     (claimed,) = host.fork("web", from_pool=True).instances
