@@ -34,7 +34,8 @@ def web(host: Host, kept: Kept) -> InstanceInfo:
 
 def test_what_is_attached_is_told_of_a_capture_and_what_is_detached_lives_on(host: Host, web: InstanceInfo) -> None:
     """A capture resets every connection of the guest's vsock, and the host's end hears nothing of it by itself."""
-    host.exec("web", ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/ram/count; sleep 0.1; done"], detach=True)
+    count = "i=0; while :; do i=$((i+1)); echo $i >/ram/new; mv /ram/new /ram/count; sleep 0.1; done"
+    host.exec("web", ["sh", "-c", count], detach=True)  # it is read meanwhile, and so never empty
     errors: list[RametError] = []
 
     def attached() -> None:
@@ -45,14 +46,15 @@ def test_what_is_attached_is_told_of_a_capture_and_what_is_detached_lives_on(hos
 
     thread = threading.Thread(target=attached)
     thread.start()
-    wait_until(lambda: sh(host, "web", "ls /ram/began || true") != "", 20, what="the command to run")
+    both = "cat /ram/began /ram/count >/dev/null && echo both || true"
+    wait_until(lambda: sh(host, "web", both) != "", 60, what="both commands to run")
     host.fork("web", ["kid"])
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive(), "the command waits for ever"
     assert [type(err) for err in errors] == [VmmDiedError]
     assert "--detach" in str(errors[0])
     before = int(sh(host, "web", "cat /ram/count"))
-    wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > before, 20, what="the detached command to go on")
+    wait_until(lambda: int(sh(host, "web", "cat /ram/count")) > before, 60, what="the detached command to go on")
 
 
 def test_a_guest_that_prints_for_ever_does_not_fill_the_hosts_disk(host: Host, web: InstanceInfo) -> None:

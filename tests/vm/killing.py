@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ NAMES = (
 """What differs from run to run, and what it is called instead."""
 BY_PATH = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.chmod", "os.truncate"}
 STARTS = {"subprocess.Popen", "os.posix_spawn"}
-END_WITHIN_S = 10.0
+END_WITHIN_S = 30.0
 FICLONE = 0x40049409
 FS_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), <linux/fs.h>; XFS_IOC_GOINGDOWN has the same number."""
@@ -207,7 +208,8 @@ def vmms_of(home: Path) -> list[VmmProcess]:
 
 def end(found: Sequence[VmmProcess]) -> None:
     for vmm in found:
-        os.kill(vmm.pid, signal.SIGKILL)  # no step: it would wait for the one that is being struck
+        with suppress(ProcessLookupError):  # it was about to end by itself
+            os.kill(vmm.pid, signal.SIGKILL)  # no step: it would wait for the one that is being struck
     for vmm in found:
         process.wait_gone(vmm, END_WITHIN_S)
 

@@ -19,11 +19,12 @@ from tests.vm.guests import sh
 
 MEASURING = "initial_count = 268435455"
 STOPPED_S = 0.15
-CREATES_MAX = 12
+CREATES_MAX = 30
 BAD = {Measured.TOO_LOW, Measured.TOO_HIGH}
 pytestmark = on_ext4
 
 
+@pytest.mark.timeout(1800)
 def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,13 +33,14 @@ def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
 
     def on_a_busy_host(look: Callable[[], str], tick_hz: int, deadline_s: float) -> Measured:
         stopped = bool(BAD & set(seen))
+        pids = set() if stopped else artifacts.vmm_pids(f"{host.home}/")  # not as it measures: that is over too soon
 
         def looked() -> str:
             nonlocal stopped
             text = look()
             if MEASURING in text and not stopped:
                 stopped = True
-                (pid,) = artifacts.vmm_pids(f"{host.home}/")
+                (pid,) = pids
                 os.kill(pid, signal.SIGSTOP)
                 time.sleep(STOPPED_S)
                 os.kill(pid, signal.SIGCONT)
@@ -55,17 +57,20 @@ def test_a_guest_that_was_stopped_as_it_measured_its_timer_boots_again(
             break
         host.remove("web", force=True)
     assert BAD & set(seen), "no stop fell into a measurement"
-    assert seen[-1] is Measured.WELL
+    assert seen[-1] not in BAD  # one that was not seen to measure it is judged by what it does
     assert sh(host, "web", "nproc") == "2"
-    assert min(slept_s(host) for _ in range(4)) < 1.6, "it sleeps as long as it says"
+    assert slept_s(host) < 1.6, "it sleeps as long as it says"
     assert len(artifacts.vmm_pids(f"{host.home}/")) == 1
 
 
 def slept_s(host: Host) -> float:
-    """How long a guest's sleep of a second takes."""
-    started_s = time.monotonic()
-    sh(host, "web", "sleep 1")
-    return time.monotonic() - started_s
+    """How long a guest's sleep of a second takes, at best, without what any command takes, at best."""
+    took_s: dict[int, list[float]] = {0: [], 1: []}
+    for slept in (0, 1) * 4:
+        started_s = time.monotonic()
+        sh(host, "web", f"sleep {slept}")
+        took_s[slept].append(time.monotonic() - started_s)
+    return min(took_s[1]) - min(took_s[0])
 
 
 def test_a_guest_that_never_measures_it_well_is_not_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

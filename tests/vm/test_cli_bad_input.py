@@ -111,7 +111,7 @@ def bring_to(host: Host, state: str) -> None:
             pid = host.start("web").pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: host.get("web").failure, 10, what="the loss of the VMM to be seen")
+            wait_until(lambda: host.get("web").failure, 60, what="the loss of the VMM to be seen")
 
 
 # -- names and sizes ----------------------------------------------------------------------------------------------
@@ -217,7 +217,8 @@ def test_a_long_home_works(store_home: Path) -> None:
         ramet.text("standby", "web")
         ramet.text("restore", "web")
         assert ramet.text("exec", "web", "--", "hostname") == "web\n"
-        assert "up-42" in ramet.text("console", "web", stdin=b"echo up-$((40 + 2))\n")
+        typed = b"echo up-$((40 + 2))\n"  # again: it ends after a second of silence, also of one that is held up
+        wait_until(lambda: "up-42" in ramet.text("console", "web", stdin=typed), 60, what="the console to answer")
     finally:
         ramet.run("rm", "--all", "--force")
         shutil.rmtree(home.parent)

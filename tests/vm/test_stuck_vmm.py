@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tests.capabilities import requires
 from tools import loopfs
 
 pytestmark = requires("loopfs")
+LOOKS = 10
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 """_IOWR('X', 119, int) and 120, <linux/fs.h>: who writes to a frozen file system waits, and cannot be killed (sb_start_write)."""
 
@@ -34,8 +35,15 @@ def frozen(mount: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def is_stuck(pid: int) -> bool:
-    return "State:\tD" in Path(f"/proc/{pid}/status").read_text()
+def stays_stuck(pid: int) -> Callable[[], bool]:
+    """Ten looks in a row see it wait: a program that has just begun waits for a disk too, for a moment, and can be killed."""
+    looks: list[bool] = []
+
+    def look() -> bool:
+        looks.append("State:\tD" in Path(f"/proc/{pid}/status").read_text())
+        return len(looks) >= LOOKS and all(looks[-LOOKS:])
+
+    return look
 
 
 def test_a_vmm_that_cannot_be_killed_is_waited_for_once(tmp_path: Path) -> None:
@@ -48,12 +56,12 @@ def test_a_vmm_that_cannot_be_killed_is_waited_for_once(tmp_path: Path) -> None:
                 cwd=tmp_path,
                 mark=tmp_path,
             )
-            process.wait_until(lambda: is_stuck(vmm.pid), 10, what="it to wait for the disk")
+            process.wait_until(stays_stuck(vmm.pid), 60, what="it to wait for the disk")
             with pytest.raises(HostError, match=r"0\.2 s after SIGKILL"):
                 process.kill_and_wait(vmm, kill_s=0.2)
             began = time.monotonic()
-            with pytest.raises(HostError, match="after SIGKILL") as caught:
-                process.kill_and_wait(vmm)
-            assert time.monotonic() - began < 5
+            with pytest.raises(HostError, match=rf" {process.AGAIN_S:g} s after SIGKILL") as caught:
+                process.kill_and_wait(vmm, kill_s=60)
+            assert time.monotonic() - began < 30
             assert "waits in the kernel" in str(caught.value.hint)
-        assert process.wait_gone(vmm, 10)
+        assert process.wait_gone(vmm, 30)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -34,6 +33,10 @@ def run(*argv: str | Path, path: Path | None = None) -> str:
     return done.stdout
 
 
+def commit() -> str:
+    return run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").strip()
+
+
 @pytest.fixture
 def no_compiler(tmp_path: Path) -> Path:
     """A PATH with everything that this host has but its compilers."""
@@ -48,15 +51,22 @@ def no_compiler(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(1800)
-def test_an_installed_wheel_needs_no_compiler_and_passes_verify(tmp_path: Path, no_compiler: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheels", ROOT)
+def test_an_installed_wheel_needs_no_compiler_and_passes_verify(
+    tmp_path: Path, no_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    commits = {commit()}
+    with monkeypatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))  # what others build meanwhile is elsewhere
+        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheels", ROOT)
+    commits.add(commit())  # somebody may have committed meanwhile
     (wheel,) = (tmp_path / "wheels").iterdir()
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     run(tmp_path / "venv/bin/pip", "install", "-q", wheel)
     ramet = tmp_path / "venv/bin/ramet"
 
-    commit = run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").strip()
-    assert run(ramet, "--version") == f"ramet 0.1.0 ({commit})\n"
+    assert run(ramet, "--version") in {f"ramet 0.1.0 ({one})\n" for one in commits}
     with zipfile.ZipFile(wheel) as archive:
         assert {"ramet/commit", "ramet/guests/prebuilt/ramet-agent", "ramet/py.typed"} <= set(archive.namelist())
 
@@ -70,4 +80,4 @@ def test_an_installed_wheel_needs_no_compiler_and_passes_verify(tmp_path: Path, 
     assert measured["benchmarks"][0]["figures"]
     assert "--ramet:" in (tmp_path / "report.html").read_text(), "its looks are in the wheel too"
     assert json.loads(run(ramet, "--home", home, "ls", "--json")) == []
-    assert list(Path(tempfile.gettempdir()).glob("ramet-wheel-*")) == []
+    assert list(temporary.glob("ramet-wheel-*")) == []
