@@ -5,7 +5,8 @@ export RAMET_HOME ?= $(CURDIR)/.state/home
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 # An emulated guest keeps one CPU busy, so two tests run at a time. Those that need KVM come last, each of the two in a lab.
-# TESTS=tests/lab runs a part of them: all, whole, take hours.
+# make test-all TESTS=tests/lab runs a part of them: all take hours.
+TESTS :=
 GUESTS = $(PYTEST) -m vm -n 2 --dist worksteal --durations 15 --durations-min 20 $(TESTS)
 
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ verify: setup   ## Prove on this host that forks are isolated
 test: check image firecracker  ## Everything: lint, types, unit, contract, real guests (the long scenarios in bounded samples)
 	$(GUESTS)
 
-test-all: check image firecracker  ## The same, with the long scenarios whole
+test-all: check image firecracker  ## The same, with the long scenarios at length
 	$(GUESTS)
 
 check: test-packages venv  ## Lint, types, layers, unit and contract tests: no root, no VM, a minute or two

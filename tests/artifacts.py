@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,22 +70,20 @@ def vmm_pids(*stores: str) -> set[int]:
 
 
 def users_of(place: Path) -> list[str]:
-    """The processes that have something below ``place`` open or mapped, or are in it: what keeps it from being unmounted."""
+    """The processes that have something of ``place`` open or mapped, or are in it: what keeps it from being unmounted."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        try:
-            links = [
-                path.readlink() for path in (entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir())
-            ]
-            held = sorted({str(one) for one in links if str(one).startswith(f"{place}/")})
-            if f" {place}/" in (entry / "maps").read_text(errors="replace"):
-                held.append("maps")
-            if held:
-                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
-                state = re.search(r"^State:\s+(\S+)", (entry / "status").read_text(), re.MULTILINE)
-                found.append(f"{entry.name} ({state[1] if state else '?'}) {name}: {', '.join(held)}")
-        except OSError:  # it has ended
-            continue
+        held = set()
+        with suppress(OSError):  # it has ended
+            for link in (entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir()):
+                with suppress(OSError):  # closed meanwhile; a process that is ending has none
+                    held.add(str(link.readlink()))
+            held.update(
+                line.split(maxsplit=5)[-1] for line in (entry / "maps").read_text(errors="replace").splitlines()
+            )
+        if below := sorted(one for one in held if Path(one).is_relative_to(place)):
+            with suppress(OSError):
+                found.append(f"{entry.name} ({(entry / 'comm').read_text().strip()}): {', '.join(below)}")
     return found

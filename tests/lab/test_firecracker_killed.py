@@ -15,7 +15,8 @@ from tests.capabilities import requires
 from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import RAMET, VERBS, VMMS, kill_before, sleep_and_wake, spread, steps_of
+from tests.vm.cut_short import kill_before, sleep_and_wake, steps_of
+from tests.vm.verbs import RAMET, VERBS, VMMS, spread
 
 KILLED = ("standby", "fork one", "snapshot create", "restore")
 SAMPLE = 8

@@ -22,20 +22,10 @@ from tests.file_systems import WHOLE, on_xfs
 from tests.kept import Kept
 from tests.lab.conftest import SMALL_MIB
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import (
-    DISK,
-    RAMET,
-    VERBS,
-    VMMS,
-    Verb,
-    fail_disk_at,
-    kill_before,
-    sleep_and_wake,
-    spread,
-    steps_of,
-)
+from tests.vm.cut_short import fail_disk_at, kill_before, sleep_and_wake, steps_of
 from tests.vm.guests import sh
 from tests.vm.killing import writing
+from tests.vm.verbs import DISK, RAMET, VERBS, VMMS, Verb, spread
 
 CUT_SHORT = ("fork one", "snapshot create")
 COUNTS = "(n=0; while :; do n=$((n + 1)); echo $n >/ram/count; usleep 5000; done) >/dev/null 2>&1 &"

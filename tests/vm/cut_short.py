@@ -1,5 +1,5 @@
-"""Verbs that are cut short, by a signal, by SIGKILL or by a disk that fails: what each starts from and ends in, how it is cut
-short at a step, and what must be true afterwards.
+"""Verbs (``verbs.py``) that are cut short at a step, by a signal, by SIGKILL or by a disk that fails, and what must be true
+afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ramet import Host
 from ramet.errors import RametError
-from ramet.linux.mounts import file_system_of
 from ramet.model import State
 from ramet.process import wait_until
 from tests import artifacts
@@ -25,11 +24,8 @@ from tests.kept import Kept
 from tests.vm import preloaded
 from tests.vm.command_line import INTERNAL_STATUS, CommandLine
 from tests.vm.guests import sh
+from tests.vm.verbs import GOLDEN, POOL, RAMET, VERBS, VMMS, Verb
 
-RAMET, VMMS, DISK, SIGNALS = "ramet", "VMMs", "disk", "signals"
-"""What is cut short: the command is killed, the VMMs are, the disk fails, or the command is interrupted."""
-ALL, NOTHING = frozenset({RAMET, VMMS, DISK, SIGNALS}), frozenset[str]()
-KILLED = frozenset({RAMET})
 MARKS = "echo disk >/data/mark; echo ram >/ram/mark; sync"
 WITH_MEMORY = (State.RUNNING, State.PAUSED, State.STANDBY)
 ERRORS = ("ENOSPC", "EIO")
@@ -38,142 +34,8 @@ INTERRUPTED = 130
 AS_IT_EXITS = {-number for number in INTERRUPTING}
 """The status of a command whose signal came when it had done its work and Python was closing down."""
 ENDS_WITHIN_S = 300.0
-EVERY_STEP = os.environ.get("RAMET_TEST_STEPS") == "all"
-APART = {RAMET: 2, VMMS: 4, DISK: 4, SIGNALS: 4}
-"""How far apart those steps are that are tried with RAMET_TEST_ALL=1."""
-APART_ON_XFS = 5
-"""Of those, where files are reflinked, one of so many."""
 REPEATED = 5
 """After every so many-th kill the verb is done again, the first included; in ``make test`` after those of Ramet alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verb:
-    """A verb that is cut short."""
-
-    argv: tuple[str, ...]
-    before: State | None
-    """The state of ``web`` that it starts from; None: there is no ``web``."""
-    after: State | None
-    first: tuple[tuple[str, ...], ...] = ()
-    """What else there must be: commands that make it."""
-    forks: int = 0
-    """How many instances it makes besides."""
-    claims: tuple[str, ...] = ()
-    """Names that all mean forks afterwards or, if it was killed, none: those that it had claimed are removed."""
-    sample: frozenset[str] = ALL
-    """What ``make test`` tries of it; with RAMET_TEST_ALL=1 all is tried. Of near relatives one is enough."""
-
-
-GOLDEN = ("snapshot", "create", "web", "golden")
-POOL = ("pool", "snapshot:golden", "--size", "2")
-TWO = ("claimed", "claimed-too")
-
-
-def fork(source: str, before: State, *options: str, count: int = 2, sample: frozenset[str] = NOTHING) -> Verb:
-    """A fork, which leaves its source as it was."""
-    return Verb(
-        argv=("fork", source, "-n", str(count), *options),
-        before=before,
-        after=before,
-        first=(GOLDEN,) if source.startswith("snapshot:") else (),
-        forks=count,
-        sample=sample,
-    )
-
-
-VERBS = {
-    "create": Verb(argv=("create", "web", "--disk", "64M"), before=None, after=State.RUNNING),
-    "rm": Verb(argv=("rm", "web", "--force"), before=State.RUNNING, after=None),
-    "start": Verb(argv=("start", "web"), before=State.STOPPED, after=State.RUNNING),
-    "stop": Verb(argv=("stop", "web"), before=State.RUNNING, after=State.STOPPED),
-    "stop --force": Verb(
-        argv=("stop", "web", "--force", "--timeout", "0.1"), before=State.RUNNING, after=State.STOPPED
-    ),
-    "standby": Verb(argv=("standby", "web"), before=State.RUNNING, after=State.STANDBY),
-    "pause": Verb(argv=("pause", "web"), before=State.RUNNING, after=State.PAUSED),
-    "resume": Verb(argv=("resume", "web"), before=State.PAUSED, after=State.RUNNING),
-    "restore": Verb(argv=("restore", "web"), before=State.STANDBY, after=State.RUNNING),
-    "restore --verified": Verb(
-        argv=("restore", "web", "--verified"), before=State.STANDBY, after=State.RUNNING, sample=KILLED
-    ),
-    "fork": fork("web", State.RUNNING, sample=ALL),
-    "fork --start": fork("web", State.STANDBY, "--start", sample=ALL),
-    "fork that shares": fork("web", State.STANDBY, "--memory-policy", "share", "--start"),
-    "fork of a running one that shares": fork("web", State.RUNNING, "--memory-policy", "share"),
-    "fork one": fork("web", State.RUNNING, count=1),
-    "fork of a paused one": fork("web", State.PAUSED),
-    "fork one of a paused one": fork("web", State.PAUSED, count=1, sample=KILLED),
-    "fork of a sleeping one": fork("web", State.STANDBY),
-    "fork one of a sleeping one": fork("web", State.STANDBY, count=1),
-    "fork of a stopped one": fork("web", State.STOPPED, sample=KILLED),
-    "fork one of a stopped one": fork("web", State.STOPPED, count=1),
-    "fork of a snapshot": fork("snapshot:golden", State.RUNNING),
-    "fork one of a snapshot": fork("snapshot:golden", State.RUNNING, count=1, sample=KILLED),
-    "pool": Verb(argv=POOL, before=State.RUNNING, after=State.RUNNING, first=(GOLDEN,), forks=2, sample=KILLED),
-    "fork --from-pool": Verb(
-        argv=("fork", "snapshot:golden", "claimed", "--from-pool"),
-        before=State.RUNNING,
-        after=State.RUNNING,
-        first=(GOLDEN, POOL),
-        forks=2,
-        sample=ALL,
-    ),
-    "fork two --from-pool": Verb(
-        argv=("fork", "snapshot:golden", *TWO, "--from-pool"),
-        before=State.RUNNING,
-        after=State.RUNNING,
-        first=(GOLDEN, POOL),
-        forks=2,
-        claims=TWO,
-        sample=KILLED,
-    ),
-    "snapshot create": Verb(argv=GOLDEN, before=State.RUNNING, after=State.RUNNING),
-    "rollback": Verb(
-        argv=("restore", "web", "--snapshot", "golden", "--discard-memory", "--discard-disk"),
-        before=State.RUNNING,
-        after=State.RUNNING,
-        first=(GOLDEN,),
-    ),
-    "snapshot rm": Verb(argv=("snapshot", "rm", "golden"), before=State.RUNNING, after=State.RUNNING, first=(GOLDEN,)),
-}
-"""Those of images are in ``test_killed_images.py``."""
-
-
-def tried(name: str) -> list[str]:
-    """How a verb is cut short."""
-    verb = VERBS[name]
-    return [
-        kind
-        for kind in (RAMET, VMMS, DISK, SIGNALS)
-        if (WHOLE or kind in verb.sample) and not (kind == VMMS and has_no_vmm(verb))
-    ]
-
-
-def has_no_vmm(verb: Verb) -> bool:
-    """Whether there is none while it works."""
-    at_rest = (State.STANDBY, State.STOPPED)
-    return verb.before in at_rest and verb.after in at_rest and "--start" not in verb.argv
-
-
-def chosen(host: Host, count: int, *, how: str) -> range:
-    """Which of ``count`` steps are tried: the middle one; with RAMET_TEST_ALL=1 evenly spread ones, others in each run; with
-    RAMET_TEST_STEPS=all besides, all.
-    """
-    if not WHOLE:
-        return range(count // 2, count // 2 + 1)
-    apart = APART[how]
-    if file_system_of(host.home) == "xfs":
-        apart *= APART_ON_XFS
-    if EVERY_STEP:
-        apart = 1
-    return range(random.randrange(min(apart, count)), count, apart)
-
-
-def spread(count: int, sample: int) -> range:
-    """Which of ``count`` steps are tried where a step takes long: some ``sample`` of them, evenly."""
-    apart = max(count // sample, 1)
-    return range(apart * 3 // 4, count, apart)
 
 
 def state_of(host: Host, name: str) -> State | None:
@@ -410,24 +272,39 @@ def fail_disk_at(
 def interrupt_before(
     host: Host, command: CommandLine, kept: Kept, name: str, steps: Sequence[str], points: Sequence[int]
 ) -> str:
-    """Interrupt a verb before each of those of its steps, and see what comes of it: told."""
+    """Interrupt a verb before each of those of its steps, and see what comes of it: told. A step of another thread may be made
+    before the main one, which is interrupted, has noticed.
+    """
     verb = VERBS[name]
     outcomes: Counter[str] = Counter()
     hit = 0
-    for count, at in enumerate(points):
-        number = INTERRUPTING[count % len(INTERRUPTING)]
+    for at in points:
+        number = random.choice(INTERRUPTING)
         prepare(host, command, kept, verb)
         ended = cut_short(command, verb, at=at, options=["--signal", number.name])
         print(f"{name}: {number.name} before step {at} ({steps[at]}): status {ended.status}: {ended.stderr.strip()}")
         hit += ended.struck
+        assert ended.status in (0, INTERRUPTED), ended
         check_interrupted(ended.status, ended.stderr)
         assert list((host.home / "tmp").iterdir()) == [], "before any command could tidy up"
+        if ended.status == 0:
+            check_done(host, verb)
         became = check_after(host, command, verb)
         expected = {verb.after} if ended.status == 0 else {verb.before, verb.after}
         assert became in {state.value if state else "absent" for state in expected} or is_half_way(verb, became), became
-        outcomes[f"{'done all the same' if ended.status == 0 else 'interrupted'}, {became}"] += 1
+        outcomes[f"{'interrupted' if ended.status else 'done all the same'}, {became}"] += 1
     assert hit >= len(points) * 0.8, "most were struck"
+    assert any(told.startswith("interrupted") for told in outcomes), "no signal had an effect: are they ignored here?"
     return f"{name}: {len(steps)} steps, interrupted before {len(points)} of them: {told(outcomes)}"
+
+
+def check_done(host: Host, verb: Verb) -> None:
+    """A verb that says that it has come to its end has made what it was to make."""
+    assert len([info for info in host.list() if info.name != "web"]) == verb.forks
+    golden = [name for snapshot in host.snapshots() for name in snapshot.names]
+    assert (golden == ["golden"]) == (
+        verb.argv == GOLDEN or (GOLDEN in verb.first and verb.argv[:2] != ("snapshot", "rm"))
+    )
 
 
 def check_interrupted(status: int | None, stderr: str) -> None:

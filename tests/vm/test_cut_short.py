@@ -22,19 +22,9 @@ from tests.artifacts import TOLD
 from tests.file_systems import WHOLE, on_ext4
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import (
-    DISK,
-    EVERY_STEP,
-    SIGNALS,
-    VERBS,
-    chosen,
-    fail_disk_at,
-    interrupt_before,
-    kill_before,
-    steps_of,
-    tried,
-)
+from tests.vm.cut_short import fail_disk_at, interrupt_before, kill_before, steps_of
 from tests.vm.killing import writing
+from tests.vm.verbs import DISK, EVERY_STEP, SIGNALS, VERBS, chosen, tried
 
 pytestmark = on_ext4
 

@@ -18,7 +18,8 @@ from tests.artifacts import TOLD
 from tests.capabilities import requires
 from tests.file_systems import WHOLE
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import Verb, check_told, cut_short
+from tests.vm.cut_short import check_told, cut_short
+from tests.vm.verbs import Verb
 
 BUILD = Verb(argv=("image", "build"), before=None, after=None)
 REMOVE = Verb(argv=("image", "rm", "micro"), before=None, after=None)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from tests.capabilities import requires
 from tests.file_systems import WHOLE
 from tests.kept import Kept
 from tests.vm.command_line import CommandLine
-from tests.vm.cut_short import VERBS, check_after, cut_short, prepare, spread, steps_of, told
+from tests.vm.cut_short import check_after, cut_short, prepare, steps_of, told
+from tests.vm.verbs import VERBS, spread
 from tools import loopfs
 
 TRIED = (
@@ -50,9 +52,7 @@ def mount(request: pytest.FixtureRequest) -> Iterator[Path]:
         try:
             yield mounted
         finally:
-            for pid in artifacts.vmm_pids(f"{mounted}/"):  # of a test that has failed
-                os.kill(pid, signal.SIGKILL)
-            come_up_again(mounted)
+            come_up_again(mounted)  # no VMM of a test that has failed is left
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -86,7 +86,14 @@ def test_a_verb_in_which_the_power_is_cut(
 
 
 def come_up_again(mount: Path) -> None:
-    wait_until(
-        lambda: subprocess.run(["umount", str(mount)], check=False).returncode == 0, 30, what="the mount to be free"
-    )
+    """No VMM has lived on: also where the verb was done before its step came, and the power was not cut."""
+    for pid in artifacts.vmm_pids(f"{mount}/"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        wait_until(
+            lambda: subprocess.run(["umount", str(mount)], check=False).returncode == 0, 30, what="the mount to be free"
+        )
+    except TimeoutError as err:
+        raise AssertionError(f"{mount} is still used: {artifacts.users_of(mount)}") from err
     subprocess.run(["mount", "-o", "loop", str(mount.parent / "image"), str(mount)], check=True)

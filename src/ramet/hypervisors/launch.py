@@ -45,8 +45,10 @@ def launched(
         except RametError as err:
             if vmm is None:
                 raise
-            status = process.exit_status_after(err, vmm)
-            process.kill_and_wait(vmm)
+            try:
+                status = process.exit_status_after(err, vmm)
+            finally:
+                process.kill_and_wait(vmm)
             reply = f" {err.reply}" if isinstance(err, RejectedError) else ""
             raise LaunchError(
                 f"{vmm_name} did not come up for {confined.spec.name!r}: {err.message}{reply}",

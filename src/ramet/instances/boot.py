@@ -37,12 +37,16 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
             with guest.identified(paths.run, record, generation=record.generation + 1):
                 pass  # nothing was frozen
         except (GuestError, VmmError) as err:
+            status = process.exit_status_after(err, vmm)
+            within, hint = f" within {timeout_s:g} s", "more memory or another image may help."
+            if status is not None:  # its VMM was not waited for
+                within, hint = "", f"what its VMM said is in {paths.vmm_log}."
             raise LaunchError(
-                f"The guest of {record.name!r} did not come up within {timeout_s:g} s: {err.message}",
+                f"The guest of {record.name!r} did not come up{within}: {err.message}",
                 argv=(),
-                status=process.exit_status_after(err, vmm),
+                status=status,
                 log_tail=console_log.tail(paths),
-                hint="The console's last lines are above; more memory or another image may help.",
+                hint=f"The console's last lines are above; {hint}",
             ) from err
         with signals_held():  # no guest runs that the record on disk does not know of
             instance.change(

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ramet.errors import (
@@ -26,6 +26,7 @@ from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
 from ramet.model import ExecResult, Hypervisor, Ping
 from ramet.paths import CONSOLE_SOCKET
+from ramet.signals import signals_held
 from ramet.states import Verb, require
 
 
@@ -122,17 +123,16 @@ def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
     """Copy a file of the guest to the host; returns its bytes. ``dst`` appears whole or not at all."""
     if not dst.parent.is_dir():
         raise NotFoundError(f"There is no directory {dst.parent} on this host.")
-    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"):
-        handle, temporary = tempfile.mkstemp(prefix=f".{dst.name[:100]}.", dir=dst.parent)
-        try:
-            meta = agent.get(src, handle)
-            os.fchmod(handle, meta.mode & 0o777)
-            size = os.fstat(handle).st_size
-            Path(temporary).rename(dst)
-            return size
-        finally:
-            os.close(handle)
-            Path(temporary).unlink(missing_ok=True)
+    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), ExitStack() as stack:
+        with signals_held():  # a file that is made is one that is removed
+            handle, temporary = tempfile.mkstemp(prefix=f".{dst.name[:100]}.", dir=dst.parent)
+            stack.callback(Path(temporary).unlink, missing_ok=True)
+            stack.callback(os.close, handle)
+        meta = agent.get(src, handle)
+        os.fchmod(handle, meta.mode & 0o777)
+        size = os.fstat(handle).st_size
+        Path(temporary).rename(dst)
+        return size
 
 
 def console(store: Store, name: str) -> socket.socket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,7 @@ class _Found:
 
 
 Look = Callable[[], list[_Found]]
+_Parents = Mapping[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,11 @@ def check(store: Store, *, repair: bool) -> StoreReport:
         for path in sorted(store.paths.tmp.iterdir())
         if not is_work(path.name)
     ]
+    parents = _parents_of(store, snapshots)
     called = {one: f"instance {damaged.instance_label(store, one)}" for one in instances}
     objects = [
         *(_Object(called[one], f"instance-{one}", partial(_instance, store, one)) for one in instances),
-        *(_Object(f"snapshot {one}", f"snapshot-{one}", partial(_snapshot, store, one)) for one in snapshots),
+        *(_Object(f"snapshot {one}", f"snapshot-{one}", partial(_snapshot, store, one, parents)) for one in snapshots),
         *_names(store),
         *(_Object(f"process {vmm.pid}", f"instance-{one}", partial(_vmm, store, one, vmm)) for one, vmm in vmms),
     ]
@@ -230,7 +232,7 @@ def _live_files(store: Store, record: InstanceRecord) -> Iterator[_Found]:
         yield _Found(text="It is stopped and has no disk.", mend="Remove it: ramet rm")
 
 
-def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
+def _snapshot(store: Store, snapshot_id: str, parents: _Parents) -> list[_Found]:
     paths = store.paths.snapshot(snapshot_id)
     if not paths.dir.is_dir():
         return []  # deleted meanwhile
@@ -263,40 +265,65 @@ def _snapshot(store: Store, snapshot_id: str) -> list[_Found]:
     except CorruptError:  # a name that cannot be read may be its own; it is told of the name
         return found
     if not unreadable and snapshot_id not in referrers and snapshot_id not in chores.noted_ids(store.paths.locks):
-        found.append(_unneeded(store, paths, manifest, records))
+        found.append(_unneeded(store, paths, manifest, records, parents))
     return found
 
 
-def _unneeded(store: Store, paths: SnapshotPaths, manifest: Manifest, records: Sequence[InstanceRecord]) -> _Found:
-    """A snapshot that nothing refers to. Where its instance has something that was made of it, a power cut came before it was
-    deleted; else a restore may have failed, and it is all that is left.
+def _unneeded(
+    store: Store, paths: SnapshotPaths, manifest: Manifest, records: Sequence[InstanceRecord], parents: _Parents
+) -> _Found:
+    """A snapshot that nothing refers to: a power cut came before it was deleted, say. Unless its instance has something better it
+    may be all that is left: of a restore that failed, of a sleep that a power cut ended.
     """
     owner = next((record for record in records if record.id == manifest.instance_id), None)
     text, action = "Nothing refers to it.", partial(discard, store.paths, paths.dir)
     if not store.paths.instance(manifest.instance_id).dir.exists():
         return _Found(text=text, mend="It is deleted: its instance is gone.", action=action)
     back = f"ramet restore {naming.owner_name(store, manifest)} --snapshot {manifest.id}"
-    if owner and (observe.is_live(observe.observed(store, owner)) or _refers_to_heir(store, owner, manifest)):
+    if owner and _has_better(store, observe.observed(store, owner), manifest, parents):
         return _Found(text=text, mend=f"It is deleted, unless you go back to it before: {back}", action=action)
     return _Found(text=text, mend=f"Go back to it ({back}), or delete it (ramet snapshot rm {manifest.id}).")
 
 
-def _refers_to_heir(store: Store, record: InstanceRecord, manifest: Manifest) -> bool:
-    """Whether what it refers to was derived from that snapshot, as far as that can be followed; no clock says which is newer."""
-    for snapshot_id in record.references:
-        seen, parent = {snapshot_id}, _parent(store, snapshot_id)
-        while parent is not None and parent not in seen:
-            if parent == manifest.id:
-                return True
-            seen.add(parent)
-            parent = _parent(store, parent)
-    return False
+def _has_better(store: Store, now: InstanceRecord, manifest: Manifest, parents: _Parents) -> bool:
+    """Whether an instance is sure not to need that snapshot: it lives; it sleeps, on one that is whole (it had to run before it
+    could publish a newer one, and then its record says so); or it has one that is whole and was derived from that.
+
+    No clock is asked which is newer: it may have been set back.
+    """
+    if observe.is_live(now):
+        return True
+    whole = [one for one in now.references if _is_whole(store, one)]
+    if now.state is State.STANDBY and now.snapshot in whole:
+        return True
+    return any(manifest.id in _ancestors(one, parents) for one in whole)
 
 
-def _parent(store: Store, snapshot_id: str) -> str | None:
-    with suppress(FileNotFoundError, RametError):  # it is told of that one, or it is deleted
-        return manifests.load(store.paths.snapshot(snapshot_id)).parent
-    return None
+def _ancestors(snapshot_id: str, parents: _Parents) -> set[str]:
+    found: set[str] = set()
+    parent = parents.get(snapshot_id)
+    while parent is not None and parent not in found:
+        found.add(parent)
+        parent = parents.get(parent)
+    return found
+
+
+def _is_whole(store: Store, snapshot_id: str) -> bool:
+    paths = store.paths.snapshot(snapshot_id)
+    try:
+        manifests.check_files(paths, manifests.load(paths))
+    except (OSError, RametError):  # it is told of that one
+        return False
+    return True
+
+
+def _parents_of(store: Store, snapshots: Sequence[str]) -> _Parents:
+    """What each was derived from. Looked at before anything is mended: a chain is not followed past one that was deleted."""
+    found: dict[str, str | None] = {}
+    for snapshot_id in snapshots:
+        with suppress(OSError, RametError):  # it is told of that one
+            found[snapshot_id] = manifests.load(store.paths.snapshot(snapshot_id)).parent
+    return found
 
 
 def _is_shared(path: Path, manifest: Manifest | None) -> bool:

@@ -16,7 +16,7 @@ from ramet.hypervisors.users import user_number
 from ramet.instances import observe
 from ramet.instances.delete import remove
 from ramet.instances.store_check import check
-from ramet.model import UNSEALED, State, VmmProcess
+from ramet.model import UNSEALED, Failure, State, VmmProcess
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
 from ramet.store.chores import Kind
@@ -240,38 +240,61 @@ def test_what_a_live_vm_has_left_behind_can_be_deleted(place: Place, monkeypatch
     assert not place.snapshot.dir.exists()
 
 
-@pytest.mark.parametrize(
-    ("parents", "goes"),
-    [
-        ({"used": "other"}, True),
-        ({"used": "between", "between": "other"}, True),
-        ({"used": "between"}, False),
-        ({"other": "used"}, False),
-        ({"used": "between", "between": "used"}, False),
-    ],
-)
-def test_only_what_the_snapshot_in_use_was_derived_from_is_not_needed(
-    place: Place, parents: dict[str, str], goes: bool
-) -> None:
-    """A standby that a power cut ended has published a snapshot that its instance does not refer to yet: it may be all that is
-    left, whatever the clock said when it was made.
-    """
+USED, BETWEEN, OTHER_ONE = "used", "between", "other"
+CHAINS = [
+    ({USED: OTHER_ONE}, True),
+    ({USED: BETWEEN, BETWEEN: OTHER_ONE}, True),
+    ({USED: BETWEEN}, False),
+    ({OTHER_ONE: USED}, False),
+    ({USED: BETWEEN, BETWEEN: USED}, False),
+]
+
+
+def lay_out(place: Place, parents: dict[str, str], ids: dict[str, str]) -> None:
+    """Make the instance's snapshot, another one and what is in ``parents`` descend as those say. The clock was set back."""
     was = manifests.load(place.snapshot)
-    ids = {"used": place.snapshot_id, "other": "b" * 12, "between": "c" * 12}
-    for called in {"used", "other", *parents}:
+    for called in {USED, OTHER_ONE, *parents}:
         paths = place.store.paths.snapshot(ids[called])
-        if called != "used":
+        if called != USED:
             shutil.copytree(place.snapshot.dir, paths.dir)
         paths.manifest.unlink()
-        parent = ids.get(parents.get(called, ""))
-        created = was.created_at_unix_s + (9 if called == "other" and goes else 0)  # it had been set back
-        changed = msgspec.structs.replace(was, id=ids[called], parent=parent, created_at_unix_s=created)
+        created = was.created_at_unix_s + (9 if called == OTHER_ONE else 0)
+        changed = msgspec.structs.replace(
+            was, id=ids[called], parent=ids.get(parents.get(called, "")), created_at_unix_s=created
+        )
         manifests.write(paths.manifest, changed)
         paths.manifest.chmod(0o400)
-    where = f"snapshot {ids['other']}"
-    (found,) = [one for one in place.problems(repair=True) if one.where == where]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("letters", ["bc", "cb"])
+@pytest.mark.parametrize(("parents", "is_heir"), CHAINS)
+def test_of_one_that_was_lost_only_what_its_snapshot_was_derived_from_is_not_needed(
+    place: Place, parents: dict[str, str], is_heir: bool, letters: str, is_whole: bool
+) -> None:
+    """A standby that a power cut ended has published a snapshot that its instance does not refer to yet: it may be all that is
+    left. What is deleted first does not matter.
+    """
+    ids = {USED: place.snapshot_id, OTHER_ONE: letters[0] * 12, BETWEEN: letters[1] * 12}
+    lay_out(place, parents, ids)
+    place.change(state=State.FAILED, failure=Failure.VMM_LOST)
+    if not is_whole:
+        place.snapshot.memory.unlink()
+    goes = is_heir and is_whole
+    (found,) = [one for one in place.problems(repair=True) if one.where == f"snapshot {ids[OTHER_ONE]}"]
     assert (found.text, found.mended) == ("Nothing refers to it.", goes)
-    assert place.store.paths.snapshot(ids["other"]).dir.exists() != goes
+    assert place.store.paths.snapshot(ids[OTHER_ONE]).dir.exists() != goes
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_one_that_sleeps_on_a_whole_snapshot_needs_no_other(place: Place, is_whole: bool) -> None:
+    ids = {USED: place.snapshot_id, OTHER_ONE: "b" * 12}
+    lay_out(place, {}, ids)
+    if not is_whole:
+        place.snapshot.memory.unlink()
+    (found,) = [one for one in place.problems(repair=True) if one.where == f"snapshot {ids[OTHER_ONE]}"]
+    assert found.mended == is_whole
+    assert place.store.paths.snapshot(ids[OTHER_ONE]).dir.exists() != is_whole
 
 
 @requires("root")

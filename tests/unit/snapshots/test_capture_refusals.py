@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -149,6 +150,42 @@ def test_a_copy_in_threads_ends_early(
         with pytest.raises(ending):
             capture(child, base, tmp_path / "result")
     assert 3 <= len(begun) < PAGES // 2
+
+
+def test_a_second_interruption_waits_for_the_other_threads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes a thread for ended whose join was interrupted: it would write on into a file that is deleted."""
+    base = full_base(tmp_path / "base")
+    numbers = itertools.count(1)
+    at_work: set[int] = set()
+    is_waited_for = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            is_waited_for.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def read_into(_fd: int, address: int, _buffer: memoryview) -> None:
+        at_work.add(address)
+        number = next(numbers)
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        if number >= 3:
+            is_waited_for.wait(10)
+        if number == 3:
+            time.sleep(0.2)  # it alone is waited for by now
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        at_work.discard(address)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(procmem, "read_into", read_into)
+    monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(module, "COPY_THREADS", 2)
+    with Mapper(base) as child:
+        child.write(0, ONES * PAGES)
+        with pytest.raises(KeyboardInterrupt):
+            capture(child, base, tmp_path / "result")
+        assert at_work == set()
 
 
 def test_a_vmm_that_has_ended_is_told_from_one_that_we_may_not_read(
