@@ -34,7 +34,7 @@ TRIED = (
     if WHOLE
     else ("standby",)
 )
-SAMPLE = 20 if WHOLE else 2
+SAMPLE = 10 if WHOLE else 2
 TRIES = 3
 """For a step that the verb does not come to, since it has fewer this time."""
 pytestmark = [requires("qemu", "loopfs"), pytest.mark.timeout(3600 if WHOLE else 900)]

@@ -16,7 +16,7 @@ RAMET, VMMS, DISK, SIGNALS = "ramet", "VMMs", "disk", "signals"
 ALL, NOTHING = frozenset({RAMET, VMMS, DISK, SIGNALS}), frozenset[str]()
 KILLED = frozenset({RAMET})
 EVERY_STEP = os.environ.get("RAMET_TEST_STEPS") == "all"
-APART = {RAMET: 2, VMMS: 4, DISK: 4, SIGNALS: 4}
+APART = {RAMET: 3, VMMS: 6, DISK: 6, SIGNALS: 6}
 """How far apart those steps are that are tried with RAMET_TEST_ALL=1."""
 APART_ON_XFS = 5
 """Of those, where files are reflinked, one of so many."""
