@@ -166,7 +166,7 @@ static void child_reports(void)
 /* One step of the command's life. */
 static void child_acts(void)
 {
-    static uint8_t bytes[20000];
+    static uint8_t bytes[256 * 80];
     if (!child.runs)
         return;
     if (child.report >= 0) {
