@@ -63,8 +63,8 @@ NEXT_STEP: Final[dict[State, str]] = {
     State.STANDBY: "It sleeps: `ramet restore` wakes it.",
     State.PARKED: "It waits in a pool: `ramet fork {source} --from-pool` claims one, `ramet rm` removes it.",
     State.STOPPED: "It is stopped: `ramet start` boots it.",
-    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk; where it had slept before, "
-    "`ramet restore --discard-disk` rolls back.",
+    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk and gives up its last sleep; "
+    "`ramet restore --discard-disk` goes back to that and gives up the disk.",
 }
 
 

@@ -17,6 +17,7 @@ from tests.vm import preloaded
 
 ARGV = (sys.executable, "-m", "ramet.cli")
 TIMEOUT_S = 180.0
+PROGRAMS = ("RAMET_QEMU", "RAMET_FIRECRACKER")
 INTERNAL_STATUS = 70
 
 
@@ -50,8 +51,8 @@ class CommandLine:
     changes: Mapping[str, str] | None = None
 
     def environment(self) -> dict[str, str]:
-        """Ours, with the store; nothing of ours that changes what is printed."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAMET_")}
+        """Ours, with the store and the VMMs that are tested; nothing of ours that changes what is printed."""
+        kept = {key: value for key, value in os.environ.items() if key in PROGRAMS or not key.startswith("RAMET_")}
         return {**kept, "RAMET_HOME": str(self.home), **(self.changes or {})}
 
     def start(self, *argv: str, terminal_fd: int | None = None) -> subprocess.Popen[bytes]:

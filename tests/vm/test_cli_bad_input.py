@@ -166,13 +166,15 @@ esac
 
 @on_one_file_system
 def test_without_a_vmm_or_an_image(ramet: CommandLine, tmp_path: Path) -> None:
-    for changes in ({"RAMET_QEMU": "/nonexistent"}, {"RAMET_QEMU": "/etc/passwd"}, {"PATH": "/nonexistent"}):
+    nothing = {"PATH": "/nonexistent", "RAMET_QEMU": ""}
+    for changes in ({"RAMET_QEMU": "/nonexistent"}, {"RAMET_QEMU": "/etc/passwd"}, nothing):
         error = refused(CommandLine(ramet.home, changes), "create", "web", status=UNSUPPORTED)
         assert error["hint"]
     error = refused(CommandLine(ramet.home, {"PATH": "/nonexistent"}), "image", "build", status=UNSUPPORTED)
     assert "apt-get install" in error["hint"]
     assert "ramet image build" in refused(ramet, "create", "web", "--image", "nosuch", status=NOT_FOUND)["hint"]
-    refused(ramet, "create", "web", "--hypervisor", "firecracker", status=UNSUPPORTED)
+    without = CommandLine(ramet.home, {"RAMET_FIRECRACKER": "/nonexistent"})
+    refused(without, "create", "web", "--hypervisor", "firecracker", status=UNSUPPORTED)
 
     broken = tmp_path / "qemu"
     broken.write_text(BROKEN_QEMU)

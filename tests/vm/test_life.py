@@ -161,7 +161,11 @@ def test_a_lost_vmm_never_pairs_old_memory_with_its_newer_disk(host: Host, stand
     assert info.failure is Failure.VMM_LOST
     with pytest.raises(StateError, match="newer than its last snapshot"):
         host.restore("web")
-    nonce = host.start("web").id and host.ping("web").nonce
+    assert standby.snapshot is not None
+    host.start("web")
+    assert host.last_note == f"booted from its disk; its last sleep, {standby.snapshot.id}, is given up"
+    assert host.snapshots() == []
+    nonce = host.ping("web").nonce
     assert sh(host, "web", "cat /data/mark; ls /ram") == "disk-newer"
     host.standby("web")
     host.restore("web")

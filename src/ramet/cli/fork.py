@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 )
 @click.argument("source", shell_complete=completion.sources)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("-n", "--count", type=int, metavar="N", help="How many. Without names they are SOURCE-1, SOURCE-2, …")
+@click.option(
+    "-n",
+    "--count",
+    type=int,
+    metavar="N",
+    help="How many, 1000 at most. Without names they are web-1, web-2, … after their source.",
+)
 @click.option("--start", is_flag=True, help="Wake (or boot) the forks too.")
 @click.option(
     "--memory-policy",
@@ -71,9 +77,7 @@ def fork(
     """
     from ramet.model import Hypervisor, MemoryPolicy
 
-    if count is not None and count < 1:
-        raise ConfigError(f"Cannot make {count} forks.", hint="Give -n a number from 1 up.")
-    if count is not None and names and count != len(names):
+    if count is not None and count > 0 and names and count != len(names):
         given = f"{len(names)} name{'s' if len(names) > 1 else ''}"
         raise ConfigError(f"-n {count} does not fit {given}.", hint="Give as many names, or none.")
     host = app.host()

@@ -159,6 +159,7 @@ def stop(app: App, names: tuple[str, ...], discard_memory: bool, force: bool, ti
 def start(app: App, names: tuple[str, ...]) -> int:
     """Boot the disk of a stopped or failed instance.
 
-    It boots with the image that it was created with. With --json: an array, one element a NAME.
+    It boots with the image that it was created with. One whose VMM was lost gives up its last sleep with that, to which
+    `ramet restore --discard-disk` would have gone back. With --json: an array, one element a NAME.
     """
     return _move(app, names, doing="Booting", done="booted", step=lambda host, name: host.start(name))

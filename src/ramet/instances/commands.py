@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ramet.errors import (
     ConfigError,
+    GuestError,
     NotFoundError,
     UnsupportedError,
     VmmDiedError,
@@ -44,15 +45,27 @@ def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
         with observe.exclusive(store, name) as instance:  # a verb is at work, or died and left the guest frozen
             record = instance.record
     require(verb, record, name=name)
+    with _named(record.name):
+        try:
+            agent = AgentClient.open(store.paths.instance(record.id).run)
+        except VmmDiedError as err:
+            raise lost_guest.told(store, record, err) from err
+        try:
+            with agent:
+                yield agent
+        except SessionLostError as err:
+            raise lost_guest.told(store, record, err) from err
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """A session does not know whose it is: hints say so by NAME."""
     try:
-        agent = AgentClient.open(store.paths.instance(record.id).run)
-    except VmmDiedError as err:
-        raise lost_guest.told(store, record, err) from err
-    try:
-        with agent:
-            yield agent
-    except SessionLostError as err:
-        raise lost_guest.told(store, record, err) from err
+        yield
+    except GuestError as err:
+        if err.hint is not None:
+            err.hint = err.hint.replace("NAME", name)
+        raise
 
 
 def execute(

@@ -327,7 +327,7 @@ def _open(home: Path) -> StorePaths:
         missing = not home.parent.is_dir()
     if missing and home != config.unnamed_home():
         raise ConfigError(
-            f"There is no directory {home.parent} for the store {home.name}.",
+            f"There is no directory {home.parent} for the store {str(home)!r}.",
             hint=f"Make it (mkdir -p {shlex.quote(str(home.parent))}), or name another place for the store.",
         )
     return open_store(home)

@@ -48,7 +48,8 @@ def names_of_forks(store: Store, source_name: str, names: Sequence[str], count: 
     if len(names) > wanted:
         raise ConfigError(f"{len(names)} names were given for {wanted} forks.")
     if len(set(names)) != len(names):
-        raise ConfigError("The same name was given to two forks.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"The name {twice!r} was given to two forks.")
     taken = set(all_names(store.paths.instance_names))
     for name in names:
         if name in taken:

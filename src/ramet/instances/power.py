@@ -85,7 +85,9 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
 
 
 def start(store: Store, name: str) -> None:
-    """Boot the live disk with the image that the instance was created with."""
+    """Boot the live disk with the image that the instance was created with. The sleep that one which was lost had woken from is
+    given up with that.
+    """
     with exclusive(store, name) as instance:
         if reached(store, instance, Verb.START):
             return
@@ -99,10 +101,13 @@ def start(store: Store, name: str) -> None:
         require(Verb.START, instance.record, name=name)
         if not instance.paths.disk.exists():
             raise ConflictError(f"{name!r} has no disk to boot.", hint=f"Remove it: ramet rm {name}")
+        last_sleep = instance.record.snapshot
         with store.collecting(instance.record), instance.pending("start"):
             if instance.record.pool is not None:
                 instance.change(pool=None)  # one that was lost in a pool: what boots its disk is no pool's to replace
             boot(instance, timeout_s=BOOT_TIMEOUT_S)
+        if last_sleep is not None:
+            store.note = f"booted from its disk; its last sleep, {last_sleep}, is given up"
 
 
 def _shut_down(store: Store, instance: Locked, *, timeout_s: float, force: bool) -> bool:

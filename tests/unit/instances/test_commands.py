@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
-from ramet.instances import commands
+from ramet.errors import GuestTimeoutError
+from ramet.guests.client import AgentClient
+from ramet.instances import commands, observe
+from ramet.model import State
+from ramet.states import Verb
 from tests.unit.children import own_descriptors
 from tests.unit.instances.place import Place
 
@@ -43,3 +48,16 @@ def test_an_interruption_just_as_the_temporary_file_of_a_copy_is_made_leaves_not
     assert made
     assert list(destination.iterdir()) == []
     assert own_descriptors() == before
+
+
+def test_a_hint_about_a_guest_names_its_instance(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.change(state=State.RUNNING)
+    monkeypatch.setattr(observe, "look", lambda _store, record: record)
+
+    def never_answers(*_arguments: object) -> NoReturn:
+        raise GuestTimeoutError("It has fallen silent.", hint="`ramet logs NAME` shows the guest's console.")
+
+    monkeypatch.setattr(AgentClient, "open", never_answers)
+    with pytest.raises(GuestTimeoutError) as caught, commands.agent_of(place.store, "web", Verb.EXEC):
+        pass
+    assert caught.value.hint == "`ramet logs web` shows the guest's console."

@@ -13,8 +13,9 @@ from ramet.instances.context import Store
 
 
 def test_a_place_that_is_named_has_a_parent_already(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"There is no directory {tmp_path}/deep/er for the store home") as found:
-        Store(tmp_path / "deep" / "er" / "home")
+    home = tmp_path / "deep" / "er" / "home"
+    with pytest.raises(ConfigError, match=f"There is no directory {home.parent} for the store '{home}'") as found:
+        Store(home)
     assert f"mkdir -p {tmp_path}/deep/er" in (found.value.hint or "")
     assert list(tmp_path.iterdir()) == []
     assert Store(tmp_path / "home").paths.tmp.is_dir()
