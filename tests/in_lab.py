@@ -10,17 +10,21 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pytest
 
+from ramet.helpers import PR_SET_PDEATHSIG
+from ramet.linux.libc import prctl
 from tests import guest_images
 from tests.capabilities import needs, why_missing, why_no_kvm_here
 from tests.file_systems import WHOLE
@@ -94,7 +98,13 @@ class _Lab:
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST_")}
         env |= {REPORTS_FD: "3", REQUESTS_FD: "4", guest_images.VARIABLE: str(guest_images.built())}
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT, env=env
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=ROOT,
+            env=env,
+            preexec_fn=partial(_end_with, os.getpid()),
         )
         self._buffer = b""
 
@@ -162,6 +172,13 @@ class _Lab:
         self._log.seek(0)
         tail = self._log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
         return "\n".join([f"The lab ended with status {self._process.poll()}. Its last lines:", *tail])
+
+
+def _end_with(parent: int) -> None:
+    """In the lab's process: end when the pytest that began it does, if that is killed too; it would finish its test first."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 class LabRunner:
