@@ -23,8 +23,7 @@ from typing import IO, Any, cast
 
 import pytest
 
-from ramet.helpers import PR_SET_PDEATHSIG
-from ramet.linux.libc import prctl
+from ramet.helpers import die_with_parent
 from tests import guest_images
 from tests.capabilities import needs, why_missing, why_no_kvm_here
 from tests.file_systems import WHOLE
@@ -104,7 +103,8 @@ class _Lab:
             stderr=self._log,
             cwd=ROOT,
             env=env,
-            preexec_fn=partial(_end_with, os.getpid()),
+            # It would finish the test that it is at if this process is killed.
+            preexec_fn=partial(die_with_parent, os.getpid(), by=signal.SIGTERM),
         )
         self._buffer = b""
 
@@ -172,13 +172,6 @@ class _Lab:
         self._log.seek(0)
         tail = self._log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
         return "\n".join([f"The lab ended with status {self._process.poll()}. Its last lines:", *tail])
-
-
-def _end_with(parent: int) -> None:
-    """In the lab's process: end when the pytest that began it does, if that is killed too; it would finish its test first."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 class LabRunner:

@@ -241,6 +241,10 @@ class IncompatibleError(SnapshotError):
     exit_status = 14
 
 
+SEE_CONSOLE = "`ramet logs NAME` shows the guest's console."
+"""The hint of a session with a guest, which does not know whose it is; who does puts that in the place of NAME."""
+
+
 class GuestError(RametError):
     """The guest's agent refused, or spoke nonsense."""
 

@@ -113,7 +113,7 @@ def _start_helper(
             cwd=cwd,
             env=None if env is None else dict(env),
             process_group=0,
-            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
     except FileNotFoundError as err:
         if cwd is not None and not cwd.is_dir():
@@ -139,9 +139,11 @@ def _communicate(
             raise
 
 
-def _die_with_parent(parent: int) -> None:
-    """The signal comes when the *thread* that started us ends (prctl(2)): ``run`` stays in it until we have."""
+def die_with_parent(parent: int, *, by: signal.Signals = signal.SIGKILL) -> None:
+    """In a child before exec: have the kernel send it that signal when the *thread* that started it ends (prctl(2)), which so has
+    to stay until the child has ended.
+    """
     with suppress(OSError):
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it died before that
         os._exit(1)

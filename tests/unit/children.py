@@ -156,7 +156,7 @@ def _say_ready_and_stay(writer: int) -> NoReturn:
 
 
 def _end_with(function: Callable[[], Any], parent: int) -> NoReturn:
-    helpers._die_with_parent(parent)
+    helpers.die_with_parent(parent)
     status = 1
     try:
         function()

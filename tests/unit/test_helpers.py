@@ -109,8 +109,8 @@ def test_a_helper_dies_with_us(tmp_path: Path) -> None:
 
 def test_a_helper_whose_parent_died_before_it_could_ask_to_die_with_it_does_not_start() -> None:
     """PR_SET_PDEATHSIG does not look back."""
-    assert run_in_child(lambda: helpers._die_with_parent(os.getpid())) == 1
-    assert run_in_child(lambda: helpers._die_with_parent(os.getppid())) == 0
+    assert run_in_child(lambda: helpers.die_with_parent(os.getpid())) == 1
+    assert run_in_child(lambda: helpers.die_with_parent(os.getppid())) == 0
 
 
 # -- find_program ------------------------------------------------------------------------------------------------------

@@ -294,7 +294,9 @@ def interrupt_before(
         assert became in {state.value if state else "absent" for state in expected} or is_half_way(verb, became), became
         outcomes[f"{'interrupted' if ended.status else 'done all the same'}, {became}"] += 1
     assert hit >= len(points) * 0.8, "most were struck"
-    assert any(told.startswith("interrupted") for told in outcomes), "no signal had an effect: are they ignored here?"
+    assert any(outcome.startswith("interrupted") for outcome in outcomes), (
+        "no signal had an effect: are they ignored here?"
+    )
     return f"{name}: {len(steps)} steps, interrupted before {len(points)} of them: {told(outcomes)}"
 
 

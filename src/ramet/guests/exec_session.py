@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from ramet.errors import GuestError, GuestTimeoutError, host_errors
+from ramet.errors import SEE_CONSOLE, GuestError, GuestTimeoutError, host_errors
 from ramet.guests import wire
 from ramet.guests.wire import Reader, Reply, Request
 from ramet.model import ExecResult
@@ -140,7 +140,7 @@ class ExecSession:
         ready = self._stream.exchange(end_s=end_s, extra=watched)
         if ready is None:
             what = "has not ended the command at its time limit" if end_s == self._end_s else "has fallen silent"
-            raise GuestTimeoutError(f"The guest's agent {what}.", hint="`ramet logs NAME` shows the guest's console.")
+            raise GuestTimeoutError(f"The guest's agent {what}.", hint=SEE_CONSOLE)
         return ready
 
     def _read_stdin(self, fd: int) -> None:

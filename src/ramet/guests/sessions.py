@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ramet.errors import GuestTimeoutError, VmmDiedError
+from ramet.errors import SEE_CONSOLE, GuestTimeoutError, VmmDiedError
 from ramet.guests import vsock
 from ramet.guests.ports import take_port
 from ramet.guests.stream import AgentStream, first_answered
@@ -20,7 +20,6 @@ CONNECTIONS_MAX = 3
 MORE_S = 0.5
 """How long one more connection is waited for."""
 NO_SESSION = "The guest's agent opened no session within {:.3g} s."
-CONSOLE = "`ramet logs NAME` shows the guest's console."
 
 
 def session_over(sock: socket.socket, deadline_s: float) -> AgentStream:
@@ -33,7 +32,7 @@ def session_over(sock: socket.socket, deadline_s: float) -> AgentStream:
     stream = AgentStream(sock)
     try:
         if first_answered([stream], timeout_s=deadline_s) is None:
-            raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
+            raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=SEE_CONSOLE)
     except BaseException:
         stream.close()
         raise
@@ -84,7 +83,7 @@ def open_session(run_dir: Path, deadline_s: float) -> AgentStream:
     finally:
         for stream in streams:
             stream.close()
-    raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=CONSOLE)
+    raise GuestTimeoutError(NO_SESSION.format(deadline_s), hint=SEE_CONSOLE)
 
 
 def _connect(run_dir: Path, deadline_s: float) -> AgentStream:

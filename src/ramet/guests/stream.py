@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import NoReturn
 
-from ramet.errors import GuestTimeoutError, VmmDiedError
+from ramet.errors import SEE_CONSOLE, GuestTimeoutError, VmmDiedError
 from ramet.guests import wire
 from ramet.guests.ports import Port
 from ramet.guests.wire import Request
@@ -80,7 +80,7 @@ class AgentStream:
             if self.exchange(end_s=end_s) is None:
                 raise GuestTimeoutError(
                     f"The guest's agent did not answer within {timeout_s:.3g} s.",
-                    hint="`ramet logs NAME` shows the guest's console.",
+                    hint=SEE_CONSOLE,
                 )
         return self._messages.pop(0)
 

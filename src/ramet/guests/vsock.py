@@ -14,7 +14,7 @@ import socket
 import time
 from pathlib import Path
 
-from ramet.errors import GuestTimeoutError, VmmDiedError
+from ramet.errors import SEE_CONSOLE, GuestTimeoutError, VmmDiedError
 from ramet.linux.unixsock import connect_in
 from ramet.paths import VSOCK_SOCKET
 
@@ -39,9 +39,7 @@ def connect(run_dir: Path, *, deadline_s: float) -> socket.socket:
     while True:
         left_s = end_s - time.monotonic()
         if left_s <= 0:
-            raise GuestTimeoutError(
-                "It accepted no connection on its vsock.", hint="`ramet logs NAME` shows the guest's console."
-            )
+            raise GuestTimeoutError("It accepted no connection on its vsock.", hint=SEE_CONSOLE)
         try:
             sock = connect_in(run_dir, VSOCK_SOCKET, deadline_s=left_s)
         except TimeoutError:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ramet.errors import (
+    SEE_CONSOLE,
     ConfigError,
     GuestError,
     NotFoundError,
@@ -59,12 +60,12 @@ def agent_of(store: Store, name: str, verb: Verb) -> Iterator[AgentClient]:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """A session does not know whose it is: hints say so by NAME."""
+    """Say whose guest it is that does not answer."""
     try:
         yield
     except GuestError as err:
-        if err.hint is not None:
-            err.hint = err.hint.replace("NAME", name)
+        if err.hint == SEE_CONSOLE:
+            err.hint = SEE_CONSOLE.replace("NAME", name)
         raise
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 
 import pytest
 
@@ -70,14 +68,16 @@ def test_an_interruption_while_it_is_waited_for_leaves_no_process(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that went away, as it seemed, and has not ended."""
-    monkeypatch.setattr(process, "ENDS_WITHIN_S", 30.0)
     started: list[VmmProcess] = []
-    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
+
+    def wait_gone(_vmm: VmmProcess, _timeout_s: float) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(process, "wait_gone", wait_gone)
+    with pytest.raises(KeyboardInterrupt):
+        come_up(place, "exec sleep 60", VmmDiedError("QEMU went away."), started=started)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            come_up(place, "exec sleep 60", VmmDiedError("QEMU went away."), started=started)
         assert not process.is_alive(started[0])
     finally:
-        interrupt.join()
         process.kill_and_wait(started[0])

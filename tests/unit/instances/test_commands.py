@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from ramet.errors import GuestTimeoutError
+from ramet.errors import SEE_CONSOLE, GuestTimeoutError
 from ramet.guests.client import AgentClient
 from ramet.instances import commands, observe
 from ramet.model import State
@@ -55,7 +55,7 @@ def test_a_hint_about_a_guest_names_its_instance(place: Place, monkeypatch: pyte
     monkeypatch.setattr(observe, "look", lambda _store, record: record)
 
     def never_answers(*_arguments: object) -> NoReturn:
-        raise GuestTimeoutError("It has fallen silent.", hint="`ramet logs NAME` shows the guest's console.")
+        raise GuestTimeoutError("It has fallen silent.", hint=SEE_CONSOLE)
 
     monkeypatch.setattr(AgentClient, "open", never_answers)
     with pytest.raises(GuestTimeoutError) as caught, commands.agent_of(place.store, "web", Verb.EXEC):

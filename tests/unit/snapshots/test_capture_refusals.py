@@ -114,22 +114,30 @@ def test_a_vmm_that_ends_during_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
     assert own_descriptors() == before
 
 
+@pytest.fixture
+def is_waited_for(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Copies are made a page at a time, by two threads; set once those are waited for: by then nothing must be left to copy."""
+    event = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            event.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(module, "COPY_THREADS", 2)
+    return event
+
+
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, HostError])
 def test_a_copy_in_threads_ends_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_waited_for: threading.Event, ending: type[BaseException]
 ) -> None:
     """Ctrl-C is raised in the main thread, which waits for the others; an error in one of those."""
     base = full_base(tmp_path / "base")
     begun: list[int] = []
     numbers = itertools.count(1)
-    ending_has_begun = threading.Event()
-
-    class Pool(ThreadPoolExecutor):
-        """Tells when it is waited for: by then nothing must be left to copy."""
-
-        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-            ending_has_begun.set()
-            super().shutdown(wait, cancel_futures=cancel_futures)
 
     def read_into(_fd: int, address: int, _buffer: memoryview) -> None:
         begun.append(address)
@@ -139,12 +147,9 @@ def test_a_copy_in_threads_ends_early(
         if number == 3:
             os.kill(os.getpid(), signal.SIGINT)
         if number >= 3:
-            ending_has_begun.wait(10)
+            is_waited_for.wait(10)
 
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(procmem, "read_into", read_into)
-    monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(module, "COPY_THREADS", 2)
     with Mapper(base) as child:
         child.write(0, ONES * PAGES)
         with pytest.raises(ending):
@@ -152,17 +157,13 @@ def test_a_copy_in_threads_ends_early(
     assert 3 <= len(begun) < PAGES // 2
 
 
-def test_a_second_interruption_waits_for_the_other_threads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interruption_waits_for_the_other_threads_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_waited_for: threading.Event
+) -> None:
     """Python takes a thread for ended whose join was interrupted: it would write on into a file that is deleted."""
     base = full_base(tmp_path / "base")
     numbers = itertools.count(1)
     at_work: set[int] = set()
-    is_waited_for = threading.Event()
-
-    class Pool(ThreadPoolExecutor):
-        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-            is_waited_for.set()
-            super().shutdown(wait, cancel_futures=cancel_futures)
 
     def read_into(_fd: int, address: int, _buffer: memoryview) -> None:
         at_work.add(address)
@@ -177,10 +178,7 @@ def test_a_second_interruption_waits_for_the_other_threads_too(tmp_path: Path, m
             time.sleep(0.5)
         at_work.discard(address)
 
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(procmem, "read_into", read_into)
-    monkeypatch.setattr(module, "BUFFER_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(module, "COPY_THREADS", 2)
     with Mapper(base) as child:
         child.write(0, ONES * PAGES)
         with pytest.raises(KeyboardInterrupt):
