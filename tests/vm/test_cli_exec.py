@@ -154,3 +154,19 @@ def test_files_in_and_out(ramet: CommandLine, running: InstanceInfo, tmp_path: P
         ramet.run("cp", *argv).refused(status)
         assert sorted(tmp_path.iterdir()) == before
     assert ramet.text("exec", "web", "--", "ls", "-A", "/data") == "lost+found\nmark\npiped\nsource\n"
+
+
+def test_a_copy_into_the_guests_memory_that_has_no_room(
+    ramet: CommandLine, running: InstanceInfo, tmp_path: Path
+) -> None:
+    """It ends where the file system does, and not where the kernel kills what runs."""
+    too_much = tmp_path / "too-much"
+    with too_much.open("wb") as stream:
+        stream.truncate(256 * MIB)
+    for directory in ("/ram", "/tmp", "/dev/shm"):
+        assert "No space left" in ramet.run("cp", str(too_much), f"web:{directory}/").refused(15)
+        assert ramet.text("exec", "web", "--", "ls", "-A", directory) == ("mark\n" if directory == "/ram" else "")
+    filled = ramet.run("exec", "web", "--", "dd", "if=/dev/zero", "of=/ram/all", "bs=1M")
+    assert (filled.status, "No space left" in filled.err) == (1, True)
+    assert int(ramet.text("exec", "web", "--", "stat", "-c", "%s", "/ram/all")) > 96 * MIB
+    assert b"Out of memory" not in ramet.run("logs", "web").ok().out

@@ -20,7 +20,7 @@ from ramet.linux.unixsock import connect_in
 from ramet.process import wait_until
 
 NATIVE_DIR = Path(__file__).parent / "native"
-WRAPPED = ("sync", "sethostname", "clock_settime", "kill", "statx", "ioctl")
+WRAPPED = ("sync", "sethostname", "clock_settime", "kill", "statx", "ioctl", "openat")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wmissing-prototypes", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 SOCKET = "agent.sock"

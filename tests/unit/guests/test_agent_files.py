@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def put(agent: NativeAgent, data: bytes, dst: Path, *, mode: int = 0o644) -> int
 def get(agent: NativeAgent, src: Path | str, dst: Path, *, max_bytes: int | None = None) -> FileMeta:
     with opened(dst, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as fd, agent.client() as client:
         return client.get(str(src), fd, max_bytes=max_bytes)
+
+
+def test_there_where_every_file_has_a_name(own_agent: NativeAgent, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with own_agent.fake("openat", errno.EOPNOTSUPP):
+        assert put(own_agent, b"old", target / "file") == 3
+        assert put(own_agent, b"new", target / "file", mode=0o751) == 3
+    assert (target / "file").read_bytes() == b"new"
+    assert (target / "file").stat().st_mode & 0o7777 == 0o751
+    assert [path.name for path in target.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 12, 65536, 65537, 5 * MIB + 3])
@@ -169,16 +181,47 @@ def test_put_with_no_room_leaves_nothing(agent: NativeAgent, tmp_path: Path) -> 
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_interrupted_put_leaves_nothing(own_agent: NativeAgent, tmp_path: Path) -> None:
-    target = tmp_path / "target"
+@contextmanager
+def half_put(agent: NativeAgent, target: Path) -> Iterator[Path]:
+    """The file that a put writes, with half of what it is to have, over an old one."""
     target.mkdir()
     (target / "file").write_bytes(b"old")
-    with closing(own_agent.connect()) as sock:
+    with closing(agent.connect()) as sock:
         raw = Raw(sock)
         raw.send(wire.hello(EPOCH), exec_message("ramet-agent", "put", "644", f"{target}/file", flags=wire.FLAG_FILES))
         raw.send(wire.encode(Request.STDIN, b"half of it"))
-        wait_until(lambda: b"half of it" in [p.read_bytes() for p in target.glob(".*")], DEADLINE_S, what="half of it")
-    wait_until(lambda: len(list(target.iterdir())) == 1, DEADLINE_S, what="the temporary file to go")
+        yield wait_until(lambda: written(agent, target), DEADLINE_S, what="half of it")
+
+
+def written(agent: NativeAgent, target: Path) -> Path | None:
+    """By its descriptor: it may have no name."""
+    links = [link for pid in agent.children() for link in Path(f"/proc/{pid}/fd").glob("*")]
+    with suppress(OSError):
+        for link in links:
+            if str(link.readlink()).startswith(str(target)) and link.read_bytes() == b"half of it":
+                return link
+    return None
+
+
+@pytest.mark.parametrize("names", ["without a name", "with a name"])
+def test_interrupted_put_leaves_nothing(own_agent: NativeAgent, tmp_path: Path, names: str) -> None:
+    target = tmp_path / "target"
+    with own_agent.fake("openat", errno.EOPNOTSUPP) if names == "with a name" else nullcontext():
+        with half_put(own_agent, target):
+            assert len(list(target.iterdir())) == (2 if names == "with a name" else 1)
+        wait_until(lambda: written(own_agent, target) is None, DEADLINE_S, what="the program to end")
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert (target / "file").read_bytes() == b"old"
+
+
+def test_killed_put_leaves_nothing(own_agent: NativeAgent, tmp_path: Path) -> None:
+    """As the kernel kills one where memory ends."""
+    target = tmp_path / "target"
+    with half_put(own_agent, target):
+        for pid in own_agent.children():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: written(own_agent, target) is None, DEADLINE_S, what="the program to end")
+        assert [path.name for path in target.iterdir()] == ["file"]
     assert (target / "file").read_bytes() == b"old"
 
 

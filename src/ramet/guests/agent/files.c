@@ -17,6 +17,7 @@
 
 static uint8_t chunk[256 * 1024];
 static char *temporary; /* what a put that does not end well takes back */
+static bool unnamed;    /* its file has no name before it is whole: nothing is left of it, though it is killed */
 
 static int fail(const char *path, int error)
 {
@@ -62,25 +63,41 @@ static void take_back_if_ended(void)
         sigaction(numbers[i], &action, NULL);
 }
 
-/* The temporary file, beside its place. */
+/* The file that is written, in the directory of its place: without a name, where the file system has such files. */
 static int open_temporary(const char *path)
 {
-    char *copy = strdup(path);
-    if (!copy || asprintf(&temporary, "%s/.ramet-put-XXXXXX", dirname(copy)) < 0)
+    char *copy = strdup(path), *directory = copy ? dirname(copy) : NULL;
+    if (!directory || asprintf(&temporary, "%s/.ramet-put-%d", directory, getpid()) < 0) {
+        free(copy);
         temporary = NULL;
-    free(copy);
-    if (!temporary) {
         errno = ENOMEM;
         return -1;
     }
     sigset_t all, before;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before);
-    int fd = mkostemp(temporary, O_CLOEXEC);
+    unlink(temporary); /* of a process that was killed, and had our number */
+    int fd = openat(AT_FDCWD, directory, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    unnamed = fd >= 0;
+    if (fd < 0 && errno == EOPNOTSUPP)
+        fd = open(temporary, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
     if (fd >= 0)
         take_back_if_ended();
+    int error = errno;
+    free(copy);
     sigprocmask(SIG_SETMASK, &before, NULL);
+    errno = error;
     return fd;
+}
+
+/* A name of the file's own, to be renamed. */
+static int give_name(int fd)
+{
+    char self[32];
+    if (!unnamed)
+        return 0;
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, self, AT_FDCWD, temporary, AT_SYMLINK_FOLLOW);
 }
 
 /* Make the new name durable. */
@@ -103,13 +120,13 @@ static int receive(int fd, const char *path, mode_t mode)
         if (error)
             return error;
     }
-    if (got < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0 || rename(temporary, path) < 0)
+    if (got < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0 || give_name(fd) < 0 || rename(temporary, path) < 0)
         return errno;
     sync_directory(path);
     return 0;
 }
 
-/* Write stdin into a file that appears whole or not at all: beside its place, synced, renamed. */
+/* Write stdin into a file that appears whole or not at all: in the directory of its place, synced, named, renamed. */
 static int put(const char *given, const char *mode_text)
 {
     char *end, *path = realpath(given, NULL); /* of an existing file, links are followed */

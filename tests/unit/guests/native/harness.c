@@ -48,8 +48,10 @@ int main(int argc, char **argv)
 {
     sigset_t end;
     int number;
-    if (argc > 1 && (strcmp(argv[1], "put") == 0 || strcmp(argv[1], "get") == 0))
+    if (argc > 1 && (strcmp(argv[1], "put") == 0 || strcmp(argv[1], "get") == 0)) {
+        fakes_init("."); /* started there, too */
         return files_main(argc, argv);
+    }
     if (argc == 3 && strcmp(argv[1], "misbehave") == 0)
         return misbehave(argv[2]);
     if (argc != 4)
