@@ -264,6 +264,7 @@ def test_the_home_option_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert run(["ls", "-q"]) == 0
     assert homes == [tmp_path / "store", None]
     assert run(["--home", "a\nb", "ls"]) == 2
+    assert run(["--home", "", "ls"]) == 2
 
 
 def test_a_wrong_state_is_reported_with_its_objects(

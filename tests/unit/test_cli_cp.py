@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,22 @@ class CopyHost(FakeHost):
         assert tuple(argv[:2]) == ("test", "-d")
         return ExecResult(status=0 if argv[2] == "/data" else 1, signal=None)
 
-    def copy_in(self, _name: str, src: Path, dst: str) -> int:
+    def copy_in(self, _name: str, src: Path, dst: str, *, progress: Callable[[int], None]) -> int:
         if dst.startswith("/nowhere"):
             raise GuestRefusedError(f"In the guest: {dst}: No such file or directory.", errno=errno.ENOENT)
         data = src.read_bytes()
+        progress(len(data))
         self.received[dst] = (data, src.stat().st_mode & 0o777)
         return len(data)
 
-    def copy_out(self, _name: str, src: str, dst: Path) -> int:
+    def copy_out(self, _name: str, src: str, dst: Path | int, *, progress: Callable[[int], None]) -> int:
         if src != "/data/f":
             raise GuestRefusedError(f"In the guest: {src}: No such file or directory.", errno=errno.ENOENT)
-        dst.write_bytes(self.content)
+        if isinstance(dst, int):
+            os.write(dst, self.content)
+        else:
+            dst.write_bytes(self.content)
+        progress(len(self.content))
         return len(self.content)
 
 

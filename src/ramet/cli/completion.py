@@ -59,7 +59,7 @@ def benchmarks(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> 
 def _store(ctx: click.Context) -> StorePaths:
     home = ctx.find_root().params.get("home")
     try:
-        return StorePaths(home=home if isinstance(home, Path) else config.default_home())
+        return StorePaths(home=Path(home) if home else config.default_home())
     except ConfigError:
         return StorePaths(home=Path("/nonexistent"))
 

@@ -36,7 +36,7 @@ MEMORY_POLICIES = click.Choice(["clone", "share"])
 class App:
     """The global options and what is shown while a verb works."""
 
-    home: Path | None = None
+    home: str | None = None
     debug: bool = False
     json: bool = False
     _say: Callable[[str], None] | None = field(default=None)
@@ -53,13 +53,13 @@ class App:
         """``--home``, absolute, or None if it was not given.
 
         Raises:
-            ConfigError: for a path with a newline.
+            ConfigError: for an empty path, and for one with a newline.
         """
         if self.home is None:
             return None
-        if "\n" in str(self.home) or not str(self.home):
-            raise ConfigError(f"--home cannot be {str(self.home)!r}.", hint="Give it a path without newlines.")
-        return self.home.absolute()
+        if not self.home or "\n" in self.home:
+            raise ConfigError(f"--home cannot be {self.home!r}.", hint="Give it a directory's path, without newlines.")
+        return Path(self.home).absolute()
 
     @contextmanager
     def working(self, doing: str, *, lines: bool = False) -> Iterator[Callable[[str], None]]:

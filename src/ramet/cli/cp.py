@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -98,13 +98,15 @@ def _copy_in(app: App, source: str, target: GuestPath) -> tuple[str, int]:
             hint=f"Send it as a stream: tar c {source} | ramet exec {target.instance} -- tar x -C {target.path}",
         )
     host = app.host()
-    with app.working(f"Copying to {target}"), _guest_knows_no(target):
+    with app.working(f"Copying to {target}") as say, _guest_knows_no(target):
         if target.path.endswith("/") or _is_directory(host, target):
             if source == STREAM:
                 raise ConfigError(f"{target} is a directory.", hint="Say what the file is to be called.")
             target = target._replace(path=str(PurePosixPath(target.path, Path(source).resolve().name)))
         with _stdin_as_a_file() if source == STREAM else nullcontext(Path(source)) as path:
-            return str(target), host.copy_in(target.instance, path, target.path)
+            of_all = f" of {output.size(path.stat().st_size)}" if path.is_file() else ""
+            told = _told(say, f"Copying to {target}", of_all)
+            return str(target), host.copy_in(target.instance, path, target.path, progress=told)
 
 
 def _copy_out(app: App, source: GuestPath, target: str) -> tuple[str, int]:
@@ -113,15 +115,20 @@ def _copy_out(app: App, source: GuestPath, target: str) -> tuple[str, int]:
     if target.endswith("/") and not Path(target).is_dir():
         raise NotFoundError(f"There is no directory {target} on this host.", hint=f"Make it: mkdir -p {target}")
     host = app.host()
-    with app.working(f"Copying from {source}"), _guest_knows_no(source):
+    with app.working(f"Copying from {source}") as say, _guest_knows_no(source):
         if _is_directory(host, source):
             raise _is_a_directory(source)
+        told = _told(say, f"Copying from {source}")
         if target == STREAM:
-            return target, _copy_to_stdout(host, source)
+            return target, _copy_to_stdout(host, source, told)
         path = Path(target)
         if path.is_dir():
             path /= PurePosixPath(source.path).name
-        return str(path), host.copy_out(source.instance, source.path, path)
+        return str(path), host.copy_out(source.instance, source.path, path, progress=told)
+
+
+def _told(say: Callable[[str], None], doing: str, of_all: str = "") -> Callable[[int], None]:
+    return lambda done: say(f"{doing}: {output.size(done)}{of_all}")
 
 
 @contextmanager
@@ -143,15 +150,19 @@ def _guest_knows_no(place: GuestPath) -> Iterator[None]:
 
 @contextmanager
 def _stdin_as_a_file() -> Iterator[Path]:
-    """All of stdin, in a temporary file: whole before anything is sent, whatever stdin is, with the mode of a new file."""
+    """All of stdin, in a file without a name: whole before anything is sent, whatever stdin is, with the mode of a new file."""
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="ramet-cp-") as directory:
-        path = Path(directory, "stdin")
-        with host_errors("copy stdin to a temporary file"), path.open("wb") as file:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    with ExitStack() as stack:
+        with host_errors("copy stdin to a temporary file"):
+            file = stack.enter_context(tempfile.TemporaryFile())
+            os.fchmod(file.fileno(), 0o666 & ~umask)
             while data := os.read(terminal.STDIN, CHUNK_BYTES):
                 file.write(data)
-        yield path
+            file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _is_a_directory(source: GuestPath) -> ConfigError:
@@ -161,19 +172,15 @@ def _is_a_directory(source: GuestPath) -> ConfigError:
     )
 
 
-def _copy_to_stdout(host: Host, source: GuestPath) -> int:
-    """By way of a temporary file, so that a copy that fails half-way has printed nothing."""
+def _copy_to_stdout(host: Host, source: GuestPath, told: Callable[[int], None]) -> int:
+    """By way of a file without a name, so that a copy that fails half-way has printed nothing."""
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="ramet-cp-") as directory:
-        path = Path(directory, "file")
-        size_bytes = host.copy_out(source.instance, source.path, path)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            while data := os.read(fd, CHUNK_BYTES):
-                output.raw(data)
-        finally:
-            os.close(fd)
+    with tempfile.TemporaryFile() as file:
+        size_bytes = host.copy_out(source.instance, source.path, file.fileno(), progress=told)
+        file.seek(0)
+        while data := file.read(CHUNK_BYTES):
+            output.raw(data)
     return size_bytes
 
 

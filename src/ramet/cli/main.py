@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -35,7 +34,7 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
 )
 @click.option(
     "--home",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="PATH",
     help="The store. Default: $RAMET_HOME, else /var/lib/ramet as root, else ~/.local/state/ramet.",
 )
@@ -49,7 +48,7 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     help="Show the version and the commit, and exit.",
 )
 @click.pass_obj
-def cli(app: App, home: Path | None, debug: bool) -> None:
+def cli(app: App, home: str | None, debug: bool) -> None:
     """Run Linux microVMs, put them to sleep, fork them copy-on-write, and prove that the forks are isolated.
 
     Every verb has --help with examples, and --json.

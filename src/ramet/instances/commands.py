@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from ramet.errors import (
@@ -28,8 +27,8 @@ from ramet.instances.context import Store
 from ramet.linux.unixsock import connect_in
 from ramet.model import ExecResult, Hypervisor, Ping
 from ramet.paths import CONSOLE_SOCKET
-from ramet.signals import signals_held
 from ramet.states import Verb, require
+from ramet.store import atomic
 
 
 @contextmanager
@@ -112,7 +111,7 @@ def ping(store: Store, name: str) -> Ping:
         return agent.ping()
 
 
-def copy_in(store: Store, name: str, src: Path, dst: str) -> int:
+def copy_in(store: Store, name: str, src: Path, dst: str, *, progress: Callable[[int], None] | None = None) -> int:
     """Copy a file of the host into the guest; returns its bytes. In the guest it appears whole or not at all."""
     try:
         src_fd = os.open(src, os.O_RDONLY | os.O_CLOEXEC)
@@ -128,25 +127,26 @@ def copy_in(store: Store, name: str, src: Path, dst: str) -> int:
                 hint=f"Send a tree as a stream: tar c {src} | ramet exec {name} -- tar x -C /data",
             )
         with agent_of(store, name, Verb.COPY) as agent:
-            return agent.put(src_fd, dst, mode=mode & 0o777)
+            return agent.put(src_fd, dst, mode=mode & 0o777, progress=progress)
     finally:
         os.close(src_fd)
 
 
-def copy_out(store: Store, name: str, src: str, dst: Path) -> int:
-    """Copy a file of the guest to the host; returns its bytes. ``dst`` appears whole or not at all."""
+def copy_out(
+    store: Store, name: str, src: str, dst: Path | int, *, progress: Callable[[int], None] | None = None
+) -> int:
+    """Copy a file of the guest to the host; returns its bytes. As a path, ``dst`` appears whole or not at all; a descriptor is
+    written to as the bytes come.
+    """
+    if isinstance(dst, int):
+        with agent_of(store, name, Verb.COPY) as agent:
+            return agent.get(src, dst, progress=progress).size_bytes
     if not dst.parent.is_dir():
         raise NotFoundError(f"There is no directory {dst.parent} on this host.")
-    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), ExitStack() as stack:
-        with signals_held():  # a file that is made is one that is removed
-            handle, temporary = tempfile.mkstemp(prefix=f".{dst.name[:100]}.", dir=dst.parent)
-            stack.callback(Path(temporary).unlink, missing_ok=True)
-            stack.callback(os.close, handle)
-        meta = agent.get(src, handle)
-        os.fchmod(handle, meta.mode & 0o777)
-        size = os.fstat(handle).st_size
-        Path(temporary).rename(dst)
-        return size
+    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), atomic.replacing(dst) as fd:
+        meta = agent.get(src, fd, progress=progress)
+        os.fchmod(fd, meta.mode & 0o777)
+        return meta.size_bytes
 
 
 def console(store: Store, name: str) -> socket.socket:

@@ -334,13 +334,15 @@ class Host:
         """Ask the agent for its boot nonce and tick."""
         return commands.ping(self._store, name)
 
-    def copy_in(self, name: str, src: Path, dst: str) -> int:
-        """Copy a file into the guest; returns its bytes."""
-        return commands.copy_in(self._store, name, src, dst)
+    def copy_in(self, name: str, src: Path, dst: str, *, progress: Callable[[int], None] | None = None) -> int:
+        """Copy a file into the guest; returns its bytes. ``progress`` is told how many were sent, as they are."""
+        return commands.copy_in(self._store, name, src, dst, progress=progress)
 
-    def copy_out(self, name: str, src: str, dst: Path) -> int:
-        """Copy a file out of the guest; returns its bytes."""
-        return commands.copy_out(self._store, name, src, dst)
+    def copy_out(self, name: str, src: str, dst: Path | int, *, progress: Callable[[int], None] | None = None) -> int:
+        """Copy a file out of the guest, to a path, where it appears whole or not at all, or into a descriptor; returns its
+        bytes. ``progress`` is told how many have come, as they do.
+        """
+        return commands.copy_out(self._store, name, src, dst, progress=progress)
 
     def console_socket(self, name: str) -> socket.socket:
         """A connection to the serial console; closing it detaches."""

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +18,12 @@ import msgspec
 from ramet.errors import CorruptError, FormatVersionError, HostError
 from ramet.linux import whole
 from ramet.linux.libc import LIBC, checked
+from ramet.signals import signals_held
 
 T = TypeVar("T")
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 OTHER_VERSION = "Use the version of Ramet that wrote it."
 """The hint where nothing is damaged: another Ramet reads it."""
 
@@ -60,10 +62,8 @@ def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     On any failure ``path`` is not ours, and nothing else is left; nor is it by a kill, where the file system has O_TMPFILE.
     """
     with _without_a_name(path, data, mode) as source:
-        if isinstance(
-            source, int
-        ):  # link(2) does not follow symbolic links, linkat(2) does if told (open(2), O_TMPFILE)
-            os.link(f"/proc/self/fd/{source}", path, src_dir_fd=source)
+        if isinstance(source, int):
+            _link(source, path)
         else:
             path.hardlink_to(source)
         try:
@@ -74,13 +74,30 @@ def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """A new file of mode 0600, as a descriptor to write to and read from; at the end of the block it takes the place of ``path``.
+
+    If the block raises, ``path`` is what it was, and nothing else is left; nor is it by a kill while the block lasts, where the
+    file system has O_TMPFILE. Nothing is synced: a power cut may leave the old file, or the new one with less in it.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with signals_held():  # what is opened is closed
+            unnamed = _open_unnamed(path.parent, 0o600)
+            fd = os.open(temporary, NEW, 0o600) if unnamed is None else unnamed
+            stack.callback(os.close, fd)
+        yield fd
+        if unnamed is not None:
+            _link(unnamed, temporary)
+        temporary.rename(path)
+
+
+@contextmanager
 def _without_a_name(path: Path, data: bytes, mode: int) -> Iterator[int | Path]:
     """A descriptor of a file that has no name, written and fsynced; or a temporary file's path, where there is no O_TMPFILE."""
-    try:
-        fd = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode)
-    except OSError as err:
-        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
+    fd = _open_unnamed(path.parent, mode)
+    if fd is None:
         temporary = _write_temporary(path, data, mode)
         try:
             yield temporary
@@ -92,6 +109,21 @@ def _without_a_name(path: Path, data: bytes, mode: int) -> Iterator[int | Path]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _open_unnamed(directory: Path, mode: int) -> int | None:
+    """A file without a name, to be linked (open(2), O_TMPFILE); None: this file system has none."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        return None
+
+
+def _link(fd: int, path: Path) -> None:
+    """Give a file without a name this one: link(2) does not follow symbolic links, linkat(2) does if told."""
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
 
 
 def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> None:
@@ -186,7 +218,7 @@ def json_of(value: msgspec.Struct) -> bytes:
 def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
     """Written and fsynced. Never without: XFS may keep a later rename and lose the bytes, and an empty file is all there is."""
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = os.open(temporary, NEW, mode)
     try:
         _write_durably(fd, data)
     except BaseException:

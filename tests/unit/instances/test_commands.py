@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,39 +13,46 @@ import pytest
 
 from ramet.errors import SEE_CONSOLE, GuestTimeoutError
 from ramet.guests.client import AgentClient
+from ramet.guests.transfer import FileMeta
 from ramet.instances import commands, observe
 from ramet.model import State
 from ramet.states import Verb
-from tests.unit.children import own_descriptors
 from tests.unit.instances.place import Place
 
 
-def test_an_interruption_just_as_the_temporary_file_of_a_copy_is_made_leaves_nothing(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    destination = tmp_path / "destination"
-    destination.mkdir()
-    real: Callable[..., tuple[int, str]] = tempfile.mkstemp
-    made: list[str] = []
-
-    def mkstemp(**where: str) -> tuple[int, str]:
-        handle, name = real(**where)
-        made.append(name)
-        os.kill(os.getpid(), signal.SIGINT)
-        return handle, name
-
+@contextmanager
+def answering(agent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     @contextmanager
     def agent_of(*_arguments: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace()
+        yield agent
 
-    monkeypatch.setattr(commands, "agent_of", agent_of)
-    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
-    before = own_descriptors()
-    with pytest.raises(KeyboardInterrupt):
-        commands.copy_out(place.store, "web", "/data/file", destination / "file")
-    assert made
-    assert list(destination.iterdir()) == []
-    assert own_descriptors() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "agent_of", agent_of)
+        yield
+
+
+def test_a_copy_is_told_of_and_goes_to_a_path_or_a_descriptor(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_src: str, fd: int, *, progress: Callable[[int], None]) -> FileMeta:
+        os.write(fd, b"content")
+        progress(7)
+        return FileMeta(size_bytes=7, mode=0o751)
+
+    def put(fd: int, _dst: str, *, mode: int, progress: Callable[[int], None]) -> int:
+        progress(len(os.read(fd, 100)))
+        return mode
+
+    told: list[int] = []
+    file = tmp_path / "file"
+    with answering(SimpleNamespace(get=get, put=put), monkeypatch):
+        assert commands.copy_out(place.store, "web", "/data/file", file, progress=told.append) == 7
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"content", 0o751)
+        with (tmp_path / "other").open("wb") as other:
+            assert commands.copy_out(place.store, "web", "/data/file", other.fileno(), progress=told.append) == 7
+        assert (tmp_path / "other").read_bytes() == b"content"
+        assert commands.copy_in(place.store, "web", file, "/data/file", progress=told.append) == 0o751
+    assert told == [7, 7, 7]
 
 
 def test_a_hint_about_a_guest_names_its_instance(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

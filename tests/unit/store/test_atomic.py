@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,63 @@ def test_a_creation_that_is_killed_at_any_step_leaves_nothing_else(place: Path, 
 
     assert run_in_child(killed) == -9
     assert names_in(place) == ({"f"} if step == 2 else set())
+
+
+# -- replacing ----------------------------------------------------------------------------------------------------
+
+
+def replace(path: Path, before_the_end: Callable[[], object] = lambda: None) -> None:
+    with atomic.replacing(path) as fd:
+        os.write(fd, NEW)
+        before_the_end()
+
+
+def test_what_replaces_a_file_has_its_name_at_the_end_alone(place: Path, way: str) -> None:
+    (place / "f").write_bytes(OLD)
+    seen: list[tuple[set[str], bytes]] = []
+    replace(place / "f", lambda: seen.append((names_in(place), (place / "f").read_bytes())))
+    assert len(seen[0][0]) == (1 if way == "O_TMPFILE" else 2)
+    assert seen[0][1] == OLD
+    assert (place / "f").read_bytes() == NEW
+    assert names_in(place) == {"f"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=repr)
+def test_a_replacement_that_fails_at_any_step_leaves_the_old_file(place: Path, error: BaseException, way: str) -> None:
+    (place / "f").write_bytes(OLD)
+    before = own_descriptors()
+    for step in range(2 if way == "O_TMPFILE" else 1):  # link, rename
+        with Steps(fail_at=step, error=error).recorded(), pytest.raises(type(error)):
+            replace(place / "f")
+        assert (place / "f").read_bytes() == OLD
+        assert names_in(place) == {"f"}
+        assert own_descriptors() == before
+
+
+def test_a_replacement_that_is_killed_while_it_is_written_leaves_nothing(place: Path) -> None:
+    (place / "f").write_bytes(OLD)
+    assert run_in_child(lambda: replace(place / "f", lambda: os.kill(os.getpid(), signal.SIGKILL))) == -9
+    assert names_in(place) == {"f"}
+    assert (place / "f").read_bytes() == OLD
+
+
+def test_an_interruption_just_as_a_replacement_is_opened_leaves_nothing(
+    place: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def interrupted(path: Path, flags: int, *arguments: int) -> int:
+        fd = real(path, flags, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return fd
+
+    before = own_descriptors()
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(place / "f")
+    monkeypatch.undo()
+    assert names_in(place) == set(), way
+    assert own_descriptors() == before
 
 
 # -- publish_directory --------------------------------------------------------------------------------------------
