@@ -417,7 +417,7 @@ class PoolInfo(Value, frozen=True, kw_only=True):
     """The parked forks of one source."""
 
     source: str
-    """As ``ramet pool`` takes it: the instance's name, or ``snapshot:ID``."""
+    """As ``ramet pool`` takes it: the instance's name or, of a snapshot, ``snapshot:NAME``, or ``snapshot:ID`` if it has none."""
     source_id: str
     snapshot: str | None
     """The id of the snapshot of which forks can be claimed; None: there is none now, and ``why`` says so."""

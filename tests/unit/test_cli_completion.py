@@ -25,6 +25,8 @@ def home(tmp_path: Path) -> Path:
     for name in ("web", "worker"):
         names.claim(paths.instance_names, name, "0123456789ab", what="instance")
     names.claim(paths.snapshot_names, "golden", "0123456789ab", what="snapshot")
+    (paths.images / "tags").mkdir()
+    (paths.images / "tags" / "micro").touch()
     return home
 
 
@@ -53,6 +55,10 @@ def complete(line: str, home: Path) -> list[str]:
         ("ramet verify --sabotage al", ["all"]),
         ("ramet verify --sabotage in-place", ["in-place-diff"]),
         ("ramet bench --only man", ["many"]),
+        ("ramet create new --image mi", ["micro"]),
+        ("ramet cp we", ["we", "web:/", "web:/data/"]),
+        ("ramet cp file w", ["w", "web:/", "web:/data/", "worker:/", "worker:/data/"]),
+        ("ramet cp fil", ["fil"]),
     ],
 )
 def test_what_is_completed(home: Path, line: str, expected: list[str]) -> None:
@@ -66,6 +72,8 @@ def test_what_is_completed(home: Path, line: str, expected: list[str]) -> None:
         (["fork", "snapshot", ":"], ["golden"]),
         (["fork", "snapshot", ":", "x"], []),
         (["fork", "sn"], ["snapshot:golden"]),
+        (["cp", "file", "web", ":", "/d"], ["/data/"]),
+        (["cp", "file", "web", ":", "/data/x"], []),
         (["fork", "snapshot", ":", "golden", ""], []),
         (["show", "snapshot", ":", "golden", "w"], []),
     ],

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ramet import config
 from ramet.errors import ConfigError
 from ramet.paths import StorePaths
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 def instances(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
@@ -33,6 +37,15 @@ def sources(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[
 def images(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     """Names of images."""
     return [name for name in _names(_store(ctx).images / "tags") if name.startswith(begun)]
+
+
+def places(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+    """Either side of a copy: the first of a path in a guest, or a file of this host's."""
+    from click.shell_completion import CompletionItem
+
+    there = [f"{name}:{path}" for name in instances(ctx, parameter, "") for path in ("/", "/data/")]
+    found = [CompletionItem(place) for place in there if place.startswith(begun)]
+    return found if ":" in begun else [CompletionItem(begun, type="file"), *found]
 
 
 def scenarios(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:

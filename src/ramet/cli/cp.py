@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ramet.cli import output, terminal
+from ramet.cli import completion, output, terminal
 from ramet.cli.context import App, verb
 from ramet.errors import ConfigError, NotFoundError, host_errors
 
@@ -63,8 +63,8 @@ def parse_place(text: str) -> GuestPath | str:
         "tar c site | ramet exec web -- tar x -C /data     # a whole tree",
     ],
 )
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", shell_complete=completion.places)
+@click.argument("dst", shell_complete=completion.places)
 def cp(app: App, src: str, dst: str) -> None:
     """Copy a file into or out of the guest.
 

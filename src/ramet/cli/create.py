@@ -6,7 +6,7 @@ import time
 
 import click
 
-from ramet.cli import output
+from ramet.cli import completion, output
 from ramet.cli.context import HYPERVISORS, App, seconds, verb
 from ramet.errors import ConfigError
 
@@ -34,7 +34,14 @@ def parse_memory(text: str) -> int:
     ],
 )
 @click.argument("name")
-@click.option("--image", default="micro", show_default=True, metavar="IMAGE", help="Name or digest of a guest image.")
+@click.option(
+    "--image",
+    default="micro",
+    show_default=True,
+    metavar="IMAGE",
+    shell_complete=completion.images,
+    help="Name or digest of a guest image.",
+)
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory.")
 @click.option("--cpus", type=int, default=1, show_default=True, metavar="N", help="Virtual CPUs.")
 @click.option("--disk", default="1G", show_default=True, metavar="SIZE", help="Disk, sparse; /data in the guest.")

@@ -99,5 +99,9 @@ def _show_store(app: App, report: StoreReport) -> None:
     for where in report.busy:
         output.line(f"{where}: another command is at work on it; look again when it has ended")
     left = sum(1 for problem in report.problems if not problem.mended)
-    judged = "whole" if report.whole else f"{left} {'problem' if left == 1 else 'problems'} left"
+    judged = (
+        "whole, as far as it was read (ramet snapshot check reads the rest)"
+        if report.whole
+        else f"{left} {'problem' if left == 1 else 'problems'} left"
+    )
     output.line(f"instances {report.instances}, snapshots {report.snapshots}, VMMs {report.vmms}: {judged}")

@@ -85,7 +85,8 @@ def verify(
     """Prove on this host that forks are isolated.
 
     Boots guests of its own in the store, forks them, lets them diverge, and judges by evidence from outside: files,
-    extents, /proc, and the guests' answers. It removes what it made. Status 0: no check failed. 1: a check failed. 2:
+    extents, /proc, and the guests' answers. It removes what it made. A check that passed is [enforced] if the kernel would
+    refuse the opposite, and [held] if nothing but Ramet's own code made it so. Status 0: no check failed. 1: a check failed. 2:
     it could not run to its end, or nothing could be looked at. With --sabotage NAME the broken run must end in 1; with
     --sabotage all, 0 says that each that can be committed here was caught by the checks that it names.
     """

@@ -95,9 +95,13 @@ def _check_shape(cpus: int, disk_bytes: int) -> None:
         raise ConfigError(f"{cpus} is no number of CPUs for a guest.", hint=f"Use 1 to {config.CPUS_MAX}.")
     if disk_bytes < config.DISK_MIN_BYTES or disk_bytes % 4096:
         raise ConfigError(
-            f"A disk of {disk_bytes} bytes cannot be used.",
+            f"A disk of {_in_words(disk_bytes)} cannot be used.",
             hint=f"Give it a multiple of 4K, at least {config.DISK_MIN_BYTES // MIB}M.",
         )
+
+
+def _in_words(size_bytes: int) -> str:
+    return f"{size_bytes} bytes" if size_bytes % MIB else f"{size_bytes // MIB} MiB"
 
 
 def _make_disk(mkfs: str, path: Path, size_bytes: int) -> None:
@@ -107,7 +111,7 @@ def _make_disk(mkfs: str, path: Path, size_bytes: int) -> None:
             os.ftruncate(fd, size_bytes)
         except OSError as err:
             if err.errno == errno.EFBIG:
-                raise ConfigError(f"This file system cannot hold a disk of {size_bytes} bytes.") from err
+                raise ConfigError(f"This file system cannot hold a disk of {_in_words(size_bytes)}.") from err
             raise
         finally:
             os.close(fd)

@@ -16,6 +16,7 @@ from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import Ancestor, InstanceRecord, PoolInfo, State
 from ramet.snapshots import manifest as manifests
+from ramet.store import names
 
 SNAPSHOT, DELETED = "snapshot", "deleted"
 """What a source is that is no instance (any more)."""
@@ -174,9 +175,10 @@ def _by_id(store: Store, source_id: str, candidates: Sequence[InstanceRecord]) -
     parent = _parent(source_id, candidates)
     if parent.instance_id != source_id:
         is_there = store.paths.snapshot(source_id).dir.is_dir()
+        called = sorted(one for one, meant in names.all_names(store.paths.snapshot_names).items() if meant == source_id)
         return Source(
             id=source_id,
-            label=f"snapshot:{source_id}",
+            label=f"snapshot:{called[0] if called else source_id}",
             name=parent.name,
             state=SNAPSHOT if is_there else DELETED,
             snapshot=source_id if is_there else None,

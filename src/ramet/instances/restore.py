@@ -53,7 +53,7 @@ def restore(
         with collecting(store, before, chosen), store.reading(chosen) as paths:
             manifest = check(instance, paths)
             if verified and is_live(before):  # before it is given up for what may be damaged
-                snapshot_check.require_intact(paths, manifest)
+                snapshot_check.require_intact(paths, manifest, name=name)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
@@ -221,7 +221,9 @@ def wake(
                 _load(instance, spec, manifest, copy_in_ram, before_run=lambda _vmm: None, then=then)
             else:
                 instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
-                with snapshot_check.held_intact(snapshot, manifest, memory=memory, disk=paths.disk) as require_used:
+                with snapshot_check.held_intact(
+                    snapshot, manifest, name=instance.record.name, memory=memory, disk=paths.disk
+                ) as require_used:
                     _load(instance, spec, manifest, copy_in_ram, before_run=require_used, then=then)
     except BaseException:
         with signals_held():

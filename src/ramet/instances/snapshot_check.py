@@ -27,7 +27,10 @@ from ramet.store.layout import is_id
 
 TOLD_EVERY_S = 0.2
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-OTHERS = "`ramet snapshot check` looks at all snapshots; `ramet snapshot ls` shows which others there are."
+INSTEAD = (
+    "`ramet snapshot check` says which snapshots are whole: ramet restore {name} --snapshot SNAPSHOT. "
+    "To take this one as it is, leave out --verified; to keep its disk alone: ramet stop {name} --discard-memory."
+)
 
 
 def check(store: Store, wanted: Sequence[str]) -> list[SnapshotCheck]:
@@ -188,32 +191,34 @@ def _open_past_the_cache(path: Path) -> int:
 
 @contextmanager
 def held_intact(
-    snapshot: SnapshotPaths, manifest: Manifest, *, memory: Path, disk: Path
+    snapshot: SnapshotPaths, manifest: Manifest, *, name: str, memory: Path, disk: Path
 ) -> Iterator[Callable[[VmmProcess], None]]:
     """Open the files that a VMM is about to load, the snapshot's own or derivations of them, compare them with the snapshot's
     sums by those descriptors, and hold them. Yields what makes sure, once the VMM has loaded, that it uses these (H18).
+    ``name``: the instance that is to wake, for what is said of damage.
 
     Raises:
         CorruptError: naming the pages that differ; or, from what is yielded, if another file was put in the place of one.
         HostError: if a file cannot be read.
     """
+    instead = INSTEAD.format(name=name)
     with ExitStack() as held:
         fds = {}
-        for path, name, sums_path, expected in (
+        for path, called, sums_path, expected in (
             (memory, snapshot.memory.name, snapshot.memory_sums, manifest.memory),
             (disk, snapshot.disk.name, snapshot.disk_sums, manifest.disk),
         ):
             try:
-                one = _open(path, sums_path, expected, held, name=name, past_the_cache=False)
+                one = _open(path, sums_path, expected, held, name=called, past_the_cache=False)
             except _DamagedSumsError as err:
                 raise CorruptError(
-                    f"Snapshot {manifest.id} cannot be checked: {sums_path.name}: {err.message}", hint=OTHERS
+                    f"Snapshot {manifest.id} cannot be checked: {sums_path.name}: {err.message}", hint=instead
                 ) from err
             fds[path] = one.fd
             damage = _compare(one, lambda _count: None)
             if damage:
                 told = " ".join(f"{part.file}: {part.text}" for part in damage)
-                raise CorruptError(f"Snapshot {manifest.id} is not what was published. {told}", hint=OTHERS)
+                raise CorruptError(f"Snapshot {manifest.id} is not what was published. {told}", hint=instead)
 
         def require_used(vmm: VmmProcess) -> None:
             manifests.check_device_state(snapshot, manifest)  # once more: the VMM has read it since
@@ -222,22 +227,24 @@ def held_intact(
                 opened = procfs.descriptors_of_file(vmm.pid, Path(f"/proc/self/fd/{fds[disk]}"))
             if not maps:
                 raise CorruptError(
-                    f"The VMM does not map the file that was checked: {memory} was replaced.", hint=OTHERS
+                    f"The VMM does not map the file that was checked: {memory} was replaced.", hint=instead
                 )
             if not opened:
-                raise CorruptError(f"The VMM does not use the file that was checked: {disk} was replaced.", hint=OTHERS)
+                raise CorruptError(
+                    f"The VMM does not use the file that was checked: {disk} was replaced.", hint=instead
+                )
 
         yield require_used
 
 
-def require_intact(snapshot: SnapshotPaths, manifest: Manifest) -> None:
-    """Compare a snapshot's own files with its sums.
+def require_intact(snapshot: SnapshotPaths, manifest: Manifest, *, name: str) -> None:
+    """Compare a snapshot's own files with its sums, for an instance that is to wake from it.
 
     Raises:
         CorruptError: naming the pages that differ.
         HostError: if a file cannot be read.
     """
-    with held_intact(snapshot, manifest, memory=snapshot.memory, disk=snapshot.disk):
+    with held_intact(snapshot, manifest, name=name, memory=snapshot.memory, disk=snapshot.disk):
         pass
 
 

@@ -259,6 +259,7 @@ def test_the_pool_of_a_snapshot_that_was_deleted_is_found(place: Place, alive: V
     assert not host.list()[1].stale
     host.remove("web")
     assert len(host.pool_get("snapshot:golden").parked) == 1
+    assert [one.source for one in host.pools()] == ["snapshot:golden"]
     host.snapshot_remove("golden")
     assert host.list()[0].stale
     with pytest.raises(NotFoundError, match=f"Of snapshots .*`ramet pool snapshot:{place.snapshot_id}`"):

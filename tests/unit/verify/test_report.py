@@ -57,6 +57,7 @@ def test_the_text_says_what_failed_and_fits() -> None:
     must_fail = ("source-memory-unchanged", "source-restores")
     text = render(report(fail=True, sabotage="in-place-diff", must_fail=must_fail), width=80)
     assert max(map(len, text.splitlines())) <= 80
+    assert "\nmarks        [enforced]: the kernel would refuse the opposite. [held]:" in text
     assert "fork: SHA-256 a became b" in text
     assert "\nFAIL: 1 passed, 1 failed, 1 inconclusive, in 12.3 s\n" in text
     assert text.splitlines()[-1] == "The sabotage in-place-diff was NOT caught by source-restores."

@@ -12,6 +12,7 @@ from ramet.verify.reports.results import Matrix, Report
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 DEFAULT_WIDTH = 110
 INDENT = 15
+MARKS = "[enforced]: the kernel would refuse the opposite. [held]: it was so, and only Ramet's own code made it so."
 ABOUT_INDENT = 13
 
 
@@ -34,7 +35,7 @@ def _render_report(report: Report, columns: int, color: bool) -> str:
             lines += ["", *_wrapped(f"It was cut short: {run.cut_short}", columns, 2)]
         lines += [f"  Could not be removed: {what}" for what in run.left_behind]
         lines.append("")
-    about = {**report.host, **({"sabotage": report.sabotage} if report.sabotage else {})}
+    about = {**report.host, **({"sabotage": report.sabotage} if report.sabotage else {}), "marks": MARKS}
     for key, value in about.items():
         first, *rest = _wrapped(value, columns, ABOUT_INDENT)
         lines += [f"{key:<{ABOUT_INDENT}}{first.strip()}", *rest]
