@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,22 @@ def test_to_stdout_the_file_is_all_that_is_printed(host: CopyHost, capsysbinary:
     assert capsysbinary.readouterr() == (host.content, b"")
     assert run(["cp", "web:/data/g", "-"]) == 3
     assert capsysbinary.readouterr().out == b""
+
+
+def test_a_temporary_file_that_cannot_be_made_is_the_hosts_fault(
+    host: CopyHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert run(["cp", "web:/data/f", "-"]) == 9
+    assert run(["cp", "-", "web:/data/f"]) == 9
+    assert "bug" not in capsys.readouterr().err
+
+
+def test_a_link_gives_the_file_its_name(host: CopyHost, tmp_path: Path) -> None:
+    (tmp_path / "build-7").write_bytes(b"7")
+    (tmp_path / "latest").symlink_to("build-7")
+    assert run(["cp", "latest", "web:/data/"]) == 0
+    assert host.received["/data/latest"][0] == b"7"

@@ -102,7 +102,7 @@ def _copy_in(app: App, source: str, target: GuestPath) -> tuple[str, int]:
         if target.path.endswith("/") or _is_directory(host, target):
             if source == STREAM:
                 raise ConfigError(f"{target} is a directory.", hint="Say what the file is to be called.")
-            target = target._replace(path=str(PurePosixPath(target.path, Path(source).resolve().name)))
+            target = target._replace(path=str(PurePosixPath(target.path, Path(source).absolute().name)))
         with _stdin_as_a_file() if source == STREAM else nullcontext(Path(source)) as path:
             of_all = f" of {output.size(path.stat().st_size)}" if path.is_file() else ""
             told = _told(say, f"Copying to {target}", of_all)
@@ -153,12 +153,12 @@ def _stdin_as_a_file() -> Iterator[Path]:
     """All of stdin, in a file without a name: whole before anything is sent, whatever stdin is, with the mode of a new file."""
     import tempfile
 
-    umask = os.umask(0o077)
-    os.umask(umask)
+    from ramet.linux import procfs
+
     with ExitStack() as stack:
         with host_errors("copy stdin to a temporary file"):
             file = stack.enter_context(tempfile.TemporaryFile())
-            os.fchmod(file.fileno(), 0o666 & ~umask)
+            os.fchmod(file.fileno(), 0o666 & ~procfs.umask())
             while data := os.read(terminal.STDIN, CHUNK_BYTES):
                 file.write(data)
             file.flush()
@@ -176,7 +176,9 @@ def _copy_to_stdout(host: Host, source: GuestPath, told: Callable[[int], None]) 
     """By way of a file without a name, so that a copy that fails half-way has printed nothing."""
     import tempfile
 
-    with tempfile.TemporaryFile() as file:
+    with ExitStack() as stack:
+        with host_errors("make a temporary file"):
+            file = stack.enter_context(tempfile.TemporaryFile())
         size_bytes = host.copy_out(source.instance, source.path, file.fileno(), progress=told)
         file.seek(0)
         while data := file.read(CHUNK_BYTES):

@@ -24,6 +24,7 @@ from ramet.guests.client import AgentClient, ExecControl
 from ramet.guests.stream import SessionLostError
 from ramet.instances import lost_guest, observe
 from ramet.instances.context import Store
+from ramet.linux import procfs
 from ramet.linux.unixsock import connect_in
 from ramet.model import ExecResult, Hypervisor, Ping
 from ramet.paths import CONSOLE_SOCKET
@@ -141,12 +142,29 @@ def copy_out(
     if isinstance(dst, int):
         with agent_of(store, name, Verb.COPY) as agent:
             return agent.get(src, dst, progress=progress).size_bytes
-    if not dst.parent.is_dir():
-        raise NotFoundError(f"There is no directory {dst.parent} on this host.")
-    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), atomic.replacing(dst) as fd:
+    place = _place_of(dst)
+    with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), atomic.replacing(place) as fd:
         meta = agent.get(src, fd, progress=progress)
-        os.fchmod(fd, meta.mode & 0o777)
+        os.fchmod(fd, meta.mode & 0o777 & ~procfs.umask())  # the guest chooses bits, and not past ours
         return meta.size_bytes
+
+
+def _place_of(dst: Path) -> Path:
+    """Where a file that is copied out goes: what a symbolic link points to is replaced, and not the link.
+
+    Raises:
+        ConfigError: if something is there that is no regular file; a device that was replaced would be one no more.
+        NotFoundError: if its directory is not there.
+    """
+    place = dst.resolve() if dst.is_symlink() else dst
+    if not place.parent.is_dir():
+        raise NotFoundError(f"There is no directory {place.parent} on this host.")
+    if dst.exists() and not dst.is_file():
+        what = "a directory" if dst.is_dir() else "no regular file"
+        raise ConfigError(
+            f"{dst} is {what}, and cp writes files.", hint=f"To have it written to: - as DST, and > {dst}"
+        )
+    return place
 
 
 def console(store: Store, name: str) -> socket.socket:

@@ -190,6 +190,14 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns(~pid << 3 | 2)  # CPUCLOCK_SCHED (include/linux/posix-timers_types.h)
 
 
+def umask() -> int:
+    """What is taken from the mode of a file that this process makes (proc(5), Umask): umask(2) cannot ask without setting it."""
+    for line in Path("/proc/self/status").read_bytes().splitlines():
+        if line.startswith(b"Umask:"):
+            return int(line.split()[1], 8)
+    raise OSError(errno.ENODATA, "the kernel does not say the umask", "/proc/self/status")
+
+
 def descendants(pid: int) -> list[int]:
     """The live processes that descend from ``pid``, in the order of their pids. One whose parent has ended descends from whoever
     adopted it.

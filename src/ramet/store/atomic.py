@@ -77,8 +77,8 @@ def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def replacing(path: Path) -> Iterator[int]:
     """A new file of mode 0600, as a descriptor to write to and read from; at the end of the block it takes the place of ``path``.
 
-    If the block raises, ``path`` is what it was, and nothing else is left; nor is it by a kill while the block lasts, where the
-    file system has O_TMPFILE. Nothing is synced: a power cut may leave the old file, or the new one with less in it.
+    If the block or the fsync at its end fails, ``path`` is what it was, and nothing else is left; nor is it by a kill while the
+    block lasts, where the file system has O_TMPFILE. A power cut leaves the old file or the new one.
     """
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     with ExitStack() as stack:
@@ -88,6 +88,7 @@ def replacing(path: Path) -> Iterator[int]:
             fd = os.open(temporary, NEW, 0o600) if unnamed is None else unnamed
             stack.callback(os.close, fd)
         yield fd
+        os.fsync(fd)
         if unnamed is not None:
             _link(unnamed, temporary)
         temporary.rename(path)

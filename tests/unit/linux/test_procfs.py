@@ -249,3 +249,12 @@ def test_what_all_threads_of_a_process_have_run() -> None:
     assert counted == pytest.approx(took, rel=0.2)
     with pytest.raises(OSError, match="Invalid argument"):
         procfs.cpu_ns(2**22 + 1)
+
+
+def test_the_umask_is_asked_and_not_set() -> None:
+    before = os.umask(0o027)
+    try:
+        assert procfs.umask() == 0o027
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)

@@ -201,7 +201,7 @@ def test_what_replaces_a_file_has_its_name_at_the_end_alone(place: Path, way: st
 def test_a_replacement_that_fails_at_any_step_leaves_the_old_file(place: Path, error: BaseException, way: str) -> None:
     (place / "f").write_bytes(OLD)
     before = own_descriptors()
-    for step in range(2 if way == "O_TMPFILE" else 1):  # link, rename
+    for step in range(3 if way == "O_TMPFILE" else 2):  # fsync, link, rename
         with Steps(fail_at=step, error=error).recorded(), pytest.raises(type(error)):
             replace(place / "f")
         assert (place / "f").read_bytes() == OLD
