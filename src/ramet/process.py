@@ -13,12 +13,14 @@ import os
 import resource
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple, TypeVar
 
 from ramet.errors import HostError, LaunchError, VmmDiedError
@@ -34,6 +36,8 @@ Starter = Callable[[Callable[[], Child], Callable[[Child], None]], Child]
 
 VMM_MARK = "RAMET_VMM_OF"
 """The environment variable that says whose VMM a process is."""
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
+"""Of our environment, what a VMM gets."""
 PROC = Path("/proc")
 YAMA_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 PR_SET_PTRACER = 0x59616D61
@@ -128,7 +132,7 @@ def spawn(
                     stdout=stdout,
                     stderr=log_fd,
                     cwd=f"/proc/self/fd/{cwd_fd}",  # whoever starts it may be closed out of what is above
-                    env={**os.environ, VMM_MARK: str(mark)},
+                    env=environment(mark),
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,
                     restore_signals=False,
@@ -153,7 +157,18 @@ def spawn(
     return vmm
 
 
+def environment(mark: Path) -> dict[str, str]:
+    """Of our own variables, what a VMM needs: one that was taken over shall find no keys and no passwords in its memory."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {VMM_MARK: str(mark)}
+
+
 def _open_to_append(stack: ExitStack, path: Path) -> int:
+    """A log. What an earlier VMM has put in its place, such as a socket, goes."""
+    with suppress(FileNotFoundError):
+        if S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        elif not S_ISREG(path.lstat().st_mode):
+            path.unlink()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     return fd

@@ -1,15 +1,25 @@
-"""The users that VMMs run as where Ramet runs as root, one for each instance: their numbers, and whether they can be had here."""
+"""The users that VMMs run as where Ramet runs as root, one for each instance: their numbers, whether they can be had here, and
+that nothing runs as one whose instance has no VMM.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ramet import config
+from ramet.errors import HostError
 from ramet.hypervisors import kvm as kvm_device
 from ramet.linux import capabilities, credentials
+from ramet.process import wait_until
+
+log = logging.getLogger(__name__)
+END_S: Final = 10.0
 
 USERS: Final = range(0x7000_0000, 0x7FFE_0000)
 """Numbers that nobody gives out (systemd.io, "Users, Groups, UIDs and GIDs"). Which is a VMM's comes from its instance's id."""
@@ -30,6 +40,62 @@ OTHERS_READ_WRITE: Final = stat.S_IROTH | stat.S_IWOTH
 def user_number(instance_id: str) -> int:
     """The user's number that belongs to an instance's id (hexadecimal digits)."""
     return USERS.start + int(instance_id, 16) % len(USERS)
+
+
+def end_all_of(instance_id: str) -> None:
+    """Kill whatever runs as the user of an instance's VMMs, which has none any more: a VMM that was taken over may have started
+    something that outlives it, and bears no mark. Nothing is done where Ramet is not root, and VMMs have no users.
+
+    How many those are is limited (RLIMIT_NPROC), so this comes to an end.
+
+    Raises:
+        HostError: if something is still there ``END_S`` seconds after SIGKILL.
+    """
+    if os.geteuid() != 0:
+        return
+    user = user_number(instance_id)
+    told: set[int] = set()
+
+    def is_over() -> bool:
+        left = _running_as(user)
+        for pid in left:
+            if pid not in told:
+                log.warning("process %d runs as the user of %s, which has no VMM: it is killed", pid, instance_id)
+                told.add(pid)
+            _kill(pid, user)
+        return not left
+
+    try:
+        wait_until(is_over, END_S, what=f"the processes of user {user} to end")
+    except TimeoutError as err:
+        raise HostError(
+            f"Something that a VMM of {instance_id} has started is still there {END_S:g} s after SIGKILL.",
+            hint=f"See what it waits for: ps -U {user}",
+        ) from err
+
+
+def _kill(pid: int, user: int) -> None:
+    """By a descriptor: the number may be another's by now."""
+    with suppress(OSError):  # it has ended
+        pidfd = os.pidfd_open(pid)
+        try:
+            if _runs_as(Path(f"/proc/{pid}"), user):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+
+def _running_as(user: int) -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _runs_as(entry, user)]
+
+
+def _runs_as(process: Path, user: int) -> bool:
+    """Whether a process runs as a user, and has not ended: nobody may have reaped it."""
+    try:
+        status = (process / "status").read_bytes()
+    except OSError:
+        return False  # it has gone
+    return b"\nUid:\t%d\t" % user in status and status.partition(b"\nState:\t")[2][:1] not in b"ZX"
 
 
 def why_no_users(program: str, *, kvm: bool) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ramet import process
 from ramet.errors import CorruptError, StateError
+from ramet.hypervisors import users
 from ramet.instances.context import Locked, Store
 from ramet.instances.observe import (
+    end_vmm,
     exclusive,
     free_other_names,
     is_live,
@@ -96,8 +97,7 @@ def take_away(instance: Locked) -> None:
     ):
         if record.pending is not None:
             reap_strays(instance.paths.run)  # its VMM may not be in the record yet
-        if record.vmm is not None:
-            process.kill_and_wait(record.vmm)
+        end_vmm(record)
         if may_have_other_names(record):
             free_other_names(store, record)  # while the record still leads to them
         elif record.name != record.id:
@@ -112,6 +112,7 @@ def take_away_damaged(store: Store, instance_id: str) -> None:
     paths = store.paths.instance(instance_id)
     with signals_held(), store.ended_if_killed(Kind.REMOVE, instance_id):
         reap_strays(paths.run)
+        users.end_all_of(instance_id)
         for entry in list(store.paths.instance_names.iterdir()):
             with suppress(CorruptError):  # another's, which is damaged too
                 names.release(store.paths.instance_names, entry.name, instance_id)

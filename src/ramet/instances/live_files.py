@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ramet.errors import VmmDiedError, host_errors
@@ -48,6 +49,20 @@ def clear(paths: InstancePaths, *, keep_disk: bool) -> None:
         paths.vmstate.unlink(missing_ok=True)
         if not keep_disk:
             paths.disk.unlink(missing_ok=True)
+
+
+def sync_disk(paths: InstancePaths) -> None:
+    """Have the live disk durable (fsync(2)); nobody writes to it any more.
+
+    Raises:
+        HostError: if the host could not write it.
+    """
+    with host_errors(f"sync {paths.disk}"):
+        fd = os.open(paths.disk, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def set_aside_path(paths: InstancePaths) -> Path:

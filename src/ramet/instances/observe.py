@@ -15,6 +15,7 @@ import msgspec
 
 from ramet import process
 from ramet.errors import GuestError, RametError, VmmError
+from ramet.hypervisors import users
 from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked, Store
 from ramet.model import Failure, InstanceRecord, State
@@ -124,7 +125,7 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         record = _mend(store, record, record.pending)
     record = observed(store, record)
     if record.state not in HAS_VMM and record.vmm is not None:
-        process.kill_and_wait(record.vmm)
+        end_vmm(record)
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
     if record != was:
@@ -163,9 +164,8 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
     paths = store.paths.instance(record.id)
     was, record = record, msgspec.structs.replace(record, pending=None)
     if record.state is State.CREATED:
-        if record.vmm is not None:
-            process.kill_and_wait(record.vmm)
         reap_strays(paths.run)
+        end_vmm(record)
         return msgspec.structs.replace(
             record,
             vmm=None,
@@ -216,6 +216,17 @@ def _park_again(store: Store, record: InstanceRecord) -> InstanceRecord:
             log.warning("the parked fork %s could not be brought to rest, and is ended: %s", record.id, err.message)
             process.kill_and_wait(record.vmm)
     return msgspec.structs.replace(record, generation=record.generation + 1)
+
+
+def end_vmm(record: InstanceRecord) -> None:
+    """End the VMM of an instance, if it is still there, and whatever it has started, which nothing else would end.
+
+    Raises:
+        HostError: if something does not end.
+    """
+    if record.vmm is not None:
+        process.kill_and_wait(record.vmm)
+    users.end_all_of(record.id)
 
 
 def reap_strays(run_dir: Path) -> None:

@@ -10,7 +10,7 @@ from ramet.guests.client import AgentClient
 from ramet.instances import guest, live_files
 from ramet.instances.boot import boot
 from ramet.instances.context import Locked, Store, snapshot_of
-from ramet.instances.observe import FORCED_STOP, exclusive, observed
+from ramet.instances.observe import FORCED_STOP, end_vmm, exclusive, observed
 from ramet.model import State
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
@@ -79,7 +79,8 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             with signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:
                     instance.change(durable=False, pending=FORCED_STOP)
-                    process.kill_and_wait(instance.record.vmm)
+                end_vmm(instance.record)
+                live_files.sync_disk(instance.paths)  # it is all that is left; of a copy nothing may be on the disk yet
                 instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
                 live_files.clear(instance.paths, keep_disk=True)
 

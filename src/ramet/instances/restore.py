@@ -13,7 +13,7 @@ from ramet.hypervisors.base import LaunchSpec
 from ramet.instances import console_log, guest, live_files, naming, sharing, snapshot_check
 from ramet.instances.boot import launch_spec
 from ramet.instances.context import Locked, Store, snapshot_of
-from ramet.instances.observe import exclusive, is_live
+from ramet.instances.observe import end_vmm, exclusive, is_live
 from ramet.instances.power import reached
 from ramet.model import CopyInRam, Failure, InstanceRecord, Manifest, State, VmmProcess
 from ramet.paths import SnapshotPaths
@@ -135,11 +135,9 @@ def _owner(instance: Locked, manifest: Manifest) -> str:
 
 def _end_live(instance: Locked) -> None:
     """Give up a live VM for a rollback: durable first, so that a kill in between never pairs old memory with its disk (H69)."""
-    vmm = instance.record.vmm
     with signals_held():
         instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
-        if vmm is not None:
-            process.kill_and_wait(vmm)
+        end_vmm(instance.record)
         instance.change(vmm=None)
         live_files.clear(instance.paths, keep_disk=True)
 

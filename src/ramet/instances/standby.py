@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from ramet import process
 from ramet.errors import HostError
 from ramet.hypervisors.base import SavesDeviceState, SavesMemory
 from ramet.instances import guest, live_files
-from ramet.instances.context import Locked, Store, vmm_of
-from ramet.instances.observe import exclusive
+from ramet.instances.context import Locked, Store
+from ramet.instances.observe import end_vmm, exclusive
 from ramet.instances.power import reached
 from ramet.instances.taking import begun, captured
 from ramet.model import State
@@ -45,7 +44,6 @@ def standby(store: Store, name: str) -> None:
 def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemory) -> None:
     record = instance.record
     was_paused = record.state is State.PAUSED
-    vmm = vmm_of(record)
     if not was_paused:
         guest.freeze(monitor, instance.paths.run)
     with ExitStack() as held:
@@ -70,7 +68,7 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
             raise
         # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
         try:
-            process.kill_and_wait(vmm)
+            end_vmm(instance.record)
             live_files.clear(instance.paths, keep_disk=False)
             instance.change(vmm=None, pending=None)
         except HostError as err:

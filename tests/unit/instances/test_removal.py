@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -11,12 +12,14 @@ from contextlib import AbstractContextManager
 import pytest
 
 from ramet.errors import CorruptError, NotFoundError
+from ramet.hypervisors import users
 from ramet.instances.context import Store
 from ramet.instances.delete import plan, remove
 from ramet.instances.snapshots import remove as remove_snapshot
 from ramet.model import RemovalPlan, State
 from ramet.paths import StorePaths
 from ramet.store import names
+from tests.capabilities import requires
 from tests.unit.instances.place import INSTANCE, Place
 
 
@@ -99,3 +102,16 @@ class WaitingStore(Store):
     def deleting(self, snapshot_id: str, *, timeout_s: float = 60) -> AbstractContextManager[None]:
         self._is_waiting.set()
         return super().deleting(snapshot_id, timeout_s=timeout_s)
+
+
+@requires("root", "vmm-users")
+def test_what_a_vmm_has_started_goes_with_its_instance(place: Place) -> None:
+    """It bears no mark, and has a session of its own."""
+    user = users.user_number(INSTANCE)
+    argv = ["/usr/bin/env", "-i", "sleep", "600"]
+    with subprocess.Popen(argv, user=user, group=user, extra_groups=(), start_new_session=True) as stray:
+        try:
+            remove(place.store, "web", force=True)
+            assert stray.wait(10) == -signal.SIGKILL
+        finally:
+            stray.kill()
