@@ -80,7 +80,7 @@ class Store:
         """
         config.check_name(name)
         found = names.lookup(self.paths.instance_names, name)
-        if found is None and is_id(name) and self.paths.instance(name).record.exists():
+        if found is None and is_id(name) and self.paths.instance(name).dir.is_dir():
             found = name
         if found is None or not self.paths.instance(found).dir.is_dir():
             hint = _instead(name, self.paths.instance_names, listed_by="ramet ls")
@@ -94,16 +94,28 @@ class Store:
 
         Raises:
             NotFoundError: if it is gone.
-            CorruptError: if it cannot be believed.
+            CorruptError: if it cannot be believed, or is lost: a directory comes with its record, and goes with it.
         """
         path = self.paths.instance(instance_id).record
         try:
-            record = atomic.read_json(path, InstanceRecord, format_version=INSTANCE_FORMAT_VERSION)
-        except FileNotFoundError as err:
-            raise NotFoundError(f"There is no instance {instance_id!r}.", hint="`ramet ls` lists them.") from err
+            record = self._read(path, instance_id)
+        except NotFoundError:
+            if not path.parent.is_dir():
+                raise
+            try:
+                record = self._read(path, instance_id)  # it may have come meanwhile
+            except NotFoundError as err:
+                hint = f"Restore {path} from a backup, or give the instance up: ramet rm --force {instance_id}"
+                raise CorruptError(f"{path.parent} has no record.", hint=hint) from err
         if record.id != instance_id:
             raise CorruptError(f"{path} is the record of {record.id!r}: files were moved by hand.")
         return record
+
+    def _read(self, path: Path, instance_id: str) -> InstanceRecord:
+        try:
+            return atomic.read_json(path, InstanceRecord, format_version=INSTANCE_FORMAT_VERSION)
+        except FileNotFoundError as err:
+            raise NotFoundError(f"There is no instance {instance_id!r}.", hint="`ramet ls` lists them.") from err
 
     def records(self) -> list[InstanceRecord]:
         """All records, oldest first; an instance that vanishes meanwhile is left out.

@@ -56,8 +56,7 @@ def users_of_image(store: Store, digest: str) -> tuple[str, ...]:
 
 def _damaged(store: Store, instance_id: str, err: CorruptError) -> InstanceInfo:
     """What can be said of an instance whose record cannot be read: its name, and what is wrong."""
-    called = {target: name for name, target in names.all_names(store.paths.instance_names).items()}
-    name = called.get(instance_id, instance_id)
+    name = next(iter(names.names_of(store.paths.instance_names, instance_id)), instance_id)
     paths = store.paths.instance(instance_id)
     record = InstanceRecord(
         id=instance_id,

@@ -175,7 +175,7 @@ def _by_id(store: Store, source_id: str, candidates: Sequence[InstanceRecord]) -
     parent = _parent(source_id, candidates)
     if parent.instance_id != source_id:
         is_there = store.paths.snapshot(source_id).dir.is_dir()
-        called = sorted(one for one, meant in names.all_names(store.paths.snapshot_names).items() if meant == source_id)
+        called = names.names_of(store.paths.snapshot_names, source_id)
         return Source(
             id=source_id,
             label=f"snapshot:{called[0] if called else source_id}",

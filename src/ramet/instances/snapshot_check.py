@@ -87,9 +87,7 @@ def _check_one(store: Store, snapshot_id: str) -> SnapshotCheck:
     damage: list[SnapshotDamage] = []
     with ExitStack() as held:
         with store.reading(snapshot_id) as paths:
-            called = tuple(
-                name for name, target in names.all_names(store.paths.snapshot_names).items() if target == snapshot_id
-            )
+            called = tuple(names.names_of(store.paths.snapshot_names, snapshot_id))
             opened: list[_Opened] = []
             mend = None
             try:

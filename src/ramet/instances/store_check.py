@@ -149,9 +149,13 @@ def _instance(store: Store, instance_id: str) -> list[_Found]:
     try:
         record = store.read(instance_id)
     except NotFoundError:
-        where = f"Its disk may be {paths.disk}; then move all of {paths.dir} elsewhere."
-        return [_Found(text="It has no record.", mend=where)]
+        return []  # removed meanwhile
     except CorruptError as err:
+        if not paths.record.exists():
+            mend = (
+                f"Restore it from a backup. Or keep {paths.disk}, and give the rest up: ramet rm --force {instance_id}"
+            )
+            return [_Found(text="It has no record.", mend=mend)]
         remove = f"Restore it from a backup, or remove it: ramet rm --force {instance_id}"
         is_whole = isinstance(err, FormatVersionError)
         return [_Found(text=err.message, mend=atomic.OTHER_VERSION if is_whole else remove)]

@@ -47,6 +47,8 @@ def open_store(home: Path) -> StorePaths:
         for directory in paths.directories():
             if not directory.is_dir():
                 directory.mkdir(mode=0o700, parents=directory == home, exist_ok=True)
+            else:
+                _refuse_others_directory(directory)
         if not os.access(paths.tmp, os.W_OK):
             number = errno.EROFS if os.statvfs(paths.tmp).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(number, os.strerror(number), str(paths.tmp))
@@ -62,17 +64,28 @@ def _refuse_foreign(paths: StorePaths) -> None:
         raise ConfigError(f"{home} is not a directory.", hint="Set RAMET_HOME to a directory of its own.")
     if not home.exists():
         return
-    if home.stat().st_uid != os.geteuid():
-        raise ConfigError(
-            f"The store {home} belongs to uid {home.stat().st_uid}, and you are {os.geteuid()}.",
-            hint="Set RAMET_HOME to a directory of your own.",
-        )
+    _refuse_others_directory(home)
     ours = {directory.name for directory in paths.directories() if directory.parent == home}
     found = {entry.name for entry in home.iterdir()} - NOT_OURS_BUT_HARMLESS
     if not ours <= found and not found <= ours:
         raise ConfigError(
             f"{home} holds other things, such as {min(found - ours)!r}: it is no store of Ramet.",
             hint="Set RAMET_HOME to an empty directory, or to one that does not exist yet.",
+        )
+
+
+def _refuse_others_directory(directory: Path) -> None:
+    """Refuse one in which somebody else may put or rename things: records say which process is to be killed."""
+    found = directory.stat()
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"The store's directory {directory} belongs to uid {found.st_uid}, and you are {os.geteuid()}.",
+            hint="Set RAMET_HOME to a directory of your own.",
+        )
+    if found.st_mode & 0o022:
+        raise ConfigError(
+            f"Others may write into the store's directory {directory}: its mode is {found.st_mode & 0o7777:04o}.",
+            hint=f"If you know who has: chmod go-w {directory}. Else set RAMET_HOME to a directory of your own.",
         )
 
 
@@ -124,6 +137,10 @@ def _sweep(paths: StorePaths) -> None:
                     atomic.remove_tree(entry)
         except LockedError:
             continue  # its command is at work
+        except (
+            OSError
+        ) as err:  # its file system is damaged, or somebody has made it immutable: nothing else depends on it
+            log.warning("%s was left by a command that was killed, and cannot be removed: %s", entry, err.strerror)
 
 
 def _sweep_locks(paths: StorePaths) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ramet.errors import ConflictError, CorruptError, host_errors
+from ramet.errors import ConflictError, CorruptError, host_error, host_errors
 from ramet.store import atomic
 
 
@@ -58,14 +59,23 @@ def _one_release_at_a_time(directory: Path) -> Iterator[None]:
 
 
 def lookup(directory: Path, name: str) -> str | None:
-    """The id that ``name`` means, or None."""
+    """The id that ``name`` means, or None.
+
+    Raises:
+        CorruptError: if it is no file, or holds no id.
+        HostError: if it could not be read, which says nothing of what it holds.
+    """
     path = directory / name
     try:
         text = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, OSError) as err:
+    except (UnicodeDecodeError, IsADirectoryError) as err:
         raise CorruptError(f"{path} cannot be read as an id: {err}.", hint="Remove that file by hand.") from err
+    except OSError as err:
+        if err.errno != errno.ELOOP:
+            raise host_error(f"read {path}", err) from err
+        raise CorruptError(f"{path} is a link in a circle.", hint="Remove that file by hand.") from err
     if not text.isalnum():
         raise CorruptError(f"{path} holds {text[:40]!r}, which is no id.", hint="Remove that file by hand.")
     return text
@@ -74,6 +84,16 @@ def lookup(directory: Path, name: str) -> str | None:
 def taken(directory: Path) -> list[str]:
     """Every name there, whatever it means."""
     return sorted(entry.name for entry in directory.iterdir() if entry.name[0] != ".")  # a temporary file begins so
+
+
+def names_of(directory: Path, target_id: str) -> list[str]:
+    """The names that mean ``target_id``, among those that can be read."""
+    found = []
+    for name in taken(directory):
+        with suppress(CorruptError):
+            if lookup(directory, name) == target_id:
+                found.append(name)
+    return found
 
 
 def all_names(directory: Path) -> dict[str, str]:

@@ -76,8 +76,13 @@ def test_an_instance_that_was_restored_meanwhile(place: Place, vmms: Callable[[]
     assert said.message == "The VMM of 'web' ended while its guest was being talked to; 'web' has another VMM now."
 
 
+def vanish(place: Place) -> None:
+    """As rm makes a directory vanish."""
+    place.paths.dir.rename(place.store.paths.tmp / "trash-of-a-test")
+
+
 def test_an_instance_that_was_removed(place: Place, alive: VmmProcess) -> None:
-    said = what_is_said(place, alive, place.paths.record.unlink)
+    said = what_is_said(place, alive, lambda: vanish(place))
     assert said.message == "'web' was removed while its guest was being talked to."
 
 
@@ -91,7 +96,7 @@ def test_an_instance_that_is_being_removed(place: Place, alive: VmmProcess) -> N
         threading.Timer(0.3, end_it).start()
 
     def end_it() -> None:
-        place.paths.record.unlink()
+        place.paths.dir.rename(place.store.paths.tmp / "trash")
         held.close()
 
     assert "was removed" in what_is_said(place, alive, begin).message

@@ -9,16 +9,18 @@ import threading
 import time
 from contextlib import AbstractContextManager
 
+import msgspec
 import pytest
 
 from ramet.errors import CorruptError, NotFoundError
 from ramet.hypervisors import users
 from ramet.instances.context import Store
 from ramet.instances.delete import plan, remove
+from ramet.instances.inspect import all_instances
 from ramet.instances.snapshots import remove as remove_snapshot
-from ramet.model import RemovalPlan, State
+from ramet.model import Failure, RemovalPlan, State
 from ramet.paths import StorePaths
-from ramet.store import names
+from ramet.store import atomic, names
 from tests.capabilities import requires
 from tests.unit.instances.place import INSTANCE, Place
 
@@ -57,6 +59,26 @@ def test_of_a_damaged_one_nobody_knows(place: Place) -> None:
     assert "is damaged" in found.damaged
     remove(place.store, "web", force=True)
     assert left(place) == {place.snapshot_id}
+
+
+def test_a_lost_record_is_a_damaged_one(place: Place) -> None:
+    """It may come back from a backup, and what it needs is there until the instance is given up."""
+    other = place.make_another("fork")
+    paths = place.store.paths.instance(other.id)
+    atomic.write_json(paths.record, msgspec.structs.replace(other, state=State.STANDBY, snapshot=place.snapshot_id))
+    backup = paths.record.rename(place.store.paths.home.parent / "backup")
+    remove(place.store, "web", force=True)
+    assert left(place) == {place.snapshot_id}
+    assert [info.failure for info in all_instances(place.store)] == [Failure.RECORD_DAMAGED]
+    backup.rename(paths.record)
+    assert [info.state for info in all_instances(place.store)] == [State.STANDBY]
+    paths.record.unlink()
+    with pytest.raises(CorruptError, match="has no record") as caught:
+        remove(place.store, "fork", force=False)
+    assert f"ramet rm --force {other.id}" in str(caught.value.hint)
+    remove(place.store, other.id, force=True)
+    assert all_instances(place.store) == []
+    assert names.taken(place.store.paths.instance_names) == []
 
 
 def test_a_snapshot_keeps_its_name_where_nobody_can_tell_who_needs_it(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -89,6 +90,51 @@ def test_another_user_s_directory_is_refused_before_anything_is_made_in_it(
     with pytest.raises(ConfigError, match="belongs to uid"):
         open_store(tmp_path)
     assert names_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize("which", ["", "instances", "names/snapshots", "tmp"])
+def test_a_store_that_others_may_write_is_refused(store: StorePaths, which: str) -> None:
+    """They could put records in it: those say which process is to be killed."""
+    directory = store.home / which
+    directory.chmod(0o770)
+    with pytest.raises(ConfigError, match=f"{directory}: its mode is 0770") as caught:
+        open_store(store.home)
+    assert f"chmod go-w {directory}" in str(caught.value.hint)
+    directory.chmod(0o755)
+    open_store(store.home)
+
+
+@pytest.mark.parametrize("which", ["tmp", "locks"])
+def test_a_directory_of_somebody_else_in_it_is_refused(
+    store: StorePaths, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, real = store.home / which, Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        found = real(path, **options)
+        return os.stat_result((*found[:4], 4711, *found[5:])) if path == theirs else found
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(ConfigError, match=f"{theirs} belongs to uid 4711"):
+        open_store(store.home)
+
+
+def test_what_cannot_be_swept_hinders_nobody_and_is_said(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = store.tmp / f"trash-{new_id()}"
+    left.mkdir()
+
+    def immutable(_path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "remove_tree", immutable)
+        open_store(store.home)
+    assert f"{left} was left" in caplog.text
+    assert left.is_dir()
+    open_store(store.home)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(("flags", "words"), [(os.ST_RDONLY, "read-only"), (0, "Permission denied")])

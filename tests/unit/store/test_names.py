@@ -140,6 +140,23 @@ def test_a_directory_for_a_name_is_corrupt(tmp_path: Path) -> None:
         names.lookup(tmp_path, "web")
 
 
+def test_a_name_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody shall be told to remove what may be the only reference to a snapshot."""
+    names.claim(tmp_path, "golden", "0123456789ab", what="snapshot")
+
+    def read_text(_path: Path, **_options: str) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read_text)
+        with pytest.raises(HostError, match="Too many open files"):
+            names.lookup(tmp_path, "golden")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CorruptError, match="link in a circle"):
+        names.lookup(tmp_path, "loop")
+    assert names.names_of(tmp_path, "0123456789ab") == ["golden"], "of those that can be read"
+
+
 def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
