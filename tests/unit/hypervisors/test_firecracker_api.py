@@ -143,6 +143,40 @@ def test_silence_has_an_end_and_what_comes_next_has_a_connection_of_its_own(tmp_
         made.resume_vcpus()
 
 
+def test_an_answer_that_comes_byte_by_byte_has_an_end(tmp_path: Path) -> None:
+    """A time-out for each byte is none for all."""
+
+    def behave(sock: socket.socket) -> None:
+        take_request(sock)
+        sock.sendall(b"HTTP/1.1 200 \r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(60):
+            sock.sendall(b"x")
+            time.sleep(0.05)
+
+    with monitor(tmp_path, behave, deadline_s=0.3) as made:
+        began = time.monotonic()
+        with pytest.raises(VmmError, match=r"within 0.3 s"):
+            made.stop_vcpus()
+        assert time.monotonic() - began < 2
+
+
+def test_an_answer_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    with monitor(tmp_path, answering(answer(200, bytes(1 << 20)))) as made, pytest.raises(VmmError, match="more than"):
+        made.stop_vcpus()
+
+
+def test_what_is_said_of_a_failure_is_cut(tmp_path: Path) -> None:
+    with monitor(tmp_path, answering(fault("x" * 50_000))) as made, pytest.raises(RejectedError) as caught:
+        made.stop_vcpus()
+    assert len(caught.value.reply) == 2000
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"state":1}', b'"\xff"'])
+def test_a_state_that_is_none_is_the_vmms_fault(tmp_path: Path, body: bytes) -> None:
+    with monitor(tmp_path, answering(answer(200, body))) as made, pytest.raises(VmmError, match="nonsense"):
+        made.vcpus_running()
+
+
 def test_after_an_interrupted_request_the_vcpus_can_be_resumed(tmp_path: Path) -> None:
     """What a capture does that Ctrl-C ends: the answer on its way must not be taken for the next one's."""
     seen = []

@@ -12,7 +12,9 @@ import logging
 import os
 import re
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +30,9 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """How Rust's std::io::Error ends its text."""
 CAPTURE_S = 600.0
 """How long a snapshot or a load may take: a guest's whole memory may be written to a slow disk."""
+ANSWER_MAX_BYTES = 64 * 1024
+FAULT_MAX_CHARACTERS = 2000
+"""A Firecracker that was taken over may send what it likes; what it says of a failure is shown to a person."""
 
 
 class _Fault(msgspec.Struct):
@@ -38,12 +43,29 @@ class _Instance(msgspec.Struct):
     state: str
 
 
+class _Socket(socket.socket):
+    """One with an end for all that is received: a time-out is one call's, and an answer may come byte by byte."""
+
+    ends_at = 0.0
+    """Of the monotonic clock."""
+
+    def recv_into(self, *arguments: Any) -> int:
+        """What answers are read by."""
+        left_s = self.ends_at - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.settimeout(left_s)
+        return super().recv_into(*arguments)
+
+
 class _Connection(http.client.HTTPConnection):
     """HTTP over a socket that is connected already."""
 
+    sock: _Socket | None
+
     def __init__(self, sock: socket.socket) -> None:
         super().__init__("localhost")
-        self.sock = sock
+        self.sock = _Socket(fileno=sock.detach())
 
 
 class FirecrackerMonitor(Closing):
@@ -74,7 +96,7 @@ class FirecrackerMonitor(Closing):
         Raises:
             RejectedError: if Firecracker refused it.
             VmmDiedError: if the connection broke: what it has done of the request is unknown.
-            VmmError: if there was no answer in time.
+            VmmError: if there was no whole answer in time, or a longer one than Firecracker gives.
         """
         what = f"{method} {path}"
         log.debug("API -> %s %s", what, body)
@@ -84,10 +106,11 @@ class FirecrackerMonitor(Closing):
         assert self._http.sock is not None
         try:
             self._http.sock.settimeout(limit_s)
+            self._http.sock.ends_at = time.monotonic() + limit_s
             data = None if body is None else msgspec.json.encode(body)
             self._http.request(method, path, data, {"Content-Type": "application/json"} if data else {})
             answer = self._http.getresponse()
-            text = answer.read()
+            text = answer.read(ANSWER_MAX_BYTES + 1)
         except TimeoutError as err:
             self.close()
             raise VmmError(f"Firecracker did not answer {what} within {limit_s:g} s.") from err
@@ -97,6 +120,9 @@ class FirecrackerMonitor(Closing):
         except BaseException:
             self.close()  # the answer that is on its way is no other request's
             raise
+        if len(text) > ANSWER_MAX_BYTES:
+            self.close()
+            raise VmmError(f"Firecracker answered {what} with more than {ANSWER_MAX_BYTES} bytes.")
         if answer.status >= HTTP_ERROR:
             raise RejectedError(f"Firecracker refused {what}.", request=what, reply=_fault(text))
         return text
@@ -109,7 +135,11 @@ class FirecrackerMonitor(Closing):
         self.request("PATCH", "/vm", {"state": "Resumed"})
 
     def vcpus_running(self) -> bool:
-        return msgspec.json.decode(self.request("GET", "/"), type=_Instance).state == "Running"
+        text = self.request("GET", "/")
+        try:
+            return msgspec.json.decode(text, type=_Instance).state == "Running"
+        except (msgspec.MsgspecError, UnicodeDecodeError) as err:
+            raise VmmError(f"Firecracker said nonsense when it was asked for its state: {text[:100]!r}.") from err
 
     def create_snapshot(self, *, vmstate: str, memory: str, diff: bool) -> None:
         """Write device state and memory of a paused VM. ``diff``: only the pages dirtied since the last snapshot, in place, onto
@@ -142,6 +172,6 @@ class FirecrackerMonitor(Closing):
 
 def _fault(text: bytes) -> str:
     try:
-        return msgspec.json.decode(text, type=_Fault).fault_message
-    except msgspec.MsgspecError:
+        return msgspec.json.decode(text, type=_Fault).fault_message[:FAULT_MAX_CHARACTERS]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return text.decode(errors="replace")[:300]
