@@ -25,6 +25,8 @@ def home(tmp_path: Path) -> Path:
     for name in ("web", "worker"):
         names.claim(paths.instance_names, name, "0123456789ab", what="instance")
     names.claim(paths.snapshot_names, "golden", "0123456789ab", what="snapshot")
+    for file in ("web.tar", "file"):
+        (tmp_path / file).touch()
     (paths.images / "tags").mkdir()
     (paths.images / "tags" / "micro").touch()
     return home
@@ -34,7 +36,7 @@ def complete(line: str, home: Path) -> list[str]:
     env = {**os.environ, "RAMET_HOME": str(home), "_RAMET_COMPLETE": "bash_complete", "COMP_WORDS": line}
     env["COMP_CWORD"] = str(len(line.split(" ")) - 1)
     ask = [sys.executable, "-c", "from ramet.cli.main import main; main()"]
-    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=True, cwd=home.parent)
     assert done.stderr == ""
     return [row.partition(",")[2] for row in done.stdout.splitlines() if row]
 
@@ -56,9 +58,10 @@ def complete(line: str, home: Path) -> list[str]:
         ("ramet verify --sabotage in-place", ["in-place-diff"]),
         ("ramet bench --only man", ["many"]),
         ("ramet create new --image mi", ["micro"]),
-        ("ramet cp we", ["we", "web:/", "web:/data/"]),
-        ("ramet cp file w", ["w", "web:/", "web:/data/", "worker:/", "worker:/data/"]),
-        ("ramet cp fil", ["fil"]),
+        ("ramet cp we", ["web:/", "web:/data/", "web.tar"]),
+        ("ramet cp file wo", ["worker:/", "worker:/data/"]),
+        ("ramet cp fi", ["fi"]),
+        ("ramet cp no", []),
     ],
 )
 def test_what_is_completed(home: Path, line: str, expected: list[str]) -> None:

@@ -45,7 +45,12 @@ def places(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[C
 
     there = [f"{name}:{path}" for name in instances(ctx, parameter, "") for path in ("/", "/data/")]
     found = [CompletionItem(place) for place in there if place.startswith(begun)]
-    return found if ":" in begun else [CompletionItem(begun, type="file"), *found]
+    directory, slash, name = begun.rpartition("/")
+    here = [f"{directory}{slash}{one}" for one in _names(Path(directory + slash)) if one.startswith(name)]
+    if ":" in begun or not here:
+        return found
+    # The shell's own completion of files is used only where there is nothing else (bash(1), compopt -o default).
+    return [*found, *map(CompletionItem, here)] if found else [CompletionItem(begun, type="file")]
 
 
 def scenarios(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:

@@ -53,7 +53,7 @@ def restore(
         with collecting(store, before, chosen), store.reading(chosen) as paths:
             manifest = check(instance, paths)
             if verified and is_live(before):  # before it is given up for what may be damaged
-                snapshot_check.require_intact(paths, manifest, name=name)
+                snapshot_check.require_intact(paths, manifest)
             if is_live(before):
                 _end_live(instance)
             with instance.pending("restore"):
@@ -219,8 +219,9 @@ def wake(
                 _load(instance, spec, manifest, copy_in_ram, before_run=lambda _vmm: None, then=then)
             else:
                 instance.store.say(f"{instance.record.name}: comparing memory and disk with their sums")
+                instead = snapshot_check.INSTEAD.format(name=instance.record.name)
                 with snapshot_check.held_intact(
-                    snapshot, manifest, name=instance.record.name, memory=memory, disk=paths.disk
+                    snapshot, manifest, instead=instead, memory=memory, disk=paths.disk
                 ) as require_used:
                     _load(instance, spec, manifest, copy_in_ram, before_run=require_used, then=then)
     except BaseException:

@@ -27,9 +27,10 @@ from ramet.store.layout import is_id
 
 TOLD_EVERY_S = 0.2
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+OTHERS = "`ramet snapshot check` says which snapshots are whole."
 INSTEAD = (
-    "`ramet snapshot check` says which snapshots are whole: ramet restore {name} --snapshot SNAPSHOT. "
-    "To take this one as it is, leave out --verified; to keep its disk alone: ramet stop {name} --discard-memory."
+    OTHERS + " To wake it from this one as it is, leave out --verified; "
+    "to keep its disk alone, if that is whole: ramet stop {name} --discard-memory."
 )
 
 
@@ -189,17 +190,16 @@ def _open_past_the_cache(path: Path) -> int:
 
 @contextmanager
 def held_intact(
-    snapshot: SnapshotPaths, manifest: Manifest, *, name: str, memory: Path, disk: Path
+    snapshot: SnapshotPaths, manifest: Manifest, *, instead: str, memory: Path, disk: Path
 ) -> Iterator[Callable[[VmmProcess], None]]:
     """Open the files that a VMM is about to load, the snapshot's own or derivations of them, compare them with the snapshot's
     sums by those descriptors, and hold them. Yields what makes sure, once the VMM has loaded, that it uses these (H18).
-    ``name``: the instance that is to wake, for what is said of damage.
+    ``instead``: the hint of what is to be done about damage.
 
     Raises:
         CorruptError: naming the pages that differ; or, from what is yielded, if another file was put in the place of one.
         HostError: if a file cannot be read.
     """
-    instead = INSTEAD.format(name=name)
     with ExitStack() as held:
         fds = {}
         for path, called, sums_path, expected in (
@@ -235,14 +235,14 @@ def held_intact(
         yield require_used
 
 
-def require_intact(snapshot: SnapshotPaths, manifest: Manifest, *, name: str) -> None:
-    """Compare a snapshot's own files with its sums, for an instance that is to wake from it.
+def require_intact(snapshot: SnapshotPaths, manifest: Manifest) -> None:
+    """Compare a snapshot's own files with its sums.
 
     Raises:
         CorruptError: naming the pages that differ.
         HostError: if a file cannot be read.
     """
-    with held_intact(snapshot, manifest, name=name, memory=snapshot.memory, disk=snapshot.disk):
+    with held_intact(snapshot, manifest, instead=OTHERS, memory=snapshot.memory, disk=snapshot.disk):
         pass
 
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libgen.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -12,7 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static uint8_t chunk[256 * 1024];
@@ -63,20 +66,29 @@ static void take_back_if_ended(void)
         sigaction(numbers[i], &action, NULL);
 }
 
+/* A name beside the file's place that nobody in the guest can guess, and take before. */
+static bool choose_temporary(const char *directory)
+{
+    uint64_t number;
+    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != (ssize_t)sizeof number) /* the guest has just booted */
+        number = (uint64_t)getpid() << 32 | (uint64_t)time(NULL);
+    if (asprintf(&temporary, "%s/.ramet-put-%016" PRIx64, directory, number) < 0)
+        temporary = NULL;
+    return temporary;
+}
+
 /* The file that is written, in the directory of its place: without a name, where the file system has such files. */
 static int open_temporary(const char *path)
 {
     char *copy = strdup(path), *directory = copy ? dirname(copy) : NULL;
-    if (!directory || asprintf(&temporary, "%s/.ramet-put-%d", directory, getpid()) < 0) {
+    if (!directory || !choose_temporary(directory)) {
         free(copy);
-        temporary = NULL;
         errno = ENOMEM;
         return -1;
     }
     sigset_t all, before;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before);
-    unlink(temporary); /* of a process that was killed, and had our number */
     int fd = openat(AT_FDCWD, directory, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
     unnamed = fd >= 0;
     if (fd < 0 && errno == EOPNOTSUPP)
@@ -90,14 +102,17 @@ static int open_temporary(const char *path)
     return fd;
 }
 
-/* A name of the file's own, to be renamed. */
-static int give_name(int fd)
+/* Put the file in its place; a signal that comes now comes too late to say that it is not there. */
+static int publish(int fd, const char *path)
 {
     char self[32];
-    if (!unnamed)
-        return 0;
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
-    return linkat(AT_FDCWD, self, AT_FDCWD, temporary, AT_SYMLINK_FOLLOW);
+    if (unnamed && linkat(AT_FDCWD, self, AT_FDCWD, temporary, AT_SYMLINK_FOLLOW) < 0)
+        return -1;
+    return rename(temporary, path);
 }
 
 /* Make the new name durable. */
@@ -120,7 +135,7 @@ static int receive(int fd, const char *path, mode_t mode)
         if (error)
             return error;
     }
-    if (got < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0 || give_name(fd) < 0 || rename(temporary, path) < 0)
+    if (got < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0 || publish(fd, path) < 0)
         return errno;
     sync_directory(path);
     return 0;
