@@ -57,20 +57,31 @@ TARGET_STATE: Final[dict[Verb, State]] = {
 """Where a verb leads. A verb whose target is already reached succeeds and says so."""
 
 NEXT_STEP: Final[dict[State, str]] = {
-    State.CREATED: "It was never booted to the end: remove it with `ramet rm`.",
-    State.RUNNING: "It is running: `ramet standby` puts it to sleep, `ramet stop` shuts it down.",
-    State.PAUSED: "It is paused: `ramet resume` lets it run on.",
-    State.STANDBY: "It sleeps: `ramet restore` wakes it.",
-    State.PARKED: "It waits in a pool: `ramet fork {source} --from-pool` claims one, `ramet rm` removes it.",
-    State.STOPPED: "It is stopped: `ramet start` boots it.",
-    State.FAILED: "It failed (`ramet show` says why): `ramet start` boots its disk and gives up its last sleep; "
-    "`ramet restore --discard-disk` goes back to that and gives up the disk.",
+    State.CREATED: "It was never booted to the end: remove it (ramet rm {name}).",
+    State.RUNNING: "It is running: `ramet standby {name}` puts it to sleep, `ramet stop {name}` shuts it down.",
+    State.PAUSED: "It is paused: `ramet resume {name}` lets it run on.",
+    State.STANDBY: "It sleeps: `ramet restore {name}` wakes it.",
+    State.PARKED: "It waits in a pool: `ramet fork {source} --from-pool` claims one, `ramet rm {name}` removes it.",
+    State.STOPPED: "It is stopped: `ramet start {name}` boots it.",
+    State.FAILED: "It failed (`ramet show {name}` says why): `ramet start {name}` boots its disk",
 }
+LAST_SLEEP: Final = (
+    " and gives up its last sleep; `ramet restore {name} --discard-disk` goes back to that and gives up the disk"
+)
+"""What there is besides for one that failed and had slept."""
 
 
 def is_reached(verb: Verb, actual: State) -> bool:
     """Whether ``verb`` has nothing to do."""
     return TARGET_STATE.get(verb) == actual
+
+
+def next_step(record: InstanceRecord) -> str:
+    """What can be done with an instance as it is: a sentence that names commands."""
+    text = NEXT_STEP[record.state]
+    if record.state is State.FAILED:
+        text += f"{LAST_SLEEP if record.snapshot is not None else ''}."
+    return text.format(name=record.name, source=record.pool_source)
 
 
 def require(verb: Verb, record: InstanceRecord, *, name: str) -> None:
@@ -88,5 +99,5 @@ def require(verb: Verb, record: InstanceRecord, *, name: str) -> None:
         f"Cannot {verb.value} {name!r}: it is {actual.value}, and {verb.value} needs it {' or '.join(names)}.",
         actual=actual.value,
         required=names,
-        hint=NEXT_STEP[actual].format(source=record.pool_source),
+        hint=next_step(record),
     )

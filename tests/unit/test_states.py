@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ramet.errors import StateError
 from ramet.model import Ancestor, State
-from ramet.states import NEXT_STEP, START_STATES, TARGET_STATE, Verb, is_reached, require
+from ramet.states import NEXT_STEP, START_STATES, TARGET_STATE, Verb, is_reached, next_step, require
 from tests.unit.snapshots.published import record
 
 C, R, P, SB, ST, F = State.CREATED, State.RUNNING, State.PAUSED, State.STANDBY, State.STOPPED, State.FAILED
@@ -52,12 +54,27 @@ def test_a_verb_starts_from_the_states_of_the_design_and_from_no_other(verb: Ver
     assert err.actual == state.value
     assert set(err.required) == {start.value for start in FROM[verb]}
     assert f"Cannot {verb.value} 'web-1': it is {state.value}" in err.message
-    assert err.hint == NEXT_STEP[state].format(source="web")
+    assert err.hint == next_step(record(state=state, pool=POOL, lineage=(SOURCE,)))
 
 
 @pytest.mark.parametrize(("verb", "state"), PAIRS, ids=str)
 def test_a_verb_has_nothing_to_do_exactly_where_it_leads(verb: Verb, state: State) -> None:
     assert is_reached(verb, state) is (TO.get(verb) is state)
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_next_step_is_a_command_as_it_can_be_typed(state: State) -> None:
+    said = next_step(record(state=state, pool=POOL, lineage=(SOURCE,), name="web-1"))
+    assert said.endswith(".")
+    commands = re.findall(r"ramet (\w+)((?: [\w-]+)*)", said)
+    assert commands
+    for verb, rest in commands:
+        assert "web-1" in rest or (verb, rest) == ("fork", " web --from-pool"), said
+
+
+def test_only_what_has_slept_can_go_back_to_its_sleep() -> None:
+    assert "--discard-disk" not in next_step(record(state=State.FAILED))
+    assert "--discard-disk" in next_step(record(state=State.FAILED, snapshot="a" * 12))
 
 
 def test_the_tables_are_complete() -> None:

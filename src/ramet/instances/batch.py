@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ramet.errors import RametError
+from ramet.errors import NotFoundError, RametError
 from ramet.instances import fan_out, room
 from ramet.instances.context import Store
+from ramet.instances.delete import remove
 from ramet.instances.observe import reap_strays
 from ramet.instances.power import start as start_instance
 from ramet.instances.restore import restore
 from ramet.model import InstanceRecord, MemoryPolicy, Method, State
+from ramet.signals import signals_held
+from ramet.store.chores import Kind
+
+log = logging.getLogger("ramet.instances")
 
 Announce = Callable[[Sequence[str]], None]
 """Is told the ids of forks before they are made."""
 OnResult = Callable[[str, RametError | None], object]
-TakeBack = Callable[[Sequence[str]], Mapping[str, RametError]]
-"""Removes forks by id; returns why one could not be removed, for each of those."""
 Derive = Callable[[InstanceRecord, bool], Method | None]
 """Makes one fork, whether it is the last of all; returns how its files were copied."""
 DERIVED_AT_ONCE = 4
 """It waits for the disk."""
 Wake = Callable[[Store, InstanceRecord], None]
 """Starts a fork that was made."""
+UNDONE_AT_ONCE = 4
 STARTED_AT_ONCE = len(os.sched_getaffinity(0)) + 1
 """It is work for a CPU, and now and then waits for a VMM."""
 
@@ -37,6 +43,43 @@ def wake(store: Store, record: InstanceRecord) -> None:
         restore(store, record.id, snapshot=None, discard_memory=False, discard_disk=False, verified=False)
 
 
+@contextmanager
+def all_or_nothing(store: Store) -> Iterator[Announce]:
+    """Yields what is told the forks before they are made. If the block fails, those that were are removed; if it is killed,
+    the next command removes them.
+    """
+    ids: list[str] = []
+    with store.even_if_killed(Kind.REMOVE) as chore:
+
+        def announce(made: Sequence[str]) -> None:
+            chore.add(Kind.REMOVE, *made)
+            ids.extend(made)
+
+        try:
+            yield announce
+        except BaseException:
+            store.say(f"stopping: removing what was made of {len(ids)}")
+            undo(store, ids)
+            raise
+
+
+def undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
+    """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C. Returns why,
+    for each of those.
+    """
+    left: dict[str, RametError] = {}
+    with signals_held():
+        results = fan_out.each(
+            instance_ids, lambda one: remove(store, one, force=True), at_once=UNDONE_AT_ONCE, keep_going=True
+        )
+        for instance_id, error in zip(instance_ids, results, strict=True):
+            if error is None or isinstance(error, NotFoundError):
+                continue  # that one: not begun, or its own clean-up has removed it
+            log.warning("the fork %s could not be removed again: %s", instance_id, error.message)
+            left[instance_id] = error
+    return left
+
+
 class Batch:
     """Forks in the making. One that fails ends all, unless ``partial``: then it is removed, and among the ``failures``."""
 
@@ -45,17 +88,18 @@ class Batch:
         store: Store,
         *,
         announce: Announce,
-        take_back: TakeBack,
         wake: Wake | None,
         partial: bool,
         on_result: OnResult,
+        if_too_many: str = "Make fewer, or take those that fit: --partial.",
     ) -> None:
+        """``if_too_many``: the hint where not all fit."""
         self._store = store
         self._announce = announce
-        self._take_back = take_back
         self._wake = wake
         self._partial = partial
         self._on_result = on_result
+        self._if_too_many = if_too_many
         self._records: list[InstanceRecord] = []
         self._started: set[str] = set()
         self.failures: dict[str, RametError] = {}
@@ -84,7 +128,7 @@ class Batch:
             self._do([first], lambda record: self._derive(record, derive, is_last=False), at_once=1)
             if self._wake and first in self._left():
                 self._do([first], self._started_by(self._wake), at_once=1)
-            self._require_room()
+            self._require_room_for_all()
             there = {record.id for record in self._left()}
             rest = [record for record in others if record.id in there]
             self._do(rest, lambda record: self._derive(record, derive, is_last=False), at_once=DERIVED_AT_ONCE)
@@ -130,7 +174,7 @@ class Batch:
         return start
 
     def _give_up(self, record: InstanceRecord, error: RametError) -> None:
-        for instance_id, why in self._take_back([record.id]).items():
+        for instance_id, why in undo(self._store, [record.id]).items():
             self.left[record.name] = (instance_id, why)
         self.failures[record.name] = error
         self._on_result(record.name, error)
@@ -141,25 +185,27 @@ class Batch:
         Raises:
             RoomError: if they do not.
         """
-        vmm = like.vmm
-        found = room.look(self._store.paths.home, self._written(like), vmm.pid if vmm is not None else None)
+        found = self._room(like)
         if found.fits is not None and found.fits < wanted:
-            error = found.error(wanted, found.fits)
+            error = found.error(wanted, found.fits, hint=self._if_too_many)
             raise error
 
-    def _require_room(self) -> None:
+    def _room(self, like: InstanceRecord) -> room.Room:
+        pid = like.vmm.pid if like.vmm is not None else None
+        return room.look(self._store.paths.home, self._written(like), pid)
+
+    def _require_room_for_all(self) -> None:
         """Whether all fit, now that the first is there."""
         left = self._left()
         if not left or left[0] is not self._records[0]:
             return  # it has failed, and nobody knows what the others will take
         wanted = len(self._records)
-        vmm = self._store.read(left[0].id).vmm
-        found = room.look(self._store.paths.home, self._written(left[0]), vmm.pid if vmm is not None else None)
+        found = self._room(self._store.read(left[0].id))
         if found.fits is None or found.fits >= wanted - 1:
             fitting = "" if found.fits is None else f" of {1 + found.fits} that fit"
             self._store.say(f"making {wanted}{fitting}")
             return
-        error = found.error(wanted, 1 + found.fits)
+        error = found.error(wanted, 1 + found.fits, hint=self._if_too_many)
         if not self._partial:
             raise error
         for record in left[1 + found.fits :]:

@@ -13,12 +13,13 @@ import msgspec
 
 from ramet import process
 from ramet.errors import ConflictError, GuestError, HostError, LockedError, NotFoundError, StateError, VmmError
-from ramet.instances import fork, guest, naming, observe, pools
-from ramet.instances.batch import Announce, OnResult
+from ramet.instances import guest, naming, observe, pools
+from ramet.instances.batch import Announce, OnResult, all_or_nothing
 from ramet.instances.context import Locked, Store
 from ramet.instances.pools import Members, Source
 from ramet.model import Failure, InstanceRecord, State
 from ramet.signals import signals_held
+from ramet.states import Verb
 from ramet.store import chores
 from ramet.store import names as store_names
 from ramet.store.chores import Kind
@@ -82,25 +83,26 @@ def _require_enough(source: Source, now: Members, ready: int, wanted: int) -> No
         log.warning("the parked fork %s of %s is skipped: its VMM has ended", record.id, source.label)
     if ready >= wanted:
         return
-    fill = f"ramet pool {source.label} --size N"
+    fill, can_fork = f"ramet pool {source.label} --size N", pools.can(Verb.FORK, source)
+    without = f" `ramet fork {source.label} --start` makes one without a pool." if can_fork else ""
     if now.stale:
         why = source.why or f"{source.label} has slept again since"
         message = f"The parked forks of {source.label!r} ({len(now.stale)}) are stale, of an earlier snapshot: {why}."
-        now_instead = f"`ramet fork {source.label}` makes one of what it is now."
+        now_instead = f" `ramet fork {source.label}` makes one of what it is now." if can_fork else ""
         if source.snapshot is not None:
-            raise ConflictError(message, hint=f"`{fill}` replaces them; {now_instead}")
+            raise ConflictError(message, hint=f"`{fill}` replaces them.{now_instead}")
         raise StateError(
             message,
             actual=source.state,
             required=[State.STANDBY.value],
-            hint=f"`{fill}` replaces them once it sleeps; {now_instead}",
+            hint=f"`{fill}` replaces them once it sleeps.{now_instead}",
         )
     if source.snapshot is None:
         raise StateError(
             f"There are no parked forks of {source.label!r}: {source.why}.",
             actual=source.state,
             required=[State.STANDBY.value],
-            hint=f"Put it to sleep, then `{fill}`; `ramet fork {source.label} --start` makes one without a pool.",
+            hint=f"{pools.way_to_sleep(source)} Then `{fill}` parks some.{without}",
         )
     raise ConflictError(
         f"{_have(ready, source.label)}, and {wanted} {'is' if wanted == 1 else 'are'} wanted.",
@@ -120,7 +122,7 @@ def _all_or_nothing(store: Store, count: int) -> Iterator[Announce]:
     if count == 1:
         yield lambda _ids: None
         return
-    with fork.all_or_nothing(store) as announce:
+    with all_or_nothing(store) as announce:
         yield announce
 
 

@@ -17,26 +17,22 @@ import msgspec
 
 from ramet.errors import ConflictError, NotFoundError, RametError, StateError, UnsupportedError
 from ramet.hypervisors.base import DirtySince, Hardware
-from ramet.instances import birth, choice, fan_out, naming, sharing
-from ramet.instances.batch import Announce, Batch, OnResult, wake
+from ramet.instances import birth, choice, naming, sharing
+from ramet.instances.batch import Batch, OnResult, all_or_nothing, wake
 from ramet.instances.context import Store, snapshot_of
-from ramet.instances.delete import remove
 from ramet.instances.observe import exclusive, is_live, shared
 from ramet.instances.taking import keep_as_base, take
 from ramet.model import Ancestor, Hypervisor, InstanceRecord, Manifest, MemoryPolicy, Method, State
 from ramet.paths import InstancePaths, SnapshotPaths
 from ramet.phases import phase
-from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
 from ramet.snapshots.publish import adopt, derive_snapshot, publish
 from ramet.states import Verb, require
-from ramet.store.chores import Kind
 from ramet.store.derive import ANY_METHOD, derive
 from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
-UNDONE_AT_ONCE = 4
 """It waits for the disk."""
 
 
@@ -73,7 +69,6 @@ def fork(
         batch = Batch(
             store,
             announce=announce,
-            take_back=lambda ids: undo(store, ids),
             wake=wake if start else None,
             partial=partial,
             on_result=on_result,
@@ -326,43 +321,6 @@ def _with_vmm(store: Store, record: InstanceRecord, hypervisor: Hypervisor | Non
     hardware = Hardware(memory_mib=record.memory_mib, cpus=record.cpus, accelerator=chosen.accelerator)
     build = store.driver(chosen.hypervisor).build(hardware)
     return msgspec.structs.replace(record, hypervisor=chosen.hypervisor, vmm_build=build)
-
-
-@contextmanager
-def all_or_nothing(store: Store) -> Iterator[Announce]:
-    """Yields what is told the forks before they are made. If the block fails, those that were are removed; if it is killed,
-    the next command removes them.
-    """
-    ids: list[str] = []
-    with store.even_if_killed(Kind.REMOVE) as chore:
-
-        def announce(made: Sequence[str]) -> None:
-            chore.add(Kind.REMOVE, *made)
-            ids.extend(made)
-
-        try:
-            yield announce
-        except BaseException:
-            store.say(f"stopping: removing what was made of {len(ids)}")
-            undo(store, ids)
-            raise
-
-
-def undo(store: Store, instance_ids: Sequence[str]) -> dict[str, RametError]:
-    """Remove forks, as far as they were made; one that cannot be removed does not keep the others, nor does Ctrl-C. Returns why,
-    for each of those.
-    """
-    left: dict[str, RametError] = {}
-    with signals_held():
-        results = fan_out.each(
-            instance_ids, lambda one: remove(store, one, force=True), at_once=UNDONE_AT_ONCE, keep_going=True
-        )
-        for instance_id, error in zip(instance_ids, results, strict=True):
-            if error is None or isinstance(error, NotFoundError):
-                continue  # that one: not begun, or its own clean-up has removed it
-            log.warning("the fork %s could not be removed again: %s", instance_id, error.message)
-            left[instance_id] = error
-    return left
 
 
 def new_records(

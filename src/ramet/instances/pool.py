@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 import msgspec
 
 from ramet.config import FORKS_MAX
-from ramet.errors import ConfigError, LockedError, NotFoundError, RoomError, StateError
+from ramet.errors import ConfigError, LockedError, NotFoundError, StateError
 from ramet.instances import fork, guest, observe, pools, restore
-from ramet.instances.batch import Batch, OnResult
+from ramet.instances.batch import Batch, OnResult, all_or_nothing
 from ramet.instances.context import Locked, Store, snapshot_of
 from ramet.instances.delete import take_away
 from ramet.instances.pools import Source
@@ -76,10 +76,12 @@ def _require_asleep(source: Source) -> None:
     if source.snapshot is not None:
         return
     empties = f"`ramet pool {source.label} --size 0` empties its pool."
-    asleep = (
-        f"Put it to sleep (ramet standby {source.name}), or park forks of a snapshot, which stays what it is: "
-        f"ramet snapshot create {source.name} golden, ramet pool snapshot:golden --size N. "
-    )
+    asleep = f"{pools.way_to_sleep(source)} "
+    if pools.can(Verb.SNAPSHOT, source):
+        asleep += (
+            "Or park forks of a snapshot, which stays what it is: "
+            f"ramet snapshot create {source.name} golden, ramet pool snapshot:golden --size N. "
+        )
     raise StateError(
         f"Cannot park forks of {source.label!r}: {source.why}.",
         actual=source.state,
@@ -99,19 +101,15 @@ def empty(store: Store, records: Sequence[InstanceRecord]) -> None:
 @contextmanager
 def _made_or_removed(store: Store, on_result: OnResult) -> Iterator[Batch]:
     """A batch of forks that are to be parked. If the block fails, those that were made are removed."""
-    with fork.all_or_nothing(store) as announce:
-        batch = Batch(
+    with all_or_nothing(store) as announce:
+        yield Batch(
             store,
             announce=announce,
-            take_back=lambda ids: fork.undo(store, ids),
             wake=park,
             partial=False,
             on_result=on_result,
+            if_too_many="Park fewer: --size.",
         )
-        try:
-            yield batch
-        except RoomError as err:
-            raise RoomError(err.message, fits=err.fits, wanted=err.wanted, hint="Park fewer: --size.") from err
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ramet.instances.context import Store
 from ramet.linux import procfs
 from ramet.model import Ancestor, InstanceRecord, PoolInfo, State
 from ramet.snapshots import manifest as manifests
+from ramet.states import START_STATES, Verb
 from ramet.store import names
 
 SNAPSHOT, DELETED = "snapshot", "deleted"
@@ -65,6 +66,18 @@ def find(store: Store, source: str) -> Source:
         name = naming.owner_name(store, manifests.load(store.paths.snapshot(snapshot_id)))
         return Source(id=snapshot_id, label=source, name=name, state=SNAPSHOT, snapshot=snapshot_id, why=None)
     return of_instance(observe.look(store, store.read(store.find(source))))
+
+
+def way_to_sleep(source: Source) -> str:
+    """How an instance that does not sleep comes to: a sentence that names commands."""
+    if can(Verb.STANDBY, source):
+        return f"Put it to sleep: ramet standby {source.name}."
+    return f"Boot it and put it to sleep: ramet start {source.name}, ramet standby {source.name}."
+
+
+def can(verb: Verb, source: Source) -> bool:
+    """Whether a verb may start from what the source is now."""
+    return source.state in START_STATES[verb]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ramet.instances.observe import FORCED_STOP, end_vmm, exclusive, observed
 from ramet.model import State
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
-from ramet.states import NEXT_STEP, START_STATES, Verb, is_reached, require
+from ramet.states import START_STATES, Verb, is_reached, next_step, require
 from ramet.store.derive import ANY_METHOD, derive
 
 BOOT_TIMEOUT_S = 60.0
@@ -97,7 +97,7 @@ def start(store: Store, name: str) -> None:
                 f"Cannot start {name!r}: it is standby, and start boots a disk afresh.",
                 actual=State.STANDBY.value,
                 required=sorted(state.value for state in START_STATES[Verb.START]),
-                hint="`ramet restore` wakes it with its memory; to boot afresh, `ramet stop --discard-memory` first.",
+                hint=f"`ramet restore {name}` wakes it with its memory. To boot afresh: ramet stop {name} --discard-memory",
             )
         require(Verb.START, instance.record, name=name)
         if not instance.paths.disk.exists():
@@ -177,7 +177,7 @@ def _discard_memory(store: Store, instance: Locked, *, allowed: bool) -> None:
             f"Cannot stop {record.name!r}: it is standby, and stopping it loses the memory that it sleeps with.",
             actual=record.state.value,
             required=[State.RUNNING.value, State.PAUSED.value],
-            hint=f"If that is what you want: ramet stop {record.name} --discard-memory. {NEXT_STEP[record.state]}",
+            hint=f"If that is what you want: ramet stop {record.name} --discard-memory. {next_step(record)}",
         )
     with store.collecting(record), instance.pending("stop"), store.reading(snapshot_of(record)) as snapshot:
         manifests.load(snapshot)

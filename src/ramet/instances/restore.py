@@ -20,7 +20,7 @@ from ramet.paths import SnapshotPaths
 from ramet.phases import phase
 from ramet.signals import signals_held
 from ramet.snapshots import manifest as manifests
-from ramet.states import Verb, require
+from ramet.states import Verb, next_step, require
 from ramet.store.chores import Kind
 from ramet.store.derive import ANY_METHOD, REFLINK_ONLY, derive
 
@@ -104,6 +104,13 @@ def _choose(store: Store, instance: Locked, snapshot: str | None, *, discard_mem
             actual=record.state.value,
             required=[State.STANDBY.value],
             hint=f"`ramet start {name}` boots that disk; `ramet restore {name} --discard-disk` rolls memory and disk back.",
+        )
+    if record.state is State.FAILED and discard_disk and record.snapshot is None:
+        raise StateError(
+            f"Cannot restore {name!r}: it has no sleep to go back to.",
+            actual=record.state.value,
+            required=[State.STANDBY.value],
+            hint=next_step(record),
         )
     require(Verb.RESTORE, record, name=name)
     return snapshot_of(record)

@@ -35,7 +35,7 @@ class Room:
         ]
         return min(found) if found else None
 
-    def error(self, wanted: int, fits: int) -> RoomError:
+    def error(self, wanted: int, fits: int, *, hint: str) -> RoomError:
         """What is told where fewer than ``wanted`` fit, all told."""
         parts = [
             f"{each / MIB:.1f} MiB of {what} each, and {free / MIB:.0f} MiB are free"
@@ -47,7 +47,7 @@ class Room:
         ]
         return RoomError(
             f"There is room for {fits} of {wanted} forks: {'; '.join(parts)}.",
-            hint="Make fewer, or take those that fit: --partial.",
+            hint=hint,
             fits=fits,
             wanted=wanted,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from ramet.instances import claim, context, delete, fork, observe, pool, pools, 
 from ramet.instances.context import Locked
 from ramet.instances.room import KEPT_BYTES, Room
 from ramet.model import Ancestor, Failure, Hypervisor, MemoryPolicy, PoolInfo, State, VmmProcess
+from ramet.states import START_STATES, TARGET_STATE, Verb
 from ramet.store import atomic, chores, names
 from ramet.store.chores import Kind
 from ramet.store.locks import locked
@@ -69,6 +71,32 @@ def test_forks_of_a_source_that_woke_are_not_given_out(place: Place, alive: VmmP
     with pytest.raises(StateError, match="Cannot park forks of 'web'"):
         pool.fill(place.store, "web", size=1, memory_policy=MemoryPolicy.CLONE)
     assert len(pools.show(place.store, "web").stale) == 1
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED])
+def test_what_a_source_is_told_to_do_it_can_do(place: Place, alive: VmmProcess, state: State) -> None:
+    """Each verb that a hint names starts from the state that the source is in, or from the one that it leads to."""
+    vmm = alive if state in observe.LIVE else None
+    place.change(state=state, vmm=vmm, failure=Failure.VMM_LOST if state is State.FAILED else None)
+    hints = []
+    for ask in (
+        lambda: pool.fill(place.store, "web", size=1, memory_policy=MemoryPolicy.CLONE),
+        lambda: claim.claim(place.store, "web", (), count=None, on_result=lambda *_: None),
+    ):
+        with pytest.raises(StateError) as caught:
+            ask()
+        hints.append(str(caught.value.hint))
+    park(place, 5, alive)
+    with pytest.raises(StateError, match="stale") as caught:
+        claim.claim(place.store, "web", (), count=None, on_result=lambda *_: None)
+    hints.append(str(caught.value.hint))
+    for hint in hints:
+        now = state
+        for verb in re.findall(r"ramet (start|standby|snapshot create|fork) web", hint):
+            assert now in START_STATES[Verb(verb)], hint
+            now = TARGET_STATE.get(Verb(verb), now)
+    assert "ramet standby web" in hints[0]
+    assert "ramet standby web" in hints[1]
 
 
 def test_a_pool_whose_source_was_deleted_can_be_seen_and_emptied(place: Place) -> None:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from ramet.errors import ConfigError, HostError
+from ramet.errors import ConfigError, HostError, StateError
 from ramet.instances import restore, snapshots
 from ramet.instances.context import Locked
+from ramet.model import Failure, State
 from ramet.snapshots import manifest as manifests
 from ramet.store import names
 from tests.unit.instances.place import OTHER, Place
@@ -45,3 +46,15 @@ def test_one_whose_instance_could_not_note_it_has_no_name(place: Place, monkeypa
     with pytest.raises(HostError, match="disk is gone"):
         snapshots._capture(place.store, Locked(place.store, place.record), "golden")
     assert names.all_names(place.store.paths.snapshot_names) == {}
+
+
+@pytest.mark.parametrize("discard_disk", [False, True])
+def test_one_that_was_lost_before_it_ever_slept_has_nothing_to_go_back_to(place: Place, discard_disk: bool) -> None:
+    """It had been told to add the option that it was given."""
+    place.change(state=State.FAILED, failure=Failure.VMM_LOST, snapshot=None)
+    with pytest.raises(StateError) as caught:
+        restore.restore(
+            place.store, "web", snapshot=None, discard_memory=False, discard_disk=discard_disk, verified=False
+        )
+    assert "--discard-disk" not in str(caught.value.hint)
+    assert "`ramet start web` boots its disk." in str(caught.value.hint)
