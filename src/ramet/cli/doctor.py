@@ -43,7 +43,7 @@ def doctor(app: App, store: bool, repair: bool) -> int:
     no memory and no disk is read: `ramet snapshot check` does that. 0 if all is whole, 1 if something is wrong and was
     not mended. --repair loses nothing that something may need: it frees names that lead nowhere, sets modes, brings
     records up to what is true, ends VMMs that no record knows, and deletes snapshots that nothing refers to and whose
-    instance is gone. With --json: {instances snapshots vmms problems busy}.
+    instance is gone, lives, or has a later one that is whole. With --json: {instances snapshots vmms problems busy}.
     """
     if repair and not store:
         raise ConfigError("--repair mends the store: say so.", hint="ramet doctor --store --repair")

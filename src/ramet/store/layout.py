@@ -144,10 +144,12 @@ def _sweep(paths: StorePaths) -> None:
 
 
 def _sweep_locks(paths: StorePaths) -> None:
-    """Remove the locks of what is gone, which a killed command has left: whoever wants one makes it anew (``locks.py``)."""
+    """Remove the locks of what is gone, and of checks, which a killed command has left: whoever wants one makes it anew
+    (``locks.py``).
+    """
     places = {"tmp": paths.tmp, "instance": paths.instances, "snapshot": paths.snapshots}
     for entry in list(paths.locks.iterdir()):
         kind, _, one = entry.name.partition("-")
-        if kind in places and not (places[kind] / one).exists():
+        if kind == "check" or (kind in places and not (places[kind] / one).exists()):
             with suppress(LockedError), locked(paths.locks, entry.name, timeout_s=0):
                 log.info("the lock %s is of nothing any more", entry.name)

@@ -306,3 +306,12 @@ def test_the_lock_of_what_is_gone_is_swept_and_no_other(store: StorePaths, kind:
         open_store(store.home)
         kept = {f"{kind}-{held}", "others"} | (set() if kind == "tmp" else {f"{kind}-{there}"})
         assert names_in(store.locks) == kept
+
+
+def test_the_lock_of_a_check_that_was_killed_is_swept(store: StorePaths) -> None:
+    """It is of a name, which may be there for years."""
+    for one in ("check-instance-web", "check-snapshot-golden"):
+        (store.locks / one).touch()
+    with locked(store.locks, "check-instance-db"):
+        open_store(store.home)
+        assert names_in(store.locks) == {"check-instance-db"}
