@@ -114,8 +114,8 @@ def check_name(name: str, *, what: str = "instance") -> str:
     )
 
 
-def parse_size(text: str, *, what: str, default_unit: str = "M") -> int:
-    """Bytes in ``text``: ``256M``, ``1G``, ``2GiB``, ``512`` (of ``default_unit``); units are powers of 1024.
+def parse_size(text: str, *, what: str) -> int:
+    """Bytes in ``text``: ``256M``, ``1G``, ``2GiB``, ``512`` (MiB); units are powers of 1024.
 
     Raises:
         ConfigError: if it is not a size.
@@ -123,7 +123,7 @@ def parse_size(text: str, *, what: str, default_unit: str = "M") -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size for {what}.", hint="Write it like 256M or 2G.")
-    unit = (match.group(2) or default_unit).upper()
+    unit = (match.group(2) or "M").upper()
     return int(match.group(1)) * _UNIT[unit]
 
 

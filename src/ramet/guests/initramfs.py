@@ -23,9 +23,9 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def directory(path: str, permissions: int = 0o755) -> Entry:
+def directory(path: str) -> Entry:
     """A directory; its parents are entries of their own, before it."""
-    return Entry(path=path, mode=stat.S_IFDIR | permissions)
+    return Entry(path=path, mode=stat.S_IFDIR | 0o755)
 
 
 def file(path: str, data: bytes, permissions: int = 0o644) -> Entry:

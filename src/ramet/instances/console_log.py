@@ -18,6 +18,7 @@ READ_BYTES = 64 * 1024
 """The report of a panic, with its traces, is much shorter."""
 LINES_BEFORE, LINES_AFTER = 12, 12
 LINE_CHARACTERS = 160
+TAIL_BYTES = 1500
 
 
 def size_bytes(paths: InstancePaths) -> int:
@@ -25,9 +26,9 @@ def size_bytes(paths: InstancePaths) -> int:
     return foreign.size_bytes(paths.console_log)
 
 
-def tail(paths: InstancePaths, limit: int = 1500) -> str:
-    """The last ``limit`` bytes of the guest's console, for an error; empty if there are none."""
-    return foreign.read_tail(paths.console_log, limit=limit).decode(errors="replace")
+def tail(paths: InstancePaths) -> str:
+    """The end of what the guest's console says, for an error; empty if it says nothing."""
+    return foreign.read_tail(paths.console_log, limit=TAIL_BYTES).decode(errors="replace")
 
 
 def panic(paths: InstancePaths, offset_bytes: int) -> str | None:

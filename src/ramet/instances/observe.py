@@ -72,14 +72,14 @@ def settle_after_failure(instance: Locked) -> None:
 
 
 @contextmanager
-def shared(store: Store, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[InstanceRecord]:
+def shared(store: Store, name: str) -> Iterator[InstanceRecord]:
     """Lock an instance against change, for reading it; the record says what is true now, and nothing is left half-way."""
     instance_id = store.find(name)
     record = store.read(instance_id)
     if record.pending is not None or (record.vmm is not None and record.state not in HAS_VMM):
-        with exclusive(store, name, timeout_s=timeout_s):
+        with exclusive(store, name):
             pass
-    with locked(store.paths.locks, f"instance-{instance_id}", exclusive=False, timeout_s=timeout_s):
+    with locked(store.paths.locks, f"instance-{instance_id}", exclusive=False):
         yield observed(store, store.read(instance_id))
 
 

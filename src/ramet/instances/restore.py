@@ -294,13 +294,13 @@ def _file_to_map(instance: Locked, snapshot: SnapshotPaths) -> Path:
         try:
             derive(snapshot.memory, own, allow=REFLINK_ONLY)
         except UnsupportedError:
-            if os.geteuid() == 0 and not _is_shared(instance, snapshot.dir.name):
+            if os.geteuid() == 0 and not _others_need(instance, snapshot.dir.name):
                 return snapshot.memory
             derive(snapshot.memory, own, allow=ANY_METHOD)
     return own
 
 
-def _is_shared(instance: Locked, snapshot_id: str) -> bool:
+def _others_need(instance: Locked, snapshot_id: str) -> bool:
     """Whether a name or another instance refers to the snapshot: then no VMM gets a writable descriptor on it."""
     try:
         return instance.store.is_needed_by_others(snapshot_id, instance.record.id)

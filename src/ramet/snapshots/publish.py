@@ -179,7 +179,7 @@ def publish(work: Path, final: SnapshotPaths, manifest: Manifest) -> None:
     """
     with host_errors(f"publish the snapshot {manifest.id}"):
         manifests.write(SnapshotPaths(dir=work).manifest, manifest)
-        atomic.publish_directory(work, final.dir, file_mode=0o400)
+        atomic.publish_directory(work, final.dir)
 
 
 def derive_snapshot(source: SnapshotPaths, manifest: Manifest, work: Path, *, fork: InstanceRecord) -> Manifest:

@@ -56,12 +56,12 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
         fsync_directory(path.parent)
 
 
-def create_exclusive(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def create_exclusive(path: Path, data: bytes) -> None:
     """Create ``path`` whole, or raise FileExistsError: link(2) lets only one of two creators win, and shows no half.
 
     On any failure ``path`` is not ours, and nothing else is left; nor is it by a kill, where the file system has O_TMPFILE.
     """
-    with _without_a_name(path, data, mode) as source:
+    with _without_a_name(path, data) as source:
         if isinstance(source, int):
             _link(source, path)
         else:
@@ -84,7 +84,7 @@ def replacing(path: Path) -> Iterator[int]:
     with ExitStack() as stack:
         stack.callback(temporary.unlink, missing_ok=True)
         with signals_held():  # what is opened is closed
-            unnamed = _open_unnamed(path.parent, 0o600)
+            unnamed = _open_unnamed(path.parent)
             fd = os.open(temporary, NEW, 0o600) if unnamed is None else unnamed
             stack.callback(os.close, fd)
         yield fd
@@ -95,11 +95,11 @@ def replacing(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _without_a_name(path: Path, data: bytes, mode: int) -> Iterator[int | Path]:
+def _without_a_name(path: Path, data: bytes) -> Iterator[int | Path]:
     """A descriptor of a file that has no name, written and fsynced; or a temporary file's path, where there is no O_TMPFILE."""
-    fd = _open_unnamed(path.parent, mode)
+    fd = _open_unnamed(path.parent)
     if fd is None:
-        temporary = _write_temporary(path, data, mode)
+        temporary = _write_temporary(path, data, 0o600)
         try:
             yield temporary
         finally:
@@ -112,10 +112,10 @@ def _without_a_name(path: Path, data: bytes, mode: int) -> Iterator[int | Path]:
         os.close(fd)
 
 
-def _open_unnamed(directory: Path, mode: int) -> int | None:
-    """A file without a name, to be linked (open(2), O_TMPFILE); None: this file system has none."""
+def _open_unnamed(directory: Path) -> int | None:
+    """A file of mode 0600 without a name, to be linked (open(2), O_TMPFILE); None: this file system has none."""
     try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as err:
         if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
@@ -127,7 +127,7 @@ def _link(fd: int, path: Path) -> None:
     os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
 
 
-def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> None:
+def publish_directory(work: Path, final: Path) -> None:
     """Make a directory of finished files appear as ``final``, in this order: files 0400 and fsynced, directory fsynced,
     rename that replaces nothing, parent fsynced (H48). On failure ``work`` is there and ``final`` is not.
 
@@ -140,7 +140,7 @@ def publish_directory(work: Path, final: Path, *, file_mode: int = 0o400) -> Non
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchmod(fd, file_mode)
+            os.fchmod(fd, 0o400)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -120,7 +120,7 @@ def reach(pid: int, files: Sequence[FileId]) -> list[Reach]:
     return found
 
 
-def guest_memory_mappings(pid: int, *, min_bytes: int = LARGE_MAPPING_BYTES) -> list[procfs.Mapping]:
+def guest_memory_mappings(pid: int) -> list[procfs.Mapping]:
     """The process's mappings of files that a guest's memory could be: large, writable, and nothing that it executes.
 
     All mappings of one file count together, since a guest's memory may have several.
@@ -132,7 +132,7 @@ def guest_memory_mappings(pid: int, *, min_bytes: int = LARGE_MAPPING_BYTES) -> 
         if "w" in mapping.perms and (mapping.dev, mapping.ino) not in executed:
             key = (mapping.dev, mapping.ino)
             sizes[key] = sizes.get(key, 0) + mapping.end - mapping.start
-    return [m for m in mappings if "w" in m.perms and sizes.get((m.dev, m.ino), 0) >= min_bytes]
+    return [m for m in mappings if "w" in m.perms and sizes.get((m.dev, m.ino), 0) >= LARGE_MAPPING_BYTES]
 
 
 def descriptor_of(pid: int, mapping: procfs.Mapping) -> Path | None:
