@@ -147,7 +147,7 @@ def test_one_that_failed_and_cannot_be_removed_again_says_so(
             raise HostError("Its VMM does not end.")
         remove(store, name, force=force)
 
-    monkeypatch.setattr("ramet.instances.fork.remove", refuse)
+    monkeypatch.setattr("ramet.instances.batch.remove", refuse)
     report = stage.host.fork("web", count=COUNT, start=True, partial=True)
     removed, left = sorted(report.failures, key=lambda one: one.name)
     assert (removed.name, removed.left_id, removed.left_why) == ("web-2", None, None)
