@@ -197,20 +197,25 @@ def _mount_namespace(pid: int) -> str | None:
         return None  # it has ended, or is not ours to look at
 
 
-def _marked() -> Iterator[tuple[Path, VmmProcess]]:
+def mark_of(pid: int) -> Path | None:
+    """Whose VMM a process says that it is; any process may say so."""
     begins = os.fsencode(f"{VMM_MARK}=")
+    try:
+        environment = _environment(PROC / str(pid))
+    except OSError:
+        return None  # it has ended, or is another user's
+    mark = next((line for line in environment.split(b"\0") if line.startswith(begins)), None)
+    return Path(os.fsdecode(mark.removeprefix(begins))) if mark is not None else None
+
+
+def _marked() -> Iterator[tuple[Path, VmmProcess]]:
     for entry in PROC.iterdir():
         if not entry.name.isdigit():
             continue
-        try:
-            environment = _environment(entry)
-        except OSError:
-            continue  # it ended meanwhile, or is another user's
-        mark = next((line for line in environment.split(b"\0") if line.startswith(begins)), None)
+        mark = mark_of(int(entry.name))
         ticks = start_time_ticks(int(entry.name)) if mark is not None else None
         if mark is not None and ticks is not None:
-            vmm = VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id())
-            yield Path(os.fsdecode(mark.removeprefix(begins))), vmm
+            yield mark, VmmProcess(pid=int(entry.name), start_time_ticks=ticks, boot_id=boot_id())
 
 
 def _environment(entry: Path) -> bytes:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from ramet import config
-from ramet.errors import HostError
+from ramet.errors import CorruptError, HostError
 from ramet.hypervisors import kvm as kvm_device
 from ramet.linux import capabilities, credentials
-from ramet.process import wait_until
+from ramet.model import InstanceRecord
+from ramet.paths import InstancePaths
+from ramet.process import mark_of, wait_until
+from ramet.store import atomic
 
 log = logging.getLogger(__name__)
 END_S: Final = 10.0
@@ -46,7 +49,8 @@ def end_all_of(instance_id: str) -> None:
     """Kill whatever runs as the user of an instance's VMMs, which has none any more: a VMM that was taken over may have started
     something that outlives it, and bears no mark. Nothing is done where Ramet is not root, and VMMs have no users.
 
-    How many those are is limited (RLIMIT_NPROC), so this comes to an end.
+    How many those are is limited (RLIMIT_NPROC), so this comes to an end. Two instances of a store have two users; two of two
+    stores may have one: what another's record calls its VMM is left alone.
 
     Raises:
         HostError: if something is still there ``END_S`` seconds after SIGKILL.
@@ -57,7 +61,7 @@ def end_all_of(instance_id: str) -> None:
     told: set[int] = set()
 
     def is_over() -> bool:
-        left = _running_as(user)
+        left = [pid for pid in _running_as(user) if not _is_vmm_of_another(pid, instance_id)]
         for pid in left:
             if pid not in told:
                 log.warning("process %d runs as the user of %s, which has no VMM: it is killed", pid, instance_id)
@@ -72,6 +76,22 @@ def end_all_of(instance_id: str) -> None:
             f"Something that a VMM of {instance_id} has started is still there {END_S:g} s after SIGKILL.",
             hint=f"See what it waits for: ps -U {user}",
         ) from err
+
+
+def _is_vmm_of_another(pid: int, instance_id: str) -> bool:
+    """Whether the record where it says that it belongs is root's, and says the same."""
+    mark = mark_of(pid)
+    if mark is None:
+        return False
+    paths = InstancePaths(dir=mark.parent)
+    try:
+        found = paths.record.lstat()
+        if found.st_uid != 0 or not stat.S_ISREG(found.st_mode):
+            return False
+        record = atomic.read_json(paths.record, InstanceRecord)
+    except (OSError, CorruptError, HostError):
+        return False
+    return record.id != instance_id and record.vmm is not None and record.vmm.pid == pid
 
 
 def _kill(pid: int, user: int) -> None:

@@ -31,6 +31,7 @@ DERIVED_AT_ONCE = 4
 Wake = Callable[[Store, InstanceRecord], None]
 """Starts a fork that was made."""
 UNDONE_AT_ONCE = 4
+"""It waits for the disk, too."""
 STARTED_AT_ONCE = len(os.sched_getaffinity(0)) + 1
 """It is work for a CPU, and now and then waits for a VMM."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,8 @@ def copy_out(
     if isinstance(dst, int):
         with agent_of(store, name, Verb.COPY) as agent:
             return agent.get(src, dst, progress=progress).size_bytes
-    place = _place_of(dst)
+    with host_errors(f"write {dst}"):
+        place = _place_of(dst)
     with agent_of(store, name, Verb.COPY) as agent, host_errors(f"write {dst}"), atomic.replacing(place) as fd:
         meta = agent.get(src, fd, progress=progress)
         os.fchmod(fd, meta.mode & 0o777 & ~procfs.umask())  # the guest chooses bits, and not past ours
@@ -155,12 +157,17 @@ def _place_of(dst: Path) -> Path:
     Raises:
         ConfigError: if something is there that is no regular file; a device that was replaced would be one no more.
         NotFoundError: if its directory is not there.
+        OSError: if nobody can tell.
     """
+    try:
+        found = dst.stat()  # of links that go in a circle, this says so
+    except FileNotFoundError:
+        found = None
     place = dst.resolve() if dst.is_symlink() else dst
     if not place.parent.is_dir():
         raise NotFoundError(f"There is no directory {place.parent} on this host.")
-    if dst.exists() and not dst.is_file():
-        what = "a directory" if dst.is_dir() else "no regular file"
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise ConfigError(
             f"{dst} is {what}, and cp writes files.", hint=f"To have it written to: - as DST, and > {dst}"
         )

@@ -33,7 +33,6 @@ from ramet.store.layout import new_id, work_in_progress
 from ramet.store.locks import locked
 
 log = logging.getLogger("ramet.fork")
-"""It waits for the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

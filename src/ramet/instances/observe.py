@@ -124,8 +124,9 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
     if record.pending is not None:
         record = _mend(store, record, record.pending)
     record = observed(store, record)
+    if record.state not in HAS_VMM and was.vmm is not None:
+        end_vmm(was)  # it may have ended by itself, and not all that it started
     if record.state not in HAS_VMM and record.vmm is not None:
-        end_vmm(record)
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
     if record != was:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from ramet.errors import HostError
 from ramet.hypervisors import users
-from ramet.process import wait_until
+from ramet.model import State, VmmProcess
+from ramet.paths import InstancePaths
+from ramet.process import VMM_MARK, wait_until
+from ramet.store import atomic
 from tests.capabilities import requires
+from tests.unit.snapshots.published import record
 
 pytestmark = requires("root", "vmm-users")
-ID, ANOTHER = "0123456789ab", "ba9876543210"
+ID, ANOTHER = secrets.token_hex(6), secrets.token_hex(6)  # no other test's, at this moment
 DEADLINE_S = 10.0
-Start = Callable[[str], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -25,10 +32,10 @@ def start() -> Iterator[Start]:
     """Starts what runs as the user of an instance."""
     with ExitStack() as stack:
 
-        def started(instance_id: str) -> subprocess.Popen[str]:
+        def started(instance_id: str, *environment: str) -> subprocess.Popen[str]:
             user = users.user_number(instance_id)
             child = subprocess.Popen(
-                ["/usr/bin/env", "-i", "sh", "-c", "echo up; sleep 600 & wait"],
+                ["/usr/bin/env", "-i", *environment, "sh", "-c", "sleep 600 & echo up; wait; exec sleep 600"],
                 stdout=subprocess.PIPE,
                 text=True,
                 user=user,
@@ -55,6 +62,24 @@ def test_all_of_one_user_and_nothing_else_is_ended(start: Start) -> None:
     assert mine.wait(DEADLINE_S) == -signal.SIGKILL
     assert users._running_as(users.user_number(ID)) == []
     assert others.poll() is None
+
+
+@pytest.mark.parametrize("whose", ["another's", "one's own", "one that is no root's", "one that says another process"])
+def test_a_vmm_of_another_store_that_has_the_same_user_is_left_alone(start: Start, tmp_path: Path, whose: str) -> None:
+    """Numbers are many, and not endless. A record that the process has made itself saves it from nothing."""
+    paths = InstancePaths(dir=tmp_path / "instance")
+    paths.dir.mkdir()
+    one = start(ID, f"{VMM_MARK}={paths.run}")
+    children = users._running_as(users.user_number(ID))
+    for pid in children:
+        if pid != one.pid:
+            os.kill(pid, signal.SIGKILL)
+    vmm = VmmProcess(pid=one.pid + (whose == "one that says another process"), start_time_ticks=1, boot_id="")
+    atomic.write_json(paths.record, record(id=ID if whose == "one's own" else ANOTHER, state=State.RUNNING, vmm=vmm))
+    if whose == "one that is no root's":
+        os.chown(paths.record, users.user_number(ID), -1)
+    users.end_all_of(ID)
+    assert (one.poll() is None) == (whose == "another's")
 
 
 def test_one_that_has_ended_and_that_nobody_has_reaped_keeps_nobody(start: Start) -> None:

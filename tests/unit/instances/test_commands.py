@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from ramet.errors import SEE_CONSOLE, ConfigError, GuestTimeoutError, NotFoundError
+from ramet.errors import SEE_CONSOLE, ConfigError, GuestTimeoutError, HostError, NotFoundError
 from ramet.guests.client import AgentClient
 from ramet.guests.transfer import FileMeta
 from ramet.instances import commands, observe
@@ -68,6 +68,7 @@ def test_a_copy_replaces_files_alone_and_follows_links(
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("new")
     (tmp_path / "lost").symlink_to("nowhere/new")
+    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "to-fifo").symlink_to("fifo")
     before = os.umask(0o022)
@@ -76,6 +77,8 @@ def test_a_copy_replaces_files_alone_and_follows_links(
             for refused in (tmp_path / "fifo", tmp_path / "to-fifo", tmp_path, Path("/dev/null")):
                 with pytest.raises(ConfigError, match=f"{refused} is (no regular file|a directory)"):
                     commands.copy_out(place.store, "web", "/f", refused)
+            with pytest.raises(HostError, match="Too many levels"):
+                commands.copy_out(place.store, "web", "/f", tmp_path / "circle")
             with pytest.raises(NotFoundError, match="no directory"):
                 commands.copy_out(place.store, "web", "/f", tmp_path / "lost")
             for target in ("link", "dangling"):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ramet.errors import HostError
+from ramet.hypervisors import users
 from ramet.instances import observe
 from ramet.instances.context import Store
 from ramet.linux.unixsock import listen_in
 from ramet.model import Failure, Hypervisor, State, VmmProcess
 from ramet.store import atomic
+from tests.capabilities import requires
 from tests.unit.instances.place import Place
 from tests.unit.snapshots.published import INSTANCE, record
 
@@ -43,6 +47,24 @@ def test_a_vmm_that_a_killed_stop_has_ended_was_not_lost(
     assert (seen.state, seen.failure) == (settled.state, settled.failure) == (state, failure)
     assert settled.pending is None
     assert store.read(INSTANCE) == settled
+
+
+@requires("root", "vmm-users")
+def test_what_a_vmm_has_started_that_ended_by_itself_goes_too(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    paths = store.paths.instance(INSTANCE)
+    for directory in (paths.dir, paths.work, paths.run, paths.logs):
+        directory.mkdir()
+    (paths.run / "qemu.alive").touch()
+    made, user = record(vmm=GONE), users.user_number(INSTANCE)
+    atomic.write_json(paths.record, made)
+    argv = ["/usr/bin/env", "-i", "sleep", "600"]
+    with subprocess.Popen(argv, user=user, group=user, extra_groups=(), start_new_session=True) as stray:
+        try:
+            assert observe.settle(store, made).failure is Failure.VMM_LOST
+            assert stray.wait(10) == -signal.SIGKILL
+        finally:
+            stray.kill()
 
 
 def a_huge_file(path: Path) -> None:
