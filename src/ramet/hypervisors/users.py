@@ -18,7 +18,7 @@ from ramet.hypervisors import kvm as kvm_device
 from ramet.linux import capabilities, credentials
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths
-from ramet.process import mark_of, wait_until
+from ramet.process import mark_of, start_time_ticks, wait_until
 from ramet.store import atomic
 
 log = logging.getLogger(__name__)
@@ -45,26 +45,25 @@ def user_number(instance_id: str) -> int:
     return USERS.start + int(instance_id, 16) % len(USERS)
 
 
-def end_all_of(instance_id: str) -> None:
+def end_all_of(paths: InstancePaths) -> None:
     """Kill whatever runs as the user of an instance's VMMs, which has none any more: a VMM that was taken over may have started
     something that outlives it, and bears no mark. Nothing is done where Ramet is not root, and VMMs have no users.
 
-    How many those are is limited (RLIMIT_NPROC), so this comes to an end. Two instances of a store have two users; two of two
-    stores may have one: what another's record calls its VMM is left alone.
+    What a record elsewhere calls its VMM is left alone: two of two stores may have one user, and those of a copied store do.
 
     Raises:
         HostError: if something is still there ``END_S`` seconds after SIGKILL.
     """
     if os.geteuid() != 0:
         return
-    user = user_number(instance_id)
+    user = user_number(paths.dir.name)
     told: set[int] = set()
 
     def is_over() -> bool:
-        left = [pid for pid in _running_as(user) if not _is_vmm_of_another(pid, instance_id)]
+        left = [pid for pid in _running_as(user) if not _is_vmm_elsewhere(pid, paths)]
         for pid in left:
             if pid not in told:
-                log.warning("process %d runs as the user of %s, which has no VMM: it is killed", pid, instance_id)
+                log.warning("process %d runs as the user of %s, which has no VMM: it is killed", pid, paths.dir.name)
                 told.add(pid)
             _kill(pid, user)
         return not left
@@ -73,25 +72,27 @@ def end_all_of(instance_id: str) -> None:
         wait_until(is_over, END_S, what=f"the processes of user {user} to end")
     except TimeoutError as err:
         raise HostError(
-            f"Something that a VMM of {instance_id} has started is still there {END_S:g} s after SIGKILL.",
+            f"Something that a VMM of {paths.dir.name} has started is still there {END_S:g} s after SIGKILL.",
             hint=f"See what it waits for: ps -U {user}",
         ) from err
 
 
-def _is_vmm_of_another(pid: int, instance_id: str) -> bool:
-    """Whether the record where it says that it belongs is root's, and says the same."""
+def _is_vmm_elsewhere(pid: int, paths: InstancePaths) -> bool:
+    """Whether the record of another place, where it says that it belongs, is root's, and says the same."""
     mark = mark_of(pid)
-    if mark is None:
+    if mark is None or mark.parent == paths.dir:
         return False
-    paths = InstancePaths(dir=mark.parent)
+    theirs = InstancePaths(dir=mark.parent)
     try:
-        found = paths.record.lstat()
+        found = theirs.record.lstat()
         if found.st_uid != 0 or not stat.S_ISREG(found.st_mode):
             return False
-        record = atomic.read_json(paths.record, InstanceRecord)
+        if paths.dir.exists() and theirs.dir.samefile(paths.dir):
+            return False
+        vmm = atomic.read_json(theirs.record, InstanceRecord).vmm
     except (OSError, CorruptError, HostError):
         return False
-    return record.id != instance_id and record.vmm is not None and record.vmm.pid == pid
+    return vmm is not None and vmm.pid == pid and vmm.start_time_ticks == start_time_ticks(pid)
 
 
 def _kill(pid: int, user: int) -> None:
@@ -115,7 +116,7 @@ def _runs_as(process: Path, user: int) -> bool:
         status = (process / "status").read_bytes()
     except OSError:
         return False  # it has gone
-    return b"\nUid:\t%d\t" % user in status and status.partition(b"\nState:\t")[2][:1] not in b"ZX"
+    return b"\nUid:\t%d\t" % user in status and start_time_ticks(int(process.name)) is not None
 
 
 def why_no_users(program: str, *, kvm: bool) -> str | None:

@@ -12,6 +12,7 @@ from ramet.guests.client import AgentClient
 from ramet.hypervisors.base import BootFiles, DirtySince, LaunchSpec
 from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked
+from ramet.instances.observe import end_vmm
 from ramet.model import MIB, Image, State
 from ramet.signals import signals_held
 
@@ -65,7 +66,7 @@ def boot(instance: Locked, *, timeout_s: float) -> None:
     except BaseException:
         with signals_held():
             if vmm is not None:
-                process.kill_and_wait(vmm)
+                end_vmm(paths, vmm)
                 instance.change(durable=False, vmm=None)
             live_files.clear(paths, keep_disk=True)
         raise

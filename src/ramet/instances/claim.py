@@ -242,7 +242,7 @@ def _give_back(instance: Locked, parked: InstanceRecord, error: BaseException, *
     if isinstance(error, (GuestError, VmmError)):
         back = msgspec.structs.replace(parked, pending=observe.CLAIM)  # lost, if its VMM has ended by itself
         if parked.vmm is not None and is_alive:
-            process.kill_and_wait(parked.vmm)
+            observe.end_vmm(instance.paths, parked.vmm)
             back = msgspec.structs.replace(
                 back,
                 state=State.FAILED,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ramet.errors import CorruptError, StateError
-from ramet.hypervisors import users
+from ramet.errors import CorruptError, HostError, StateError
 from ramet.instances.context import Locked, Store
 from ramet.instances.observe import (
     end_vmm,
@@ -97,7 +96,7 @@ def take_away(instance: Locked) -> None:
     ):
         if record.pending is not None:
             reap_strays(instance.paths.run)  # its VMM may not be in the record yet
-        end_vmm(record)
+        end_vmm(instance.paths, record.vmm)
         if may_have_other_names(record):
             free_other_names(store, record)  # while the record still leads to them
         elif record.name != record.id:
@@ -112,8 +111,8 @@ def take_away_damaged(store: Store, instance_id: str) -> None:
     paths = store.paths.instance(instance_id)
     with signals_held(), store.ended_if_killed(Kind.REMOVE, instance_id):
         reap_strays(paths.run)
-        users.end_all_of(instance_id)
+        end_vmm(paths, None)
         for entry in list(store.paths.instance_names.iterdir()):
-            with suppress(CorruptError):  # another's, which is damaged too
+            with suppress(CorruptError, HostError):  # another's, which is damaged too
                 names.release(store.paths.instance_names, entry.name, instance_id)
         discard(store.paths, paths.dir)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from pathlib import Path
 
 from ramet.errors import VmmDiedError, host_errors
+from ramet.linux import foreign
 from ramet.model import InstanceRecord
 from ramet.paths import InstancePaths, StorePaths
 from ramet.snapshots import copies_in_ram
 from ramet.store import atomic
+
+log = logging.getLogger("ramet.instances")
+NO_DISK = (errno.ENOENT, errno.EINVAL, errno.ENXIO, errno.ELOOP)
+"""It has gone, or something else is there."""
 
 
 def mapped_file(store: StorePaths, record: InstanceRecord) -> Path:
@@ -52,13 +59,19 @@ def clear(paths: InstancePaths, *, keep_disk: bool) -> None:
 
 
 def sync_disk(paths: InstancePaths) -> None:
-    """Have the live disk durable (fsync(2)); nobody writes to it any more.
+    """Have the live disk durable (fsync(2)); nobody writes to it any more. What a VMM has put in its place is no disk.
 
     Raises:
         HostError: if the host could not write it.
     """
     with host_errors(f"sync {paths.disk}"):
-        fd = os.open(paths.disk, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = foreign.open_regular(paths.disk)
+        except OSError as err:
+            if err.errno not in NO_DISK:
+                raise
+            log.warning("%s is no disk any more: %s", paths.disk, err.strerror)
+            return
         try:
             os.fsync(fd)
         finally:

@@ -14,11 +14,12 @@ from pathlib import Path
 import msgspec
 
 from ramet import process
-from ramet.errors import GuestError, RametError, VmmError
+from ramet.errors import GuestError, HostError, RametError, VmmError
 from ramet.hypervisors import users
 from ramet.instances import console_log, guest, live_files
 from ramet.instances.context import Locked, Store
-from ramet.model import Failure, InstanceRecord, State
+from ramet.model import Failure, InstanceRecord, State, VmmProcess
+from ramet.paths import InstancePaths
 from ramet.store import names
 from ramet.store.locks import DEFAULT_TIMEOUT_S, locked
 
@@ -125,10 +126,15 @@ def settle(store: Store, record: InstanceRecord) -> InstanceRecord:
         record = _mend(store, record, record.pending)
     record = observed(store, record)
     if record.state not in HAS_VMM and was.vmm is not None:
-        end_vmm(was)  # it may have ended by itself, and not all that it started
+        end_vmm(store.paths.instance(record.id), was.vmm)  # it may have ended by itself, and not all that it started
     if record.state not in HAS_VMM and record.vmm is not None:
         record = msgspec.structs.replace(record, vmm=None)
         live_files.clear(store.paths.instance(record.id), keep_disk=record.state is not State.STANDBY)
+    if record.state is State.STOPPED and was.state in HAS_VMM:
+        try:
+            live_files.sync_disk(store.paths.instance(record.id))
+        except HostError as err:
+            log.warning("%s: what its guest wrote last may be lost: %s", record.name, err.message)
     if record != was:
         with store.collecting(was):
             Locked(store, was).put_back(record)
@@ -166,7 +172,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
     was, record = record, msgspec.structs.replace(record, pending=None)
     if record.state is State.CREATED:
         reap_strays(paths.run)
-        end_vmm(record)
+        end_vmm(paths, record.vmm)
         return msgspec.structs.replace(
             record,
             vmm=None,
@@ -182,6 +188,7 @@ def _mend(store: Store, record: InstanceRecord, verb: str) -> InstanceRecord:
             return _run_on(store, record, verb)
         return msgspec.structs.replace(observed(store, was), pending=None)  # as every reader has seen it
     reap_strays(paths.run)
+    end_vmm(paths, None)
     live_files.put_back_set_aside_disk(paths)
     live_files.clear(paths, keep_disk=record.state is not State.STANDBY)
     return record
@@ -219,15 +226,15 @@ def _park_again(store: Store, record: InstanceRecord) -> InstanceRecord:
     return msgspec.structs.replace(record, generation=record.generation + 1)
 
 
-def end_vmm(record: InstanceRecord) -> None:
-    """End the VMM of an instance, if it is still there, and whatever it has started, which nothing else would end.
+def end_vmm(paths: InstancePaths, vmm: VmmProcess | None) -> None:
+    """End the VMM of an instance, if there is one, and whatever it has started, which nothing else would end.
 
     Raises:
         HostError: if something does not end.
     """
-    if record.vmm is not None:
-        process.kill_and_wait(record.vmm)
-    users.end_all_of(record.id)
+    if vmm is not None:
+        process.kill_and_wait(vmm)
+    users.end_all_of(paths)
 
 
 def reap_strays(run_dir: Path) -> None:

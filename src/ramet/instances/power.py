@@ -79,7 +79,7 @@ def stop(store: Store, name: str, *, discard_memory: bool, timeout_s: float, for
             with signals_held():  # a killed VMM that the record says runs would pass for one that was lost
                 if must_be_killed and instance.record.vmm is not None:
                     instance.change(durable=False, pending=FORCED_STOP)
-                end_vmm(instance.record)
+                end_vmm(instance.paths, instance.record.vmm)
                 live_files.sync_disk(instance.paths)  # it is all that is left; of a copy nothing may be on the disk yet
                 instance.change(state=State.STOPPED, vmm=None, snapshot=None, mapped_snapshot=None, diff_base=None)
                 live_files.clear(instance.paths, keep_disk=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ramet import process
 from ramet.errors import ConfigError, CorruptError, StateError, UnsupportedError, host_errors
 from ramet.hypervisors.base import LaunchSpec
 from ramet.instances import console_log, guest, live_files, naming, sharing, snapshot_check
@@ -144,7 +143,7 @@ def _end_live(instance: Locked) -> None:
     """Give up a live VM for a rollback: durable first, so that a kill in between never pairs old memory with its disk (H69)."""
     with signals_held():
         instance.change(state=State.STOPPED, mapped_snapshot=None, diff_base=None, snapshot=None)
-        end_vmm(instance.record)
+        end_vmm(instance.paths, instance.record.vmm)
         instance.change(vmm=None)
         live_files.clear(instance.paths, keep_disk=True)
 
@@ -257,7 +256,7 @@ def _load(
         then(instance, manifest, copy_in_ram)
     except BaseException:
         with signals_held():
-            process.kill_and_wait(vmm)
+            end_vmm(instance.paths, vmm)
             instance.put_back(asleep)  # it may say running already, if only the thaw has failed
         raise
 

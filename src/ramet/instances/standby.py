@@ -68,7 +68,7 @@ def _sleep(store: Store, instance: Locked, monitor: SavesDeviceState | SavesMemo
             raise
         # From here on the sleep is a fact; a kill leaves a paused VMM that the next command reaps.
         try:
-            end_vmm(instance.record)
+            end_vmm(instance.paths, instance.record.vmm)
             live_files.clear(instance.paths, keep_disk=False)
             instance.change(vmm=None, pending=None)
         except HostError as err:

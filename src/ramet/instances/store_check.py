@@ -20,6 +20,7 @@ from ramet.errors import (
     ConflictError,
     CorruptError,
     FormatVersionError,
+    HostError,
     LockedError,
     NotFoundError,
     RametError,
@@ -379,8 +380,8 @@ def _names(store: Store) -> Iterator[_Object]:
 def _name(store: Store, directory: Path, name: str, place: Path) -> list[_Found]:
     try:
         target = names.lookup(directory, name)
-    except CorruptError as err:
-        return [_Found(text=err.message, mend=err.hint or "Remove that file by hand.")]
+    except (CorruptError, HostError) as err:
+        return [_Found(text=err.message, mend=err.hint or "Look at that file, and at its file system.")]
     if target is None:
         return []
     if not (place / target).is_dir():

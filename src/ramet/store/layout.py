@@ -82,10 +82,15 @@ def _refuse_others_directory(directory: Path) -> None:
             f"The store's directory {directory} belongs to uid {found.st_uid}, and you are {os.geteuid()}.",
             hint="Set RAMET_HOME to a directory of your own.",
         )
+    if found.st_mode & 0o022 == 0o020:  # as mkdir(1) makes it under umask 002, where the group is the user's own
+        directory.chmod(found.st_mode & 0o7755)
+        log.warning("%s could be written by its group, and is closed to it now", directory)
+        found = directory.stat()
     if found.st_mode & 0o022:
         raise ConfigError(
             f"Others may write into the store's directory {directory}: its mode is {found.st_mode & 0o7777:04o}.",
-            hint=f"If you know who has: chmod go-w {directory}. Else set RAMET_HOME to a directory of your own.",
+            hint=f"If you know who has: chmod go-w {directory}; if that changes nothing, its file system has no modes. "
+            "Else set RAMET_HOME to a directory of your own.",
         )
 
 
@@ -137,9 +142,8 @@ def _sweep(paths: StorePaths) -> None:
                     atomic.remove_tree(entry)
         except LockedError:
             continue  # its command is at work
-        except (
-            OSError
-        ) as err:  # its file system is damaged, or somebody has made it immutable: nothing else depends on it
+        except OSError as err:
+            # Its file system is damaged, or somebody has made it immutable: nothing else depends on it.
             log.warning("%s was left by a command that was killed, and cannot be removed: %s", entry, err.strerror)
 
 

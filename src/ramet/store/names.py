@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ramet.errors import ConflictError, CorruptError, host_error, host_errors
+from ramet.errors import ConflictError, CorruptError, HostError, host_error, host_errors
 from ramet.store import atomic
+
+NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
+"""A directory, a link in a circle, a socket."""
 
 
 def claim(directory: Path, name: str, target_id: str, *, what: str) -> None:
@@ -42,7 +45,7 @@ def release_others(directory: Path, name: str, target_id: str) -> None:
     with host_errors(f"read {directory}"):
         others = [other for other in taken(directory) if other != name]
     for other in others:
-        with suppress(CorruptError):  # another's, which is damaged
+        with suppress(CorruptError, HostError):  # another's, which is damaged
             if lookup(directory, other) == target_id:
                 release(directory, other, target_id)
 
@@ -70,12 +73,12 @@ def lookup(directory: Path, name: str) -> str | None:
         text = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, IsADirectoryError) as err:
+    except UnicodeDecodeError as err:
         raise CorruptError(f"{path} cannot be read as an id: {err}.", hint="Remove that file by hand.") from err
     except OSError as err:
-        if err.errno != errno.ELOOP:
+        if err.errno not in NO_FILE:
             raise host_error(f"read {path}", err) from err
-        raise CorruptError(f"{path} is a link in a circle.", hint="Remove that file by hand.") from err
+        raise CorruptError(f"{path} cannot be read as an id: {err}.", hint="Remove that file by hand.") from err
     if not text.isalnum():
         raise CorruptError(f"{path} holds {text[:40]!r}, which is no id.", hint="Remove that file by hand.")
     return text
@@ -90,7 +93,7 @@ def names_of(directory: Path, target_id: str) -> list[str]:
     """The names that mean ``target_id``, among those that can be read."""
     found = []
     for name in taken(directory):
-        with suppress(CorruptError):
+        with suppress(CorruptError, HostError):
             if lookup(directory, name) == target_id:
                 found.append(name)
     return found

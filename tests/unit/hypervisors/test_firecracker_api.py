@@ -160,6 +160,18 @@ def test_an_answer_that_comes_byte_by_byte_has_an_end(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_is_cut_off_is_a_death(tmp_path: Path, status: int) -> None:
+    """It is neither a success nor a refusal, after which nothing would have been done."""
+
+    def behave(sock: socket.socket) -> None:
+        take_request(sock)
+        sock.sendall(f"HTTP/1.1 {status} \r\nContent-Length: 100\r\n\r\nhalf".encode())
+
+    with monitor(tmp_path, behave) as made, pytest.raises(VmmDiedError):
+        made.stop_vcpus()
+
+
 def test_an_answer_that_does_not_end_is_refused(tmp_path: Path) -> None:
     with monitor(tmp_path, answering(answer(200, bytes(1 << 20)))) as made, pytest.raises(VmmError, match="more than"):
         made.stop_vcpus()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Callable
@@ -51,12 +52,13 @@ def test_a_vmm_that_a_killed_stop_has_ended_was_not_lost(
 
 @requires("root", "vmm-users")
 def test_what_a_vmm_has_started_that_ended_by_itself_goes_too(tmp_path: Path) -> None:
+    instance_id = secrets.token_hex(6)  # no other test's, at this moment
     store = Store(tmp_path / "home")
-    paths = store.paths.instance(INSTANCE)
+    paths = store.paths.instance(instance_id)
     for directory in (paths.dir, paths.work, paths.run, paths.logs):
         directory.mkdir()
     (paths.run / "qemu.alive").touch()
-    made, user = record(vmm=GONE), users.user_number(INSTANCE)
+    made, user = record(id=instance_id, vmm=GONE), users.user_number(instance_id)
     atomic.write_json(paths.record, made)
     argv = ["/usr/bin/env", "-i", "sleep", "600"]
     with subprocess.Popen(argv, user=user, group=user, extra_groups=(), start_new_session=True) as stray:

@@ -96,12 +96,20 @@ def test_another_user_s_directory_is_refused_before_anything_is_made_in_it(
 def test_a_store_that_others_may_write_is_refused(store: StorePaths, which: str) -> None:
     """They could put records in it: those say which process is to be killed."""
     directory = store.home / which
-    directory.chmod(0o770)
-    with pytest.raises(ConfigError, match=f"{directory}: its mode is 0770") as caught:
+    directory.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"{directory}: its mode is 0777") as caught:
         open_store(store.home)
     assert f"chmod go-w {directory}" in str(caught.value.hint)
     directory.chmod(0o755)
     open_store(store.home)
+
+
+def test_a_store_that_a_group_may_write_is_closed_to_it(store: StorePaths, caplog: pytest.LogCaptureFixture) -> None:
+    """umask 002 makes such directories; nobody's commands shall end because of it."""
+    store.home.chmod(0o775)
+    open_store(store.home)
+    assert store.home.stat().st_mode & 0o777 == 0o755
+    assert f"{store.home} could be written by its group" in caplog.text
 
 
 @pytest.mark.parametrize("which", ["tmp", "locks"])

@@ -49,7 +49,7 @@ def looked(*told: str) -> Told:
         ("7\n00000006", "of two instants"),
         ("4\n00000004", "had said 5 before"),
         ("10\n00000010", "said 9 after the fork"),
-        ("nonsense", "cannot tell"),
+        ("utter nonsense", "cannot tell"),
     ],
 )
 def test_what_a_guest_says_is_judged(seen: str, problem: str | None) -> None:
@@ -61,4 +61,5 @@ def test_a_hook_that_had_no_time_is_asked_once_more_of_the_same_snapshot() -> No
     world = looked("", "7\n00000007")
     assert world.problems == []
     assert world.restored == [{}, {"snapshot": "5" * 12, "discard_memory": True, "discard_disk": True}]
-    assert "twice" in looked("", "").problems[0]
+    assert looked("7", "7\n00000007").problems == [], "it was killed between the two"
+    assert "twice" in looked("", "7").problems[0]

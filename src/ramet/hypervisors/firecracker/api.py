@@ -123,6 +123,9 @@ class FirecrackerMonitor(Closing):
         if len(text) > ANSWER_MAX_BYTES:
             self.close()
             raise VmmError(f"Firecracker answered {what} with more than {ANSWER_MAX_BYTES} bytes.")
+        if answer.length:
+            self.close()
+            raise VmmDiedError(f"Firecracker went away during {what}: its answer was cut off.")
         if answer.status >= HTTP_ERROR:
             raise RejectedError(f"Firecracker refused {what}.", request=what, reply=_fault(text))
         return text
