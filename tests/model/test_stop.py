@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +11,9 @@ import pytest
 
 from ramet.errors import GuestTimeoutError
 from ramet.guests.client import AgentClient
+from ramet.instances import live_files
 from ramet.model import Hypervisor, State
+from ramet.paths import InstancePaths
 from tests.capabilities import requires
 from tests.model.played_stage import PlayedStage
 
@@ -48,6 +51,26 @@ def test_a_guest_that_was_asked_and_is_still_up_may_yet_go_down(
 def test_force_kills_it(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AgentClient, "shutdown", lambda _agent: None)
     assert stage.host.stop("web", timeout_s=0.1, force=True).state is State.STOPPED
+
+
+@pytest.mark.parametrize("how", ["by stop --force", "by itself"])
+def test_the_disk_of_one_that_has_ended_is_synced_while_its_record_still_has_its_sleep(
+    stage: PlayedStage, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Of a copy nothing may be on the disk yet, and the snapshot is deleted once the record says stopped."""
+    states: list[str] = []
+
+    def sync_disk(paths: InstancePaths) -> None:
+        states.append(json.loads(paths.record.read_text())["state"])
+
+    monkeypatch.setattr(live_files, "sync_disk", sync_disk)
+    if how == "by itself":
+        stage.power_off("web")
+        stage.host.start("web")
+    else:
+        monkeypatch.setattr(AgentClient, "shutdown", lambda _agent: None)
+        stage.host.stop("web", timeout_s=0.1, force=True)
+    assert states == ["running"]
 
 
 def test_a_guest_that_does_not_take_the_request_runs_on(stage: PlayedStage, monkeypatch: pytest.MonkeyPatch) -> None:
