@@ -38,7 +38,8 @@ def open_store(home: Path) -> StorePaths:
     """Create what is missing of the store (0700) and sweep abandoned work in progress.
 
     Raises:
-        ConfigError: if ``home`` is something else than a directory of ours, or holds other things; nothing was touched.
+        ConfigError: if ``home`` is something else than a directory of ours, holds other things, or can be written by everybody;
+            nothing was touched.
         HostError: if it cannot be created or written.
     """
     paths = StorePaths(home=home)
@@ -48,7 +49,8 @@ def open_store(home: Path) -> StorePaths:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700, parents=directory == home, exist_ok=True)
             else:
-                _refuse_others_directory(directory)
+                _refuse_another_users(directory)
+                _close_to_others(directory)
         if not os.access(paths.tmp, os.W_OK):
             number = errno.EROFS if os.statvfs(paths.tmp).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(number, os.strerror(number), str(paths.tmp))
@@ -64,7 +66,7 @@ def _refuse_foreign(paths: StorePaths) -> None:
         raise ConfigError(f"{home} is not a directory.", hint="Set RAMET_HOME to a directory of its own.")
     if not home.exists():
         return
-    _refuse_others_directory(home)
+    _refuse_another_users(home)
     ours = {directory.name for directory in paths.directories() if directory.parent == home}
     found = {entry.name for entry in home.iterdir()} - NOT_OURS_BUT_HARMLESS
     if not ours <= found and not found <= ours:
@@ -74,21 +76,27 @@ def _refuse_foreign(paths: StorePaths) -> None:
         )
 
 
-def _refuse_others_directory(directory: Path) -> None:
-    """Refuse one in which somebody else may put or rename things: records say which process is to be killed."""
-    found = directory.stat()
-    if found.st_uid != os.geteuid():
+def _refuse_another_users(directory: Path) -> None:
+    owner = directory.stat().st_uid
+    if owner != os.geteuid():
         raise ConfigError(
-            f"The store's directory {directory} belongs to uid {found.st_uid}, and you are {os.geteuid()}.",
+            f"The store's directory {directory} belongs to uid {owner}, and you are {os.geteuid()}.",
             hint="Set RAMET_HOME to a directory of your own.",
         )
-    if found.st_mode & 0o022 == 0o020:  # as mkdir(1) makes it under umask 002, where the group is the user's own
-        directory.chmod(found.st_mode & 0o7755)
+
+
+def _close_to_others(directory: Path) -> None:
+    """Have nobody else put or rename things in a directory of the store: records say which process is to be killed. Its group is
+    kept out; where everybody could write, nobody knows who has, and it is refused.
+    """
+    mode = directory.stat().st_mode
+    if mode & 0o022 == 0o020:  # as mkdir(1) makes it under umask 002, where the group is the user's own
+        directory.chmod(mode & 0o7755)
         log.warning("%s could be written by its group, and is closed to it now", directory)
-        found = directory.stat()
-    if found.st_mode & 0o022:
+        mode = directory.stat().st_mode
+    if mode & 0o022:
         raise ConfigError(
-            f"Others may write into the store's directory {directory}: its mode is {found.st_mode & 0o7777:04o}.",
+            f"Others may write into the store's directory {directory}: its mode is {mode & 0o7777:04o}.",
             hint=f"If you know who has: chmod go-w {directory}; if that changes nothing, its file system has no modes. "
             "Else set RAMET_HOME to a directory of your own.",
         )

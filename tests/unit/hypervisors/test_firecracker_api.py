@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import HostError, NoSpaceError, RejectedError, VmmDiedError, VmmError
+from ramet.hypervisors.firecracker import api
 from ramet.hypervisors.firecracker.api import FirecrackerMonitor
 from ramet.linux.unixsock import listen_in
 from ramet.paths import API_SOCKET
@@ -158,6 +159,16 @@ def test_an_answer_that_comes_byte_by_byte_has_an_end(tmp_path: Path) -> None:
         with pytest.raises(VmmError, match=r"within 0.3 s"):
             made.stop_vcpus()
         assert time.monotonic() - began < 2
+
+
+def test_each_part_of_an_answer_has_the_time_that_is_left_for_all() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, api._Socket(fileno=ours.detach()) as one:
+        one.settimeout(100)
+        one.ends_at = time.monotonic() + 5
+        theirs.sendall(b"x")
+        assert one.recv_into(bytearray(1)) == 1
+        assert (one.gettimeout() or 100) <= 5
 
 
 @pytest.mark.parametrize("status", [200, 400])

@@ -66,8 +66,10 @@ def test_a_directory_with_other_things_is_no_store_and_stays_as_it_is(tmp_path: 
     work.mkdir(parents=True)
     (work / "precious").write_text("x")
     (tmp_path / "etc").mkdir()
+    tmp_path.chmod(0o2775)
     with pytest.raises(ConfigError, match="holds other things, such as 'etc'"):
         open_store(tmp_path)
+    assert tmp_path.stat().st_mode & 0o7777 == 0o2775, "a project's directory, with a group that works in it"
     assert names_in(tmp_path) == {"tmp", "etc"}
     assert (work / "precious").exists()
 
